@@ -1,0 +1,306 @@
+//! The operations architectures are written against.
+//!
+//! A step's tokens are the rows of every activation: `[tokens, width]`, F32 in meaning, whatever the
+//! backend holds. Operations span the whole batch; a backend may fuse or defer inside them.
+//! Absent on purpose: sampling, block allocation, file formats.
+
+use crate::step::{BlockCopy, BlockTable, RowWork, StepInput, StepStats, TokenId};
+use crate::weights::TensorView;
+
+/// A step laid flat: token `i` is `tokens[i]` at `positions[i]`, and belongs to `spans[span_of[i]]`.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// All rows' tokens, row by row.
+    pub tokens: Vec<TokenId>,
+    /// Each token's position in its sequence.
+    pub positions: Vec<u32>,
+    /// One per row of the step.
+    pub spans: Vec<Span>,
+    /// Token indices whose logits are wanted, ascending.
+    pub outputs: Vec<u32>,
+    /// Block copies to do before anything else.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// One row's tokens within a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Span {
+    /// First token index.
+    pub begin: u32,
+    /// One past the last.
+    pub end: u32,
+    /// Position of the first token.
+    pub start: u32,
+    /// One table per cache group.
+    pub tables: Vec<BlockTable>,
+}
+
+impl Batch {
+    /// Lays a step flat; logits are wanted after a row's last token if it samples, and after each scored token.
+    pub fn new(step: &StepInput) -> Self {
+        let mut batch = Self { copies: step.copies.clone(), ..Self::default() };
+        for row in &step.rows {
+            let begin = batch.tokens.len() as u32;
+            for (i, &token) in row.tokens.iter().enumerate() {
+                let scored = row.score.as_ref().is_some_and(|s| i < s.targets.len());
+                if scored || (row.sample.is_some() && i + 1 == row.tokens.len()) {
+                    batch.outputs.push(batch.tokens.len() as u32);
+                }
+                batch.tokens.push(token);
+                batch.positions.push(row.start + i as u32);
+            }
+            let end = batch.tokens.len() as u32;
+            batch.spans.push(Span { begin, end, start: row.start, tables: row.tables.clone() });
+        }
+        batch
+    }
+}
+
+/// Which pairs of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `(2i, 2i+1)`: llama.
+    Normal,
+    /// `(i, i + dims/2)`: gpt-neox, qwen.
+    Neox,
+}
+
+/// Rotary position embedding of the first `2 * frequencies.len()` values of each head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Pairing.
+    pub style: RopeStyle,
+    /// Angle per position of each pair, in f64 so that every backend rounds the angle alike.
+    pub frequencies: Vec<f64>,
+    /// Factor on cos and sin (YaRN); 1 otherwise.
+    pub scale: f32,
+}
+
+/// Attention of one layer over one cache group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttendSpec {
+    /// Index into the geometry's groups.
+    pub group: u32,
+    /// Which of the group's layers, from 0.
+    pub slot: u32,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Values per head.
+    pub head_dim: u32,
+    /// Factor on q.k, usually `1/sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+/// How a router turns logits into experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouteSpec {
+    /// Experts per token.
+    pub top_k: u32,
+    /// Divide the chosen weights by their sum.
+    pub normalise: bool,
+    /// Factor on the chosen weights.
+    pub scale: f32,
+}
+
+/// The gate's activation in a gated feed-forward: `activation(gate) * up`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// One layer's gated feed-forward, dense (`[in, out]` each) or of experts (`[in, out, experts]` each).
+#[derive(Clone, Copy, Debug)]
+pub struct Gated<'a, W> {
+    /// `[hidden, inner]`.
+    pub gate: &'a W,
+    /// `[hidden, inner]`.
+    pub up: &'a W,
+    /// `[inner, hidden]`.
+    pub down: &'a W,
+    /// On the gate.
+    pub activation: Activation,
+}
+
+/// Why a backend cannot do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// The backend has no kernel for this.
+    #[error("tensor {tensor}: {what} is not supported by this backend")]
+    Unsupported {
+        /// Its name in the file.
+        tensor: String,
+        /// Format or shape.
+        what: String,
+    },
+    /// Out of memory, or a fault of the device.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// A device's implementation of a transformer's operations.
+///
+/// Shapes: `T` tokens of the batch; a [`Backend::Tensor`] is `[T, width]`. Weights are row-major `[out, in]`
+/// as in GGUF (`in` contiguous). Programmer errors (mismatched widths) panic; device errors are values.
+pub trait Backend: Send {
+    /// Activations `[rows, width]`.
+    type Tensor;
+    /// A matrix `[out, in]`, a stack `[experts, out, in]`, or an embedding table, in the backend's own layout.
+    type Weight: Send + Sync;
+    /// F32 values: norms, biases, factors.
+    type Vector: Send + Sync;
+    /// The experts and weights of each token.
+    type Routing;
+
+    /// Takes a weight for use in products. Copies at most once; the view's bytes may be dropped afterwards
+    /// unless the backend documents that it keeps the mapping.
+    fn load_weight(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
+    /// Takes a table for [`Backend::embed`].
+    fn load_embedding(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
+    /// Takes a vector.
+    fn load_vector(&mut self, view: &TensorView) -> Result<Self::Vector, BackendError>;
+
+    /// Starts a step: does its block copies and clears the work counters.
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError>;
+
+    /// Table rows of the batch's tokens: `[T, hidden]`.
+    fn embed(&mut self, table: &Self::Weight, batch: &Batch) -> Result<Self::Tensor, BackendError>;
+    /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight`'s length within each row: a norm over the
+    /// whole row, or per head if the weight has a head's length.
+    fn rms_norm(
+        &mut self,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<Self::Tensor, BackendError>;
+    /// `x W^T` for several weights at once (q, k, v share the input's quantisation): each `[T, out_i]`.
+    fn linear(
+        &mut self,
+        x: &Self::Tensor,
+        weights: &[&Self::Weight],
+    ) -> Result<Vec<Self::Tensor>, BackendError>;
+    /// Rotates each head of `x` (`[T, heads * head_dim]`) in place by the batch's positions.
+    fn rope(
+        &mut self,
+        x: &mut Self::Tensor,
+        head_dim: u32,
+        rope: &Rope,
+        batch: &Batch,
+    ) -> Result<(), BackendError>;
+    /// Writes this step's keys and values into the pages, then attends causally: `[T, heads * head_dim]`.
+    fn attend(
+        &mut self,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        spec: &AttendSpec,
+        batch: &Batch,
+    ) -> Result<Self::Tensor, BackendError>;
+    /// Softmax over `x router^T`, then the `top_k` largest, ties to the smaller index.
+    fn route(
+        &mut self,
+        x: &Self::Tensor,
+        router: &Self::Weight,
+        spec: &RouteSpec,
+    ) -> Result<Self::Routing, BackendError>;
+    /// Weighted sum over each token's experts, added in ascending order of expert: `[T, hidden]`.
+    fn experts(
+        &mut self,
+        x: &Self::Tensor,
+        routing: &Self::Routing,
+        ffn: Gated<'_, Self::Weight>,
+        batch: &Batch,
+    ) -> Result<Self::Tensor, BackendError>;
+    /// Dense gated feed-forward: `[T, hidden]`.
+    fn feed_forward(
+        &mut self,
+        x: &Self::Tensor,
+        ffn: Gated<'_, Self::Weight>,
+    ) -> Result<Self::Tensor, BackendError>;
+    /// `x += y`.
+    fn add(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<(), BackendError>;
+    /// The rows of `x` at these token indices: `[indices, width]`.
+    fn select(&mut self, x: &Self::Tensor, indices: &[u32]) -> Result<Self::Tensor, BackendError>;
+    /// Brings a tensor to the host: `rows * width` values, row-major.
+    fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>, BackendError>;
+
+    /// Work since [`Backend::begin`], one entry per span.
+    fn take_stats(&mut self) -> StepStats;
+}
+
+/// Counts a step's work; backends feed it from within their operations.
+#[derive(Clone, Debug, Default)]
+pub struct WorkMeter {
+    stats: StepStats,
+    tokens: Vec<u64>,
+    span_of: Vec<u32>,
+    hits: Vec<u32>,
+}
+
+impl WorkMeter {
+    /// Starts over for `batch`.
+    pub fn begin(&mut self, batch: &Batch) {
+        self.stats = StepStats { rows: vec![RowWork::default(); batch.spans.len()], ..StepStats::default() };
+        self.tokens = batch.spans.iter().map(|s| u64::from(s.end - s.begin)).collect();
+        self.span_of.clear();
+        for (i, s) in batch.spans.iter().enumerate() {
+            self.span_of.resize(s.end as usize, i as u32);
+        }
+    }
+
+    /// A weight of `bytes` that all tokens pass through, `macs_per_token` each.
+    pub fn dense(&mut self, bytes: u64, macs_per_token: u64) {
+        self.stats.dense_bytes += bytes;
+        for (row, tokens) in self.stats.rows.iter_mut().zip(&self.tokens) {
+            row.macs += tokens * macs_per_token;
+        }
+    }
+
+    /// A weight of `bytes` that only the selected token indices pass through (the head).
+    pub fn dense_selected(&mut self, bytes: u64, macs_per_token: u64, tokens: &[u32]) {
+        self.stats.dense_bytes += bytes;
+        for &t in tokens {
+            self.stats.rows[self.span_of[t as usize] as usize].macs += macs_per_token;
+        }
+    }
+
+    /// One layer's experts: `chosen[t * top_k + j]` is token t's j-th expert, each of `bytes` and `macs_per_token`.
+    pub fn experts(&mut self, chosen: &[u32], top_k: usize, experts: usize, bytes: u64, macs_per_token: u64) {
+        let spans = self.stats.rows.len();
+        self.hits.clear();
+        self.hits.resize(experts * spans, 0);
+        for (i, &e) in chosen.iter().enumerate() {
+            let span = self.span_of[i / top_k] as usize;
+            self.hits[e as usize * spans + span] += 1;
+        }
+        for by_span in self.hits.chunks_exact(spans.max(1)) {
+            let rows = by_span.iter().filter(|&&n| n > 0).count() as u64;
+            if rows == 0 {
+                continue;
+            }
+            self.stats.expert_bytes += bytes;
+            self.stats.experts_used += 1;
+            for (row, &n) in self.stats.rows.iter_mut().zip(by_span) {
+                if n > 0 {
+                    row.expert_bytes += bytes / rows;
+                    row.macs += u64::from(n) * macs_per_token;
+                    self.stats.expert_tokens += u64::from(n);
+                }
+            }
+        }
+    }
+
+    /// Attention of span `i` in one layer.
+    pub fn attention(&mut self, span: usize, kv_bytes: u64, macs: u64) {
+        let row = &mut self.stats.rows[span];
+        row.kv_bytes += kv_bytes;
+        row.macs += macs;
+    }
+
+    /// The counts since [`WorkMeter::begin`].
+    pub fn take(&mut self) -> StepStats {
+        std::mem::take(&mut self.stats)
+    }
+}

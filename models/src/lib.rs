@@ -1,0 +1,8 @@
+//! What Frugal runs: model files, tokenizers, architectures and their kernels.
+
+pub mod backend;
+pub mod kv;
+pub mod quant;
+pub mod runner;
+pub mod step;
+pub mod weights;

@@ -1,0 +1,159 @@
+//! What the front end asks and what it is told: plain data across the engine's thread boundary.
+
+use std::sync::Arc;
+
+use frugal_models::step::{SamplingParams, TokenId, TokenScore};
+
+/// Nanoseconds since the engine started. Passed in, never read from the OS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tick(pub u64);
+
+/// A request. Ids count up from 1 within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// An admitted request: every value has been validated by the front end.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// At least one token, below the geometry's `context_max`.
+    pub prompt: Arc<[TokenId]>,
+    /// How tokens are chosen.
+    pub sampling: Arc<SamplingParams>,
+    /// Keys the random numbers, with choice and position.
+    pub seed: u64,
+    /// Independent continuations of the prompt; at least 1.
+    pub n: u32,
+    /// Output tokens per choice; 0 only with `prompt_logprobs` (a prompt is only scored).
+    pub max_tokens: u32,
+    /// End tokens may not be chosen, nor stop strings end a choice, before this many output tokens.
+    pub min_tokens: u32,
+    /// End a choice when chosen; not part of its text. Empty with `ignore_eos`.
+    pub end_tokens: Arc<[TokenId]>,
+    /// End a choice when they appear in its text; never empty strings. Text from the match on is not output.
+    pub stop: Arc<[String]>,
+    /// Report log-probabilities of the prompt's tokens from the second on, with so many alternatives.
+    /// Such a request does not read the prefix cache.
+    pub prompt_logprobs: Option<u32>,
+    /// Requests share cached prefixes only within a domain (API key and `cache_salt`).
+    pub cache_domain: [u8; 32],
+    /// Ends with [`FinishReason::Timeout`] at this tick.
+    pub deadline: Option<Tick>,
+    /// Whose budget of queued requests this counts against; 0 for none.
+    pub tenant: u64,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// An end token was chosen.
+    EndToken,
+    /// A stop string appeared: `Request::stop[index]`.
+    StopString(u32),
+    /// `max_tokens` or the context's end.
+    Length,
+    /// The client cancelled or went away.
+    Cancelled,
+    /// The deadline passed.
+    Timeout,
+    /// The runner failed, or this sequence did.
+    Fault,
+    /// The server is stopping and its drain deadline has passed.
+    Shutdown,
+}
+
+/// What happens to a request, in order. The last is always [`Event::Done`], exactly once (I6).
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Log-probabilities of prompt tokens `first ..`; sent in order while the prompt is computed.
+    PromptScores {
+        /// Index in the prompt of `scores[0]`; the first token has none, so this is at least 1.
+        first: u32,
+        /// One per token.
+        scores: Vec<TokenScore>,
+    },
+    /// A choice's next token. End tokens are not sent (a finish is).
+    Token {
+        /// Which choice, from 0.
+        choice: u32,
+        /// The token.
+        token: TokenId,
+        /// If log-probabilities were asked for.
+        score: Option<TokenScore>,
+        /// Bytes of this choice's text, from its beginning, that no stop string can take back any more.
+        release: u32,
+    },
+    /// A choice ended. `text_len` bytes of its text count: all, or up to the stop string.
+    Finish {
+        /// Which choice.
+        choice: u32,
+        /// Why.
+        reason: FinishReason,
+        /// Bytes of text, from the beginning.
+        text_len: u32,
+    },
+    /// All choices ended; the request is gone from the engine.
+    Done(Box<Report>),
+}
+
+/// A request's account.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Tokens of the prompt, counted once.
+    pub prompt_tokens: u32,
+    /// Of these, taken from the prefix cache when the request was first scheduled.
+    pub cached_tokens: u32,
+    /// Output tokens of all choices, end tokens included.
+    pub completion_tokens: u32,
+    /// What it used.
+    pub cost: RequestCost,
+    /// Nanoseconds from submission to the first planned step; None if never scheduled.
+    pub queued_ns: Option<u64>,
+    /// Nanoseconds from submission to the first token.
+    pub first_token_ns: Option<u64>,
+    /// Nanoseconds from submission to the end.
+    pub total_ns: u64,
+    /// What went wrong, if something did: for the log and the error body.
+    pub fault: Option<String>,
+}
+
+/// What a request used of the machine; the rest is the house's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestCost {
+    /// Nanoseconds of machine time in prefill.
+    pub prefill_ns: u64,
+    /// Nanoseconds of machine time in decode.
+    pub decode_ns: u64,
+    /// Money in pico-units for prefill; None without a price.
+    pub prefill: Option<u128>,
+    /// Money in pico-units for decode; None without a price.
+    pub decode: Option<u128>,
+    /// Pico-units that prefix hits saved, estimated at the coefficients of the moment; None without a price.
+    pub saved: Option<u128>,
+    /// Nanoseconds that prefix hits saved, estimated likewise.
+    pub saved_ns: u64,
+}
+
+/// Why a request was not taken. Nothing was counted, nothing will be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The queue holds as many requests or tokens as it may.
+    #[error("the queue is full")]
+    QueueFull {
+        /// A guess, from the queue's length and the rate of the last steps.
+        retry_after_s: u32,
+    },
+    /// This tenant has as many requests as it may.
+    #[error("too many requests of this key are in progress")]
+    TenantLimit,
+    /// The request can never run: prompt plus one token exceed context or pool.
+    #[error("the request needs {needed} tokens of context, {available} is the most")]
+    TooLong {
+        /// Prompt and at least one output token.
+        needed: u32,
+        /// What the geometry allows.
+        available: u32,
+    },
+    /// The engine is draining or gone.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
