@@ -1,6 +1,7 @@
 //! What Frugal runs: model files, tokenizers, architectures and their kernels.
 
 pub mod backend;
+pub mod gguf;
 pub mod kv;
 pub mod quant;
 pub mod runner;

@@ -18,3 +18,30 @@ pub struct TensorView<'a> {
     /// The bytes.
     pub data: &'a [u8],
 }
+
+impl<'a> TensorView<'a> {
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.ty.row_bytes(self.cols)
+    }
+
+    /// One row: `row_bytes` long.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, expert: usize, row: usize) -> &'a [u8] {
+        assert!(expert < self.experts && row < self.rows, "row {row} of expert {expert} of {}", self.name);
+        let bytes = self.row_bytes();
+        &self.data[(expert * self.rows + row) * bytes..][..bytes]
+    }
+
+    /// One matrix of a stack.
+    ///
+    /// # Panics
+    /// If there is no such expert.
+    pub fn expert(&self, expert: usize) -> TensorView<'a> {
+        assert!(expert < self.experts, "expert {expert} of {}", self.name);
+        let bytes = self.rows * self.row_bytes();
+        TensorView { experts: 1, data: &self.data[expert * bytes..][..bytes], ..*self }
+    }
+}

@@ -29,6 +29,60 @@ pub enum GgmlType {
     Q6_K,
 }
 
+impl GgmlType {
+    /// Every format, in order of [`GgmlType::id`].
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+
+    /// Number in GGUF files, name, elements and bytes of a block: the one place that says so.
+    const fn layout(self) -> (u32, &'static str, usize, usize) {
+        match self {
+            Self::F32 => (0, "F32", 1, 4),
+            Self::F16 => (1, "F16", 1, 2),
+            Self::Q4_0 => (2, "Q4_0", 32, 18),
+            Self::Q4_1 => (3, "Q4_1", 32, 20),
+            Self::Q5_0 => (6, "Q5_0", 32, 22),
+            Self::Q8_0 => (8, "Q8_0", 32, 34),
+            Self::Q4_K => (12, "Q4_K", 256, 144),
+            Self::Q6_K => (14, "Q6_K", 256, 210),
+        }
+    }
+
+    /// The format with this number in GGUF files, if Frugal reads it.
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.id() == id)
+    }
+
+    /// Its number in GGUF files.
+    pub const fn id(self) -> u32 {
+        self.layout().0
+    }
+
+    /// As GGUF tools print it.
+    pub const fn name(self) -> &'static str {
+        self.layout().1
+    }
+
+    /// Elements in a block; rows are whole blocks.
+    pub const fn block(self) -> usize {
+        self.layout().2
+    }
+
+    /// Bytes in a block.
+    pub const fn block_bytes(self) -> usize {
+        self.layout().3
+    }
+
+    /// Bytes of a row of `cols` elements.
+    ///
+    /// # Panics
+    /// If a row is not whole blocks.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        assert!(cols.is_multiple_of(self.block()), "rows are whole blocks");
+        cols / self.block() * self.block_bytes()
+    }
+}
+
 /// How activations are encoded for a format's products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActKind {

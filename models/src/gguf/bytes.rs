@@ -1,0 +1,45 @@
+//! The bytes of a model file, mapped or in memory.
+#![expect(unsafe_code, reason = "mapping a file")]
+
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use super::GgufError;
+
+/// Bytes that stay where they are.
+pub(super) enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Bytes {
+    /// Maps a regular file for reading.
+    pub(super) fn map(path: &Path) -> Result<Self, GgufError> {
+        let io = |source| GgufError::Io { path: path.to_owned(), source };
+        // Before opening: a named pipe would block, a device could do anything.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(GgufError::NotAFile { path: path.to_owned() });
+        }
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the mapping is private to this process and read-only; its bytes are only ever read as numbers
+        // for which every bit pattern is valid, and whatever must stay as it was checked (names, texts, the
+        // tensor table) is copied out first. What remains is the operator's part: whoever may write to a model
+        // file while it is served can change what the model computes, and truncating it ends the process with
+        // SIGBUS. Replace a model file by renaming a new one over it, which leaves the mapping whole.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self::Mapped(map))
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
