@@ -5,5 +5,6 @@ pub mod gguf;
 pub mod kv;
 pub mod quant;
 pub mod runner;
+pub mod sampling;
 pub mod step;
 pub mod weights;
