@@ -1,0 +1,228 @@
+//! The command line: what to do, and the flags that set configuration keys.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::ConfigError;
+use crate::layers::{CONFIG_VARIABLE, Layers};
+use crate::resolved::Config;
+
+/// Serves quantized mixture-of-experts models behind the OpenAI API and accounts for what each token costs.
+#[derive(Debug, Parser)]
+#[command(name = "frugal", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Serve a model over HTTP (also what `frugal` alone does)
+    Serve(ServeArgs),
+    /// Measure the engine without HTTP: tokens a second in prefill and decode
+    ///
+    /// Runs the model on random token ids straight through the engine's runner, with greedy sampling and without
+    /// HTTP, tokenizer or scheduler: prefill of one prompt, then decoding of several sequences at once. Each figure is
+    /// the median of the runs after one warm-up.
+    Bench(BenchArgs),
+    /// Make a mixture-of-experts model from a dense llama model
+    ///
+    /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
+    /// requantized, so the result computes the same function, at a higher price. For demonstrations and tests.
+    Upcycle(UpcycleArgs),
+    /// Print the effective configuration as TOML, with the origin of each value that is not a default
+    Config(ServeArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// GGUF file [default: a small demonstration model, fetched once]
+    #[arg(long, value_name = "PATH")]
+    model: Option<String>,
+    /// Configuration file; also FRUGAL_CONFIG
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set any configuration key; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Compute threads, or "auto"
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Name that clients see
+    #[arg(long, value_name = "NAME")]
+    model_id: Option<String>,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    host: Option<String>,
+    /// Port to listen on; 0 lets the system choose [default: 8000]
+    #[arg(long, value_name = "PORT")]
+    port: Option<String>,
+    /// Sequences computed together
+    #[arg(long, value_name = "N")]
+    max_seqs: Option<String>,
+    /// Memory for the cache, such as "2GiB", or "auto"
+    #[arg(long, value_name = "SIZE")]
+    kv_memory: Option<String>,
+    /// Price of this machine per hour, from which costs are computed
+    #[arg(long, value_name = "PRICE")]
+    instance_per_hour: Option<String>,
+    /// "text" or "json"
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    bench: Bench,
+}
+
+/// What to measure.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Bench {
+    /// Print one line of JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub prompt: u32,
+    /// Decode steps per run
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub decode: u32,
+    /// Tokens of each sequence before it decodes
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub depth: u32,
+    /// Numbers of sequences decoded together
+    #[arg(long, default_value = "1,8,32", value_delimiter = ',', value_name = "N,N,..", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batches: Vec<u32>,
+    /// Runs after the warm-up
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+struct UpcycleArgs {
+    #[command(flatten)]
+    upcycle: Upcycle,
+}
+
+/// How to upcycle.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Upcycle {
+    /// Dense model
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// File to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Experts per layer
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub experts: u32,
+    /// Experts that each token uses
+    #[arg(long, default_value_t = 2, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub top_k: u32,
+}
+
+/// What the user asked for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Serve(Box<Config>),
+    /// Measure.
+    Bench(Box<Config>, Bench),
+    /// Convert.
+    Upcycle(Upcycle),
+    /// Print this.
+    Config(String),
+}
+
+/// Reads argv, the environment and the configuration file they name.
+///
+/// `--help`, `--version` and usage errors end the process, as clap does it: 0 for the first two, else 2.
+pub fn from_process() -> Result<Command, ConfigError> {
+    // A value that is not Unicode is shown and refused rather than overlooked.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
+    command(Cli::parse(), variables.collect())
+}
+
+fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError> {
+    Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
+        Sub::Serve(args) => Command::Serve(Box::new(Config::resolve(&args.layers(env)?)?)),
+        Sub::Bench(args) => {
+            let layers = args.common.layers(env)?;
+            Command::Bench(Box::new(Config::resolve(&layers)?), args.bench)
+        }
+        Sub::Upcycle(args) => Command::Upcycle(args.upcycle),
+        Sub::Config(args) => {
+            let layers = args.layers(env)?;
+            Config::resolve(&layers)?;
+            Command::Config(layers.to_toml())
+        }
+    })
+}
+
+impl Common {
+    fn layers(&self, env: Vec<(String, String)>) -> Result<Layers, ConfigError> {
+        let mut layers = Layers::new();
+        let named =
+            env.iter().find(|(name, _)| name == CONFIG_VARIABLE).map(|(_, path)| Path::new(path).to_owned());
+        if let Some(path) = self.config.clone().or(named) {
+            layers.file(&path)?;
+        }
+        layers.environment(env)?;
+        for (key, value) in &self.set {
+            layers.flag("--set", key, value)?;
+        }
+        apply(
+            &mut layers,
+            &[("--model", "model.path", &self.model), ("--threads", "cpu.threads", &self.threads)],
+        )?;
+        Ok(layers)
+    }
+}
+
+impl ServeArgs {
+    fn layers(&self, env: Vec<(String, String)>) -> Result<Layers, ConfigError> {
+        let mut layers = self.common.layers(env)?;
+        let flags = [
+            ("--model-id", "model.id", &self.model_id),
+            ("--host", "server.host", &self.host),
+            ("--port", "server.port", &self.port),
+            ("--max-seqs", "scheduler.max_seqs", &self.max_seqs),
+            ("--kv-memory", "kv.memory", &self.kv_memory),
+            ("--instance-per-hour", "cost.instance_per_hour", &self.instance_per_hour),
+            ("--log-format", "log.format", &self.log_format),
+        ];
+        apply(&mut layers, &flags)?;
+        Ok(layers)
+    }
+}
+
+fn apply(layers: &mut Layers, flags: &[(&str, &str, &Option<String>)]) -> Result<(), ConfigError> {
+    for (flag, key, value) in flags {
+        if let Some(value) = value {
+            layers.flag(flag, key, value)?;
+        }
+    }
+    Ok(())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected SECTION.KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

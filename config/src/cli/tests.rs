@@ -1,0 +1,191 @@
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+use super::*;
+use crate::units::Secret;
+
+/// The configuration from a file's text, variables and arguments.
+fn config(file: &str, env: &[(&str, &str)], args: &[&str]) -> Result<Config, ConfigError> {
+    let cli = Cli::try_parse_from([&["frugal"], args].concat()).expect("valid usage");
+    let mut layers = Layers::new();
+    layers.file_text(Path::new("frugal.toml"), file)?;
+    layers.environment(env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))?;
+    for (key, value) in &cli.serve.common.set {
+        layers.flag("--set", key, value)?;
+    }
+    let port = &cli.serve.port;
+    apply(&mut layers, &[("--port", "server.port", port)])?;
+    Config::resolve(&layers)
+}
+
+fn help(path: &[&str]) -> String {
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    let mut at = &mut command;
+    for name in path {
+        at = at.find_subcommand_mut(name).expect("a subcommand");
+    }
+    at.render_long_help().to_string()
+}
+
+#[test]
+fn help_texts() {
+    insta::assert_snapshot!("help", help(&[]));
+    insta::assert_snapshot!("help_serve", help(&["serve"]));
+    insta::assert_snapshot!("help_bench", help(&["bench"]));
+    insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
+    insta::assert_snapshot!("help_config", help(&["config"]));
+}
+
+#[test]
+fn later_layers_override_earlier_ones() {
+    let file = "[server]\nport = 1111\nhost = \"::1\"\n[scheduler]\nmax_seqs = 7\n";
+    let env = [("FRUGAL_SERVER__PORT", "2222"), ("FRUGAL_SCHEDULER__MAX_SEQS", "8"), ("OTHER", "x")];
+    let port = |file, env: &[_], args: &[_]| config(file, env, args).unwrap().listen.port;
+    assert_eq!(port("", &[], &[]), 8000);
+    assert_eq!(port(file, &[], &[]), 1111);
+    assert_eq!(port(file, &env, &[]), 2222);
+    assert_eq!(port(file, &env, &["--set", "server.port=3333"]), 3333);
+    assert_eq!(port(file, &env, &["--set", "server.port=3333", "--port", "4444"]), 4444);
+    let all = config(file, &env, &[]).unwrap();
+    assert_eq!((all.listen.host.to_string().as_str(), all.scheduler.seqs_max), ("::1", 8));
+}
+
+#[test]
+fn variables_have_the_type_of_their_key() {
+    let env = [
+        ("FRUGAL_MODEL__ID", "123"),
+        ("FRUGAL_CPU__THREADS", "2"),
+        ("FRUGAL_SERVER__SELFCHECK", "true"),
+        ("FRUGAL_KV__MEMORY", "2GiB"),
+        ("FRUGAL_COST__INSTANCE_PER_HOUR", "0.1"),
+        ("FRUGAL_COST__HOSTED", "{ a = { input = 0.15, output = \"0.60\" } }"),
+        ("FRUGAL_AUTH__KEYS", "[{ name = \"a\", key = \"s3cret\" }]"),
+    ];
+    let c = config("", &env, &[]).unwrap();
+    assert_eq!(c.model.id.as_deref(), Some("123"));
+    assert_eq!(c.cpu.threads.map(|n| n.get()), Some(2));
+    assert!(c.selfcheck);
+    assert_eq!(c.kv.memory_bytes, Some(2 << 30));
+    assert_eq!(c.cost.per_hour.map(|p| p.0), Some(100_000_000_000));
+    assert_eq!(c.cost.hosted["a"].0.0, 150_000_000_000);
+    assert_eq!(c.auth.keys[0].key, Secret::new("s3cret"));
+}
+
+#[test]
+fn what_orchestrators_inject_is_left_alone() {
+    let env = [
+        ("FRUGAL_SERVICE_HOST", "10.0.0.1"),
+        ("FRUGAL_SERVICE_PORT_HTTP", "8000"),
+        ("FRUGAL_PORT", "tcp://10.0.0.1:8000"),
+        ("FRUGAL_SERVER_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("FRUGAL_CONFIG", "elsewhere.toml"),
+    ];
+    assert_eq!(config("", &env, &[]).unwrap(), config("", &[], &[]).unwrap());
+}
+
+#[test]
+fn errors_name_key_value_and_origin() {
+    let mut all = String::new();
+    let mut check = |file: &str, env: &[(&str, &str)], args: &[&str]| {
+        let error = config(file, env, args).expect_err("must be refused");
+        let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
+        let error = format!("{error}{source}");
+        assert!(!error.contains('\n') && !error.contains("s3cret"), "{error}");
+        all += &format!("{error}\n");
+    };
+    check("[server]\nprot = 1\n", &[], &[]);
+    check("\n[sever]\nport = 1\n", &[], &[]);
+    check("port = 1\n", &[], &[]);
+    check("[server]\nport = \"http\"\n", &[], &[]);
+    check("[server]\nport = 65536\n", &[], &[]);
+    check("[server\n", &[], &[]);
+    check("[server]\nport = 1\nport = 2\n", &[], &[]);
+    check("[cost.hosted.x]\ninput = 1\noutput = \"dear\"\n", &[], &[]);
+    check("[cost.hosted.x]\ninput = 1\n", &[], &[]);
+    check("", &[("FRUGAL_SERVER__PROT", "1")], &[]);
+    check("", &[("FRUGAL_PORT", "9000")], &[]);
+    check("", &[("FRUGAL_SERVER_PORT", "9000")], &[]);
+    check("", &[("FRUGAL_KV__MEMORY", "lots")], &[]);
+    check("", &[("FRUGAL_CPU__THREADS", "0")], &[]);
+    check("", &[], &["--port", "http"]);
+    check("", &[], &["--set", "cpu.isa=sse9"]);
+    check("", &[], &["--set", "kv.block_tokens=12"]);
+    check("", &[], &["--set", "server.host=example.com"]);
+    check("[scheduler]\nmax_seqs = 100\n", &[], &["--set", "scheduler.step_tokens=50"]);
+    check("[cost]\ninstance_per_hour = 1\n", &[("FRUGAL_COST__GPU_PER_HOUR", "2")], &[]);
+    check("[cost]\nelectricity_per_kwh = 0.3\n", &[], &[]);
+    check("[cost]\ninstance_per_hour = -1\n", &[], &[]);
+    check("[cost]\ninstance_per_hour = 1e-15\n", &[], &[]);
+    check("[auth]\nkeys = [\"s3cret\"]\n", &[], &[]);
+    check("[auth]\nkeys = [{ name = \"a\", key = \"s3cret\", admin = true }]\n", &[], &[]);
+    check("", &[("FRUGAL_AUTH__KEYS", "s3cret")], &[]);
+    check(
+        "",
+        &[],
+        &["--set", "auth.keys=[{name = \"a\", key = \"s3cret\"}, {name = \"b\", key = \"s3cret\"}]"],
+    );
+    check("[auth]\nmax_requests_per_key = 3\n", &[], &[]);
+    check("[auth]\nkeys_file = \"/nonexistent/keys\"\n", &[], &[]);
+    insta::assert_snapshot!("errors", all);
+}
+
+#[test]
+fn the_effective_configuration_reads_back_without_secrets() {
+    let file = "[auth]\nkeys = [{ name = \"a\", key = \"s3cret\" }]\n[cost]\ninstance_per_hour = 0.35\n";
+    let mut layers = Layers::new();
+    layers.file_text(Path::new("frugal.toml"), file).unwrap();
+    layers.environment([("FRUGAL_SERVER__PORT".to_owned(), "9000".to_owned())]).unwrap();
+    let text = layers.to_toml();
+    assert!(!text.contains("s3cret"));
+    Layers::new().file_text(Path::new("again.toml"), &text).expect("reads back");
+    insta::assert_snapshot!("effective", text);
+}
+
+#[test]
+fn the_defaults_file_has_every_key_and_no_other() {
+    let layers = Layers::new();
+    for key in layers.keys() {
+        let (section, name) = key.split_once('.').unwrap();
+        let body = crate::DEFAULT_TOML.split(&format!("\n[{section}]\n")).nth(1).unwrap();
+        let body = body.split("\n[").next().unwrap();
+        let lines: Vec<&str> = body.lines().collect();
+        let at = lines
+            .iter()
+            .position(|l| l.trim_start_matches("# ").starts_with(&format!("{name} = ")))
+            .unwrap_or_else(|| panic!("default.toml lacks {key}"));
+        assert!(at > 0 && lines[at - 1].starts_with("# "), "{key} has no reason");
+    }
+    Config::resolve(&layers).expect("the defaults are valid");
+}
+
+#[test]
+fn the_commented_keys_of_the_defaults_file_are_valid_together_or_name_why_not() {
+    let layers = Layers::new();
+    let mut section = String::new();
+    let mut tried = 0;
+    for line in crate::DEFAULT_TOML.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            section = name.to_owned();
+        }
+        let Some((name, value)) = line.strip_prefix("# ").and_then(|l| l.split_once(" = ")) else { continue };
+        let key = format!("{section}.{name}");
+        if !layers.keys().any(|k| k == key) {
+            continue;
+        }
+        let mut with = Layers::new();
+        with.file_text(Path::new("f"), &format!("[{section}]\n{name} = {value}\n")).unwrap();
+        with.parse().unwrap_or_else(|e| panic!("{e}"));
+        tried += 1;
+    }
+    assert!(tried >= 10, "only {tried} optional keys found");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_panics(text in "(\\[(server|cost|x)\\]\n)?([a-z_]{1,8} = [0-9a-z\"{}\\[\\]., =-]{0,12}\n){0,3}") {
+        let mut layers = Layers::new();
+        let _ = layers.file_text(Path::new("f"), &text).and_then(|()| Config::resolve(&layers));
+    }
+}

@@ -1,0 +1,82 @@
+//! Everything that can be wrong with a configuration, said in one line with key, value and origin.
+
+use std::path::PathBuf;
+
+use crate::layers::Origin;
+
+/// Why a configuration was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A configuration, key or template file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML.
+    #[error("{origin}: {problem}")]
+    Syntax {
+        /// File and line.
+        origin: Origin,
+        /// What the parser said.
+        problem: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key `{key}` ({origin}){}", hint(nearest.as_deref()))]
+    UnknownKey {
+        /// As written, with its section.
+        key: String,
+        /// Where it was written.
+        origin: Origin,
+        /// The most similar key that does exist.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong type or out of range.
+    #[error("{key} = {value} ({origin}): {problem}")]
+    Value {
+        /// With its section.
+        key: String,
+        /// As written; hidden for secrets.
+        value: String,
+        /// Where it was written.
+        origin: Origin,
+        /// What would be right.
+        problem: String,
+    },
+    /// Two values that cannot both hold.
+    #[error("{} = {} ({}) contradicts {} = {} ({}): {problem}",
+            first.key, first.value, first.origin, second.key, second.value, second.origin)]
+    Contradiction {
+        /// One of them.
+        first: Box<Setting>,
+        /// The other.
+        second: Box<Setting>,
+        /// Why not.
+        problem: String,
+    },
+    /// A key that another one needs is missing.
+    #[error("{} = {} ({}) needs `{needs}`", setting.key, setting.value, setting.origin)]
+    Incomplete {
+        /// What is set.
+        setting: Box<Setting>,
+        /// What is missing.
+        needs: &'static str,
+    },
+}
+
+/// A key as it was set.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// With its section.
+    pub key: String,
+    /// As written; hidden for secrets.
+    pub value: String,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default()
+}

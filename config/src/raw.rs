@@ -1,0 +1,204 @@
+//! The merged layers as they are written: types are checked, ranges and contradictions are not.
+//!
+//! What each key means stands in `default.toml`; a key without a default there is an `Option` here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Auto, ByteSize, Count, Decimal, Secret};
+
+/// All sections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Raw {
+    pub model: Model,
+    pub server: Server,
+    pub auth: Auth,
+    pub sampling: Sampling,
+    pub scheduler: Scheduler,
+    pub kv: Kv,
+    pub cpu: Cpu,
+    pub cost: Cost,
+    pub log: Log,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Model {
+    pub path: Option<PathBuf>,
+    pub id: Option<String>,
+    pub chat_template: Option<PathBuf>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Server {
+    pub host: String,
+    pub port: u16,
+    pub max_connections: u32,
+    pub max_body_bytes: ByteSize,
+    pub max_header_bytes: ByteSize,
+    pub max_headers: u32,
+    pub header_timeout_s: u32,
+    pub body_timeout_s: u32,
+    pub keep_alive_s: u32,
+    pub request_timeout_s: u32,
+    pub drain_timeout_s: u32,
+    pub unknown_fields: UnknownFields,
+    pub max_n: u32,
+    pub max_prompts: u32,
+    pub max_stop: u32,
+    pub max_stop_bytes: ByteSize,
+    pub max_logit_bias: u32,
+    pub max_logprobs: u32,
+    pub max_prompt_bytes: ByteSize,
+    pub max_response_entries: u64,
+    pub text_threads: u32,
+    pub text_queue: u32,
+    pub selfcheck: bool,
+}
+
+/// What to do with request fields that are unknown or not supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownFields {
+    /// A 400 that names the field.
+    Refuse,
+    /// As if it were not there.
+    Ignore,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Auth {
+    pub keys: Vec<ApiKey>,
+    pub keys_file: Option<PathBuf>,
+    pub max_requests_per_key: Option<u32>,
+}
+
+/// One API key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// Stands for the key in logs and isolates its prefix cache.
+    pub name: String,
+    /// What the client sends.
+    pub key: Secret,
+}
+
+/// `[sampling]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: u32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+}
+
+/// `[scheduler]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Scheduler {
+    pub max_seqs: u32,
+    pub step_tokens: u32,
+    pub queue_requests: u32,
+    pub queue_tokens: u64,
+    pub prefix_cache: bool,
+    pub stall_timeout_s: u32,
+}
+
+/// `[kv]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Kv {
+    pub block_tokens: u32,
+    pub dtype: KvType,
+    pub memory: Auto<ByteSize>,
+    pub context_max: Option<u32>,
+}
+
+/// Element type of cache pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub enum KvType {
+    F16,
+    F32,
+}
+
+/// `[cpu]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Cpu {
+    pub threads: Auto<Count>,
+    pub isa: Isa,
+    pub pin: bool,
+}
+
+/// Instruction set of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub enum Isa {
+    Auto,
+    Scalar,
+    Avx2,
+}
+
+/// `[cost]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Cost {
+    pub currency: String,
+    pub instance_per_hour: Option<Decimal>,
+    pub gpu_per_hour: Option<Decimal>,
+    pub gpu_count: Option<u32>,
+    pub power_watts: Option<Decimal>,
+    pub electricity_per_kwh: Option<Decimal>,
+    pub hardware_price: Option<Decimal>,
+    pub hardware_years: Option<Decimal>,
+    pub hosted: Option<BTreeMap<String, Hosted>>,
+}
+
+/// List prices of a hosted API, per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Hosted {
+    pub input: Decimal,
+    pub output: Decimal,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub enum LogFormat {
+    Text,
+    Json,
+}

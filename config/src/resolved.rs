@@ -1,0 +1,522 @@
+//! Validated configuration: one small struct per consumer, nothing left to check.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::layers::Layers;
+use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerMillion};
+use crate::raw::{self, ApiKey, Isa, KvType, LogFormat, Raw, UnknownFields};
+use crate::units::{Decimal, PICO, Secret};
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What is served.
+    pub model: Model,
+    /// The listener.
+    pub listen: Listen,
+    /// What requests may ask.
+    pub limits: Limits,
+    /// The tokenizing threads.
+    pub text: Text,
+    /// Who may ask.
+    pub auth: Auth,
+    /// How tokens are chosen for requests that do not say.
+    pub sampling: Sampling,
+    /// The scheduler.
+    pub scheduler: Scheduler,
+    /// The cache.
+    pub kv: Kv,
+    /// The CPU backend.
+    pub cpu: Cpu,
+    /// Prices.
+    pub cost: Cost,
+    /// Logs.
+    pub log: Log,
+    /// Serve `/debug/selfcheck`.
+    pub selfcheck: bool,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The GGUF file; None for the default model.
+    pub path: Option<PathBuf>,
+    /// Its name on the wire; None for the file's.
+    pub id: Option<String>,
+    /// The text of a template that replaces the file's.
+    pub chat_template: Option<String>,
+}
+
+/// The listener and its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Address.
+    pub host: IpAddr,
+    /// Port; 0 lets the system choose.
+    pub port: u16,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Bytes of a request's head; at least 8192.
+    pub header_bytes_max: usize,
+    /// Headers in a request.
+    pub headers_max: usize,
+    /// To receive a request's head in.
+    pub header_timeout: Duration,
+    /// A silent stream sends a comment this often.
+    pub keep_alive: Duration,
+    /// To finish requests in after a termination signal.
+    pub drain_timeout: Duration,
+}
+
+/// What one request may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Unknown or unsupported fields.
+    pub unknown_fields: UnknownFields,
+    /// Bytes of a body.
+    pub body_bytes_max: usize,
+    /// Bytes of one prompt's text.
+    pub prompt_bytes_max: usize,
+    /// Prompts in a completion request.
+    pub prompts_max: usize,
+    /// Choices per prompt.
+    pub n_max: u32,
+    /// Stop strings.
+    pub stop_max: usize,
+    /// Bytes of a stop string.
+    pub stop_bytes_max: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias_max: usize,
+    /// Log-probabilities per token.
+    pub logprobs_max: u32,
+    /// For a body to arrive.
+    pub body_timeout: Duration,
+    /// From submission to a request's end.
+    pub request_timeout: Duration,
+    /// Tokens of a response, each counted with its alternatives.
+    pub response_entries_max: u64,
+}
+
+/// The tokenizing threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// How many.
+    pub threads: usize,
+    /// Prompts that may wait for one.
+    pub queue: usize,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// Names and keys are unique; empty: no authentication.
+    pub keys: Vec<ApiKey>,
+    /// Requests in progress per key; None for no limit.
+    pub requests_per_key_max: Option<NonZeroU32>,
+}
+
+/// How tokens are chosen for requests that do not say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 to 2; 0 is greedy.
+    pub temperature: f32,
+    /// Above 0, at most 1.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// 0 to 1.
+    pub min_p: f32,
+    /// Above 0, at most 2.
+    pub repetition_penalty: f32,
+}
+
+/// The scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduler {
+    /// Sequences computed together.
+    pub seqs_max: u32,
+    /// Tokens computed in one step; at least `seqs_max`.
+    pub step_tokens: u32,
+    /// Requests that may wait.
+    pub queue_requests: u32,
+    /// Prompt tokens that may wait.
+    pub queue_tokens: u64,
+    /// Reuse computed prefixes.
+    pub prefix_cache: bool,
+    /// Without a finished step, while there is work, before `/livez` fails.
+    pub stall_timeout: Duration,
+}
+
+/// The cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kv {
+    /// Positions in a block.
+    pub block_tokens: u32,
+    /// Element type.
+    pub dtype: KvType,
+    /// Bytes; None for what is left.
+    pub memory_bytes: Option<u64>,
+    /// Longest sequence; None for the model's own.
+    pub context_max: Option<u32>,
+}
+
+/// The CPU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// Compute threads; None for the cores at hand.
+    pub threads: Option<NonZeroU32>,
+    /// Instruction set.
+    pub isa: Isa,
+    /// Bind threads to cores.
+    pub pin: bool,
+}
+
+/// Prices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Label of all money.
+    pub currency: String,
+    /// The machine; None: money is not shown. At most 10^9 units.
+    pub per_hour: Option<PicoPerHour>,
+    /// Power under load; None: energy is not shown.
+    pub power: Option<Milliwatts>,
+    /// List prices of hosted APIs by name: input, output.
+    pub hosted: BTreeMap<String, (PicoPerMillion, PicoPerMillion)>,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// A `tracing` filter.
+    pub level: String,
+}
+
+impl Config {
+    /// Validates merged layers, reading the key and template files they name.
+    pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
+        let raw = layers.parse()?;
+        let check = Check { layers };
+        Ok(Self {
+            model: check.model(&raw)?,
+            listen: check.listen(&raw)?,
+            limits: check.limits(&raw)?,
+            text: Text {
+                threads: check.within("server.text_threads", raw.server.text_threads, 1, 256)? as usize,
+                queue: check.within("server.text_queue", raw.server.text_queue, 1, 1 << 20)? as usize,
+            },
+            auth: check.auth(&raw)?,
+            sampling: check.sampling(&raw)?,
+            scheduler: check.scheduler(&raw)?,
+            kv: check.kv(&raw)?,
+            cpu: Cpu { threads: check.threads(&raw)?, isa: raw.cpu.isa, pin: raw.cpu.pin },
+            cost: check.cost(&raw)?,
+            log: check.log(&raw)?,
+            selfcheck: raw.server.selfcheck,
+        })
+    }
+}
+
+struct Check<'a> {
+    layers: &'a Layers,
+}
+
+impl Check<'_> {
+    fn model(&self, raw: &Raw) -> Result<Model, ConfigError> {
+        let raw::Model { path, id, chat_template } = raw.model.clone();
+        if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 256 || id.contains(char::is_control)) {
+            return Err(self.layers.wrong("model.id", "expected 1 to 256 bytes without control characters"));
+        }
+        let chat_template = chat_template.map(read).transpose()?;
+        Ok(Model { path, id, chat_template })
+    }
+
+    fn listen(&self, raw: &Raw) -> Result<Listen, ConfigError> {
+        let s = &raw.server;
+        let host = if s.host == "localhost" { Ok(IpAddr::from([127, 0, 0, 1])) } else { s.host.parse() };
+        let host = host.map_err(|_| {
+            self.layers.wrong("server.host", "expected an IP address such as 127.0.0.1, 0.0.0.0 or ::")
+        })?;
+        Ok(Listen {
+            host,
+            port: s.port,
+            connections_max: self.within("server.max_connections", s.max_connections, 1, 1 << 20)? as usize,
+            header_bytes_max: self.bytes(
+                "server.max_header_bytes",
+                s.max_header_bytes.0,
+                8 << 10,
+                16 << 20,
+            )?,
+            headers_max: self.within("server.max_headers", s.max_headers, 8, 1 << 12)? as usize,
+            header_timeout: self.seconds("server.header_timeout_s", s.header_timeout_s, 1)?,
+            keep_alive: self.seconds("server.keep_alive_s", s.keep_alive_s, 1)?,
+            drain_timeout: self.seconds("server.drain_timeout_s", s.drain_timeout_s, 0)?,
+        })
+    }
+
+    fn limits(&self, raw: &Raw) -> Result<Limits, ConfigError> {
+        let s = &raw.server;
+        let limits = Limits {
+            unknown_fields: s.unknown_fields,
+            body_bytes_max: self.bytes("server.max_body_bytes", s.max_body_bytes.0, 1 << 10, 1 << 30)?,
+            prompt_bytes_max: self.bytes("server.max_prompt_bytes", s.max_prompt_bytes.0, 1, 1 << 30)?,
+            prompts_max: self.within("server.max_prompts", s.max_prompts, 1, 4096)? as usize,
+            n_max: self.within("server.max_n", s.max_n, 1, 1024)?,
+            stop_max: self.within("server.max_stop", s.max_stop, 0, 1024)? as usize,
+            stop_bytes_max: self.bytes("server.max_stop_bytes", s.max_stop_bytes.0, 1, 1 << 16)?,
+            logit_bias_max: self.within("server.max_logit_bias", s.max_logit_bias, 0, 1 << 20)? as usize,
+            logprobs_max: self.within("server.max_logprobs", s.max_logprobs, 0, 1 << 20)?,
+            body_timeout: self.seconds("server.body_timeout_s", s.body_timeout_s, 1)?,
+            response_entries_max: self.within(
+                "server.max_response_entries",
+                s.max_response_entries,
+                1,
+                1 << 32,
+            )?,
+            request_timeout: self.seconds("server.request_timeout_s", s.request_timeout_s, 1)?,
+        };
+        if limits.prompt_bytes_max > limits.body_bytes_max {
+            let problem = "no prompt can be longer than a body";
+            return Err(self.contradiction("server.max_prompt_bytes", "server.max_body_bytes", problem));
+        }
+        Ok(limits)
+    }
+
+    fn auth(&self, raw: &Raw) -> Result<Auth, ConfigError> {
+        let mut keys = raw.auth.keys.clone();
+        for key in &keys {
+            self.api_key("auth.keys", key, &keys)?;
+        }
+        if let Some(path) = &raw.auth.keys_file {
+            for (i, line) in read(path.clone())?.lines().enumerate() {
+                let line = line.trim();
+                if line.is_empty() || line.starts_with('#') {
+                    continue;
+                }
+                let key = line.split_once(char::is_whitespace).ok_or_else(|| {
+                    self.layers.wrong("auth.keys_file", &format!("line {}: expected `name key`", i + 1))
+                })?;
+                keys.push(ApiKey { name: key.0.to_owned(), key: Secret::new(key.1.trim()) });
+                self.api_key("auth.keys_file", &keys[keys.len() - 1], &keys)?;
+            }
+            if keys.is_empty() {
+                return Err(self
+                    .layers
+                    .wrong("auth.keys_file", "the file has no key, which would let everyone in"));
+            }
+        }
+        let limit = raw.auth.max_requests_per_key;
+        if limit.is_some() && keys.is_empty() {
+            return Err(self.incomplete("auth.max_requests_per_key", "auth.keys"));
+        }
+        let requests_per_key_max = match limit {
+            Some(n) => Some(self.nonzero("auth.max_requests_per_key", n)?),
+            None => None,
+        };
+        Ok(Auth { keys, requests_per_key_max })
+    }
+
+    fn api_key(&self, origin: &str, key: &ApiKey, all: &[ApiKey]) -> Result<(), ConfigError> {
+        let wrong = |problem: &str| Err(self.layers.wrong(origin, &format!("key `{}`: {problem}", key.name)));
+        let secret = key.key.expose();
+        if key.name.is_empty() || key.name.len() > 64 || !key.name.bytes().all(|b| b.is_ascii_graphic()) {
+            return wrong("a name is 1 to 64 visible ASCII characters");
+        }
+        if secret.is_empty() || secret.len() > 512 || !secret.bytes().all(|b| b.is_ascii_graphic()) {
+            return wrong("a key is 1 to 512 visible ASCII characters");
+        }
+        if all.iter().filter(|k| k.name == key.name).count() > 1 {
+            return wrong("the name is used twice");
+        }
+        if all.iter().filter(|k| k.key == key.key).count() > 1 {
+            return wrong("two names have this key");
+        }
+        Ok(())
+    }
+
+    fn sampling(&self, raw: &Raw) -> Result<Sampling, ConfigError> {
+        let s = &raw.sampling;
+        Ok(Sampling {
+            temperature: self.within("sampling.temperature", s.temperature, 0.0, 2.0)?,
+            top_p: self.within("sampling.top_p", s.top_p, 0.001, 1.0)?,
+            top_k: s.top_k,
+            min_p: self.within("sampling.min_p", s.min_p, 0.0, 1.0)?,
+            repetition_penalty: self.within(
+                "sampling.repetition_penalty",
+                s.repetition_penalty,
+                0.01,
+                2.0,
+            )?,
+        })
+    }
+
+    fn scheduler(&self, raw: &Raw) -> Result<Scheduler, ConfigError> {
+        let s = &raw.scheduler;
+        if s.step_tokens < s.max_seqs {
+            let problem = "every sequence needs a token of each step";
+            return Err(self.contradiction("scheduler.step_tokens", "scheduler.max_seqs", problem));
+        }
+        Ok(Scheduler {
+            seqs_max: self.within("scheduler.max_seqs", s.max_seqs, 1, 4096)?,
+            step_tokens: self.within("scheduler.step_tokens", s.step_tokens, 1, 1 << 16)?,
+            queue_requests: self.within("scheduler.queue_requests", s.queue_requests, 1, 1 << 20)?,
+            queue_tokens: self.within("scheduler.queue_tokens", s.queue_tokens, 1, 1 << 40)?,
+            prefix_cache: s.prefix_cache,
+            stall_timeout: self.seconds("scheduler.stall_timeout_s", s.stall_timeout_s, 1)?,
+        })
+    }
+
+    fn kv(&self, raw: &Raw) -> Result<Kv, ConfigError> {
+        let k = &raw.kv;
+        if !k.block_tokens.is_power_of_two() || !(8..=256).contains(&k.block_tokens) {
+            return Err(self.layers.wrong("kv.block_tokens", "expected a power of two from 8 to 256"));
+        }
+        let context_max = match k.context_max {
+            Some(n) => Some(self.within("kv.context_max", n, 2, 1 << 30)?),
+            None => None,
+        };
+        let memory_bytes = match k.memory.chosen() {
+            Some(size) => Some(self.within("kv.memory", size.0, 1 << 16, 1 << 50)?),
+            None => None,
+        };
+        Ok(Kv { block_tokens: k.block_tokens, dtype: k.dtype, memory_bytes, context_max })
+    }
+
+    fn threads(&self, raw: &Raw) -> Result<Option<NonZeroU32>, ConfigError> {
+        raw.cpu.threads.chosen().map(|n| self.nonzero("cpu.threads", n.0)).transpose()
+    }
+
+    fn cost(&self, raw: &Raw) -> Result<Cost, ConfigError> {
+        let c = &raw.cost;
+        if c.currency.is_empty() || c.currency.len() > 16 || !c.currency.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(self.layers.wrong("cost.currency", "expected 1 to 16 visible ASCII characters"));
+        }
+        let power = match c.power_watts {
+            Some(watts) => Some(
+                Milliwatts::from_watts(watts)
+                    .ok_or_else(|| self.layers.wrong("cost.power_watts", "expected at most 3 decimals"))?,
+            ),
+            None => None,
+        };
+        if let Some(0) = c.gpu_count {
+            return Err(self.layers.wrong("cost.gpu_count", "expected at least 1"));
+        }
+        let per_hour = match c.instance_per_hour {
+            Some(price) => {
+                self.instance_price_stands_alone(c)?;
+                Some(price.into())
+            }
+            None => self.parts(c)?.per_hour(),
+        };
+        if per_hour.is_some_and(|p: PicoPerHour| p.0 > 1_000_000_000 * PICO) {
+            return Err(self.layers.wrong("cost.gpu_per_hour", "the machine costs more than 10^9 an hour"));
+        }
+        let hosted = c.hosted.clone().unwrap_or_default();
+        let hosted = hosted.into_iter().map(|(name, h)| (name, (h.input.into(), h.output.into()))).collect();
+        Ok(Cost { currency: c.currency.clone(), per_hour, power, hosted })
+    }
+
+    /// An instance price includes everything: with another price beside it, something would be counted twice.
+    fn instance_price_stands_alone(&self, c: &raw::Cost) -> Result<(), ConfigError> {
+        let others = [
+            ("cost.gpu_per_hour", c.gpu_per_hour.is_some()),
+            ("cost.electricity_per_kwh", c.electricity_per_kwh.is_some()),
+            ("cost.hardware_price", c.hardware_price.is_some()),
+        ];
+        match others.iter().find(|(_, set)| *set) {
+            Some((other, _)) => {
+                let problem = "an instance price includes everything";
+                Err(self.contradiction("cost.instance_per_hour", other, problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn parts(&self, c: &raw::Cost) -> Result<Parts, ConfigError> {
+        let both = |first: (&'static str, Option<Decimal>), second: (&'static str, Option<Decimal>)| match (
+            first.1, second.1,
+        ) {
+            (Some(a), Some(b)) => Ok(Some((a, b))),
+            (Some(_), None) => Err(self.incomplete(first.0, second.0)),
+            (None, Some(_)) => Err(self.incomplete(second.0, first.0)),
+            (None, None) => Ok(None),
+        };
+        if c.gpu_count.is_some() && c.gpu_per_hour.is_none() {
+            return Err(self.incomplete("cost.gpu_count", "cost.gpu_per_hour"));
+        }
+        let gpus = c.gpu_per_hour.map(|price| (price, c.gpu_count.unwrap_or(1)));
+        // Power alone is the basis of joules; a price of electricity alone is worth nothing.
+        let electricity = match c.electricity_per_kwh {
+            Some(_) => both(
+                ("cost.electricity_per_kwh", c.electricity_per_kwh),
+                ("cost.power_watts", c.power_watts),
+            )?
+            .map(|(price, watts)| (watts, price)),
+            None => None,
+        };
+        let hardware =
+            both(("cost.hardware_price", c.hardware_price), ("cost.hardware_years", c.hardware_years))?;
+        if c.hardware_years.is_some_and(|y| y.pico() < PICO / 1_000) {
+            return Err(self.layers.wrong("cost.hardware_years", "expected at least 0.001"));
+        }
+        Ok(Parts { gpus, electricity, hardware })
+    }
+
+    fn log(&self, raw: &Raw) -> Result<Log, ConfigError> {
+        if raw.log.level.trim().is_empty() {
+            return Err(self.layers.wrong("log.level", "expected a level or a tracing filter"));
+        }
+        Ok(Log { format: raw.log.format, level: raw.log.level.clone() })
+    }
+
+    fn within<T: PartialOrd + std::fmt::Display>(
+        &self,
+        key: &str,
+        value: T,
+        least: T,
+        most: T,
+    ) -> Result<T, ConfigError> {
+        // Written so that NaN is outside.
+        if !(value >= least && value <= most) {
+            return Err(self.layers.wrong(key, &format!("expected {least} to {most}")));
+        }
+        Ok(value)
+    }
+
+    fn bytes(&self, key: &str, value: u64, least: u64, most: u64) -> Result<usize, ConfigError> {
+        let value = self.within(key, value, least, most)?;
+        usize::try_from(value).map_err(|_| self.layers.wrong(key, "more than this machine can address"))
+    }
+
+    /// At most 31 days: no timer overflows.
+    fn seconds(&self, key: &str, value: u32, least: u32) -> Result<Duration, ConfigError> {
+        self.within(key, value, least, 31 * 86_400).map(|s| Duration::from_secs(s.into()))
+    }
+
+    fn nonzero(&self, key: &str, value: u32) -> Result<NonZeroU32, ConfigError> {
+        NonZeroU32::new(value).ok_or_else(|| self.layers.wrong(key, "expected at least 1"))
+    }
+
+    fn contradiction(&self, first: &str, second: &str, problem: &str) -> ConfigError {
+        ConfigError::Contradiction {
+            first: Box::new(self.layers.setting(first)),
+            second: Box::new(self.layers.setting(second)),
+            problem: problem.to_owned(),
+        }
+    }
+
+    fn incomplete(&self, set: &str, needs: &'static str) -> ConfigError {
+        ConfigError::Incomplete { setting: Box::new(self.layers.setting(set)), needs }
+    }
+}
+
+fn read(path: PathBuf) -> Result<String, ConfigError> {
+    std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })
+}
