@@ -1,10 +1,13 @@
 //! What Frugal runs: model files, tokenizers, architectures and their kernels.
 
+mod atomic;
 pub mod backend;
 pub mod gguf;
 pub mod kv;
 pub mod quant;
 pub mod runner;
 pub mod sampling;
+
 pub mod step;
+pub mod upcycle;
 pub mod weights;

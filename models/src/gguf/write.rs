@@ -103,6 +103,11 @@ impl GgufWriter {
         self.sizes.iter().sum()
     }
 
+    /// Bytes of each tensor, in the order of declaration.
+    pub fn tensor_bytes(&self) -> &[u64] {
+        &self.sizes
+    }
+
     /// Writes the header; the tensors' data comes next.
     ///
     /// # Errors

@@ -1,0 +1,106 @@
+//! Files that appear whole or not at all.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A file that could not be written; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}", path.display())]
+pub struct WriteError {
+    /// Where it was to appear.
+    pub path: PathBuf,
+    /// Why: a full disk, a missing folder, no permission.
+    pub source: io::Error,
+}
+
+/// Calls `fill` with a temporary file beside `path`, then renames it to `path`, all of it on disk.
+///
+/// On any failure, and if `fill` fails, the temporary file is removed and `path` stays as it was.
+pub(crate) fn write<E: From<WriteError>>(
+    path: &Path,
+    fill: impl FnOnce(&mut Output) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |source| WriteError { path: path.to_owned(), source };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".frugal-").suffix(".tmp");
+    // What any new file gets, narrowed by the umask, instead of the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let temporary = builder.tempfile_in(folder).map_err(failed)?;
+    let mut output = Output { path, file: BufWriter::with_capacity(1 << 20, temporary) };
+    fill(&mut output)?;
+    let temporary = output.file.into_inner().map_err(|e| failed(e.into_error()))?;
+    temporary.as_file().sync_all().map_err(failed)?;
+    temporary.persist(path).map_err(|e| failed(e.error))?;
+    // The name too must survive a power cut. Some file systems cannot sync a folder; the file is good anyway.
+    if let Ok(folder) = File::open(folder) {
+        folder.sync_all().ok();
+    }
+    Ok(())
+}
+
+/// The file being written; its errors name the path.
+pub(crate) struct Output<'a> {
+    path: &'a Path,
+    file: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl Output<'_> {
+    /// For errors of writing to it.
+    pub(crate) fn failed(&self, source: io::Error) -> WriteError {
+        WriteError { path: self.path.to_owned(), source }
+    }
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_appears_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "old").unwrap();
+        write::<WriteError>(&path, |out| {
+            out.write_all(b"new").map_err(|e| out.failed(e))?;
+            assert_eq!(std::fs::read(&path).unwrap(), b"old");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let error = write::<WriteError>(&path, |out| {
+            out.write_all(&vec![1; 3 << 20]).map_err(|e| out.failed(e))?;
+            Err(out.failed(full))
+        })
+        .unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write {}", path.display()));
+        assert_eq!(names(folder.path()), [""; 0]);
+        let nowhere = folder.path().join("no/a");
+        assert_eq!(write::<WriteError>(&nowhere, |_| Ok(())).unwrap_err().path, nowhere);
+    }
+}
