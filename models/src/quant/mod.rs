@@ -6,8 +6,28 @@
 //!
 //! Law: for every format, all instruction sets give the same bits, and so does any grouping of columns.
 //! Within an activation block sums are exact integers; across blocks there is one float expression, in
-//! ascending order of k, with fused multiply-add. F32 and F16 products use eight partial sums over k mod 8,
-//! each accumulated in ascending k with fused multiply-add, added pairwise: ((0+4)+(2+6))+((1+5)+(3+7)).
+//! ascending order of k, with fused multiply-add. F32 and F16 products are two sums, over even and over odd k,
+//! each accumulated in ascending k with fused multiply-add, then added. (Two chains are enough for one column
+//! to run at memory speed, and leave registers for six columns.) Bits of a NaN are not part of the law.
+//!
+//! Absent on purpose: threads, row counts, memory. A matrix whose rows are no multiple of [`PANEL`] is packed with
+//! rows of zero bytes, which are zeros in every format.
+
+mod act;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod block32;
+mod dense;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q6_k;
+mod q8_0;
+#[cfg(test)]
+mod tests;
+
+pub use act::{act_bytes, encode};
 
 /// Rows in a panel of packed weights.
 pub const PANEL: usize = 8;
@@ -94,13 +114,38 @@ pub enum ActKind {
     Q8x256,
 }
 
+/// Instruction sets there are products and encoders for. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Plain Rust: the definition.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// The fastest this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if avx2::available() {
+            return Self::Avx2;
+        }
+        Self::Scalar
+    }
+}
+
 /// `out[c][r]` = dot product of the panel's row r with activation column c, over `cols` elements.
 ///
 /// `panel` is one packed panel, `acts[c]` one encoded column; at most [`COLUMNS_MAX`] columns,
 /// `out.len() == acts.len()`.
+///
+/// # Panics
+/// If lengths do not fit each other, or the processor lacks the instructions.
 pub type PanelProduct = fn(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]);
 
 /// One row of [`FORMATS`].
+#[derive(Debug)]
 pub struct Format {
     /// The format.
     pub ty: GgmlType,
@@ -116,11 +161,107 @@ pub struct Format {
     pub act: ActKind,
     /// Whole blocks to F32: `src.len() / block_bytes * block == dst.len()`.
     pub dequantize: fn(src: &[u8], dst: &mut [f32]),
-    /// Eight rows as in the file to one panel: `rows.len() == panel.len() == PANEL * row bytes`.
+    /// Eight rows as in the file to one panel: `PANEL * rows[i].len() == panel.len()`.
     pub pack: fn(rows: &[&[u8]; PANEL], panel: &mut [u8]),
+    /// One row of a panel, as it was in the file: `PANEL * dst.len() == panel.len()`.
+    pub unpack: fn(panel: &[u8], row: usize, dst: &mut [u8]),
     /// The definition of its product.
     pub scalar: PanelProduct,
-    /// The same bits with AVX2, FMA and F16C; called only where the processor has them.
+    /// The same bits with AVX2, FMA and F16C; panics where the processor lacks them.
     #[cfg(target_arch = "x86_64")]
     pub avx2: PanelProduct,
+}
+
+/// Every format, in the order of [`GgmlType`].
+pub static FORMATS: [Format; 8] = [
+    dense::F32,
+    dense::F16,
+    q4_0::FORMAT,
+    q4_1::FORMAT,
+    q5_0::FORMAT,
+    q8_0::FORMAT,
+    q4_k::FORMAT,
+    q6_k::FORMAT,
+];
+
+const _: () = {
+    let mut i = 0;
+    while i < FORMATS.len() {
+        assert!(FORMATS[i].ty as usize == i, "FORMATS is in the order of GgmlType");
+        i += 1;
+    }
+};
+
+/// The row of `ty`.
+pub fn format(ty: GgmlType) -> &'static Format {
+    &FORMATS[ty as usize]
+}
+
+impl GgmlType {
+    /// The format with this number in GGUF files, if Frugal reads it.
+    pub fn from_id(ggml_id: u32) -> Option<Self> {
+        FORMATS.iter().find(|f| f.ggml_id == ggml_id).map(|f| f.ty)
+    }
+}
+
+impl Format {
+    /// The product on `isa`.
+    pub fn product(&self, isa: Isa) -> PanelProduct {
+        match isa {
+            Isa::Scalar => self.scalar,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => self.avx2,
+        }
+    }
+
+    /// Bytes of a row of `cols` elements, as in the file; `None` if that is not whole blocks or overflows.
+    pub fn row_bytes(&self, cols: usize) -> Option<usize> {
+        cols.is_multiple_of(self.block).then_some(cols / self.block)?.checked_mul(self.block_bytes)
+    }
+
+    /// Asserts what [`PanelProduct`] and its kernels rely on; returns the number of blocks in a row.
+    fn check(&self, panel: &[u8], cols: usize, acts: &[&[u8]], out: &[[f32; PANEL]]) -> usize {
+        assert!(acts.len() <= COLUMNS_MAX && acts.len() == out.len(), "one result per column, at most 8");
+        let row = self.row_bytes(cols).expect("rows are whole blocks");
+        assert!(row.checked_mul(PANEL) == Some(panel.len()), "a panel is {PANEL} rows");
+        let bytes = act_bytes(self.act, cols);
+        assert!(acts.iter().all(|a| a.len() == bytes), "encoded columns have the row's length");
+        cols / self.block
+    }
+}
+
+/// Asserts the lengths of a dequantisation and pairs blocks with their values.
+fn blocks<'a, const N: usize>(
+    src: &'a [u8],
+    block_bytes: usize,
+    dst: &'a mut [f32],
+) -> impl Iterator<Item = (&'a [u8], &'a mut [f32; N])> {
+    let (values, rest) = dst.as_chunks_mut::<N>();
+    assert!(rest.is_empty() && src.len() == values.len() * block_bytes, "whole blocks, as many as values");
+    src.chunks_exact(block_bytes).zip(values)
+}
+
+/// The little-endian word at `at`.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Stores `value` at `at`, little-endian.
+fn put_word(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// The half-precision value at `at`.
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// The single-precision value at `at`.
+fn single_at(bytes: &[u8], at: usize) -> f32 {
+    f32::from_bits(word(bytes, at))
+}
+
+/// Four codes of a word as signed bytes.
+fn signed(word: u32) -> [i8; 4] {
+    word.to_le_bytes().map(u8::cast_signed)
 }

@@ -1,0 +1,101 @@
+//! What the AVX2 kernels share.
+
+#![expect(unsafe_code, reason = "SIMD loads by pointer")]
+
+use std::arch::x86_64::*;
+
+/// How far ahead of its reads a kernel asks for its panel, in bytes: 1 to 2 KiB measured best.
+pub(super) const AHEAD: usize = 1536;
+
+/// Whether this processor can run the kernels.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+/// Runs `$tile::<.., N>(panel, count, acts, out)` for the number of columns; none at all is nothing to do.
+macro_rules! by_columns {
+    ($acts:ident, $tile:ident [$($t:ty),*] $args:tt) => {
+        match $acts.len() {
+            0 => {}
+            1 => $tile::<$($t,)* 1> $args,
+            2 => $tile::<$($t,)* 2> $args,
+            3 => $tile::<$($t,)* 3> $args,
+            4 => $tile::<$($t,)* 4> $args,
+            5 => $tile::<$($t,)* 5> $args,
+            6 => $tile::<$($t,)* 6> $args,
+            7 => $tile::<$($t,)* 7> $args,
+            8 => $tile::<$($t,)* 8> $args,
+            _ => unreachable!("at most 8 columns"),
+        }
+    };
+}
+pub(super) use by_columns;
+
+/// 32 bytes from `p`.
+///
+/// # Safety
+/// `p` is readable for 32 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn load(p: *const u8) -> __m256i {
+    // SAFETY: the caller's promise; the load may be unaligned.
+    unsafe { _mm256_loadu_si256(p.cast()) }
+}
+
+/// Four bytes from `p` in all eight lanes.
+///
+/// # Safety
+/// `p` is readable for 4 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn dword(p: *const u8) -> __m256i {
+    // SAFETY: the caller's promise; the read may be unaligned.
+    _mm256_set1_epi32(unsafe { p.cast::<i32>().read_unaligned() })
+}
+
+/// A single-precision value from `p` in all eight lanes.
+///
+/// # Safety
+/// `p` is readable for 4 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn single(p: *const u8) -> __m256 {
+    // SAFETY: the caller's promise; the read may be unaligned.
+    _mm256_set1_ps(unsafe { p.cast::<f32>().read_unaligned() })
+}
+
+/// Eight half-precision values from `p`.
+///
+/// # Safety
+/// `p` is readable for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn halves(p: *const u8) -> __m256 {
+    // SAFETY: the caller's promise; the load may be unaligned.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
+}
+
+/// Asks for the lines that lie [`AHEAD`] of the `BYTES` from `p`. The address may be anywhere: a prefetch never faults.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn prefetch<const BYTES: usize>(p: *const u8) {
+    let mut at = 0;
+    while at < BYTES {
+        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + at).cast());
+        at += 64;
+    }
+}
+
+/// Low four bits of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn low_nibbles(v: __m256i) -> __m256i {
+    _mm256_and_si256(v, _mm256_set1_epi8(15))
+}
+
+/// High four bits of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn high_nibbles(v: __m256i) -> __m256i {
+    low_nibbles(_mm256_srli_epi16::<4>(v))
+}

@@ -1,0 +1,259 @@
+//! What formats with blocks of 32 share: one or two f16 factors, then codes.
+//!
+//! A file block is `HEADER` f16 values (d, or d and m) and a body of codes; its value is `d * (code - BIAS)`, `+ m` if there
+//! is one. A panel's block is, for each header value, the eight rows' f16, then a body of 32-byte vectors, in
+//! which row r has bytes `4r..4r+4`: four consecutive k. What the vectors hold is the format's business.
+//!
+//! Product: per block `isum = sum of (code - BIAS) * q`, an exact integer, then
+//! `acc = fma(isum * d, d_act, acc)`, or with m `acc = fma(fma(m, sum of q, isum * d), d_act, acc)`.
+
+use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM};
+use super::{Format, PANEL, blocks, half_at, put_word, signed, single_at, word};
+
+/// A format with blocks of 32. Codes come as eight words of four, in order of k.
+pub(super) trait Block32 {
+    /// Its row of the table.
+    const FORMAT: Format;
+    /// f16 values before the codes: d, or d and m.
+    const HEADER: usize;
+    /// What is subtracted from a code.
+    const BIAS: i8;
+    /// Codes of a file block's body.
+    fn codes(body: &[u8]) -> [u32; 8];
+    /// The inverse of [`Block32::codes`].
+    fn put_codes(codes: [u32; 8], body: &mut [u8]);
+    /// Codes of one row in a panel block's body.
+    fn panel_codes(body: &[u8], row: usize) -> [u32; 8];
+    /// The inverse of [`Block32::panel_codes`].
+    fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]);
+}
+
+/// Codes of the 16 bytes that legacy formats spread 32 nibbles over: element j low, element j + 16 high.
+pub(super) fn nibbles(qs: &[u8]) -> [u32; 8] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let mut codes = [0; 8];
+    for i in 0..4 {
+        let w = word(qs, 4 * i);
+        codes[i] = w & LOW;
+        codes[i + 4] = (w >> 4) & LOW;
+    }
+    codes
+}
+
+/// The inverse of [`nibbles`]; codes are below 16.
+pub(super) fn put_nibbles(codes: [u32; 8], qs: &mut [u8]) {
+    for i in 0..4 {
+        put_word(qs, 4 * i, codes[i] | codes[i + 4] << 4);
+    }
+}
+
+/// Codes of a row in four vectors: vector v has words 2v in its low and 2v + 1 in its high nibbles.
+pub(super) fn panel_nibbles(body: &[u8], row: usize) -> [u32; 8] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let mut codes = [0; 8];
+    for (v, pair) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let w = word(body, 32 * v + 4 * row);
+        *pair = [w & LOW, (w >> 4) & LOW];
+    }
+    codes
+}
+
+/// The inverse of [`panel_nibbles`]; codes are below 16.
+pub(super) fn put_panel_nibbles(codes: [u32; 8], row: usize, body: &mut [u8]) {
+    for (v, [low, high]) in codes.as_chunks().0.iter().enumerate() {
+        put_word(body, 32 * v + 4 * row, low | high << 4);
+    }
+}
+
+pub(super) fn dequantize<B: Block32>(src: &[u8], dst: &mut [f32]) {
+    for (block, values) in blocks::<32>(src, B::FORMAT.block_bytes, dst) {
+        let d = half_at(block, 0);
+        let codes = B::codes(&block[2 * B::HEADER..]);
+        for (to, code) in values.iter_mut().zip(codes.iter().flat_map(|&w| signed(w))) {
+            *to = f32::from(code - B::BIAS) * d;
+        }
+        if B::HEADER == 2 {
+            let m = half_at(block, 2);
+            values.iter_mut().for_each(|v| *v += m);
+        }
+    }
+}
+
+pub(super) fn pack<B: Block32>(rows: &[&[u8]; PANEL], panel: &mut [u8]) {
+    assert!(rows.iter().all(|row| row.len() * PANEL == panel.len()), "a panel holds eight rows");
+    let bytes = B::FORMAT.block_bytes;
+    for (b, panel) in panel.chunks_exact_mut(PANEL * bytes).enumerate() {
+        let (header, body) = panel.split_at_mut(2 * PANEL * B::HEADER);
+        for (r, row) in rows.iter().enumerate() {
+            let block = &row[b * bytes..(b + 1) * bytes];
+            for h in 0..B::HEADER {
+                let at = 2 * (PANEL * h + r);
+                header[at..at + 2].copy_from_slice(&block[2 * h..2 * h + 2]);
+            }
+            B::put_panel_codes(B::codes(&block[2 * B::HEADER..]), r, body);
+        }
+    }
+}
+
+pub(super) fn unpack<B: Block32>(panel: &[u8], row: usize, dst: &mut [u8]) {
+    assert!(row < PANEL && dst.len() * PANEL == panel.len(), "a panel holds eight rows");
+    let bytes = B::FORMAT.block_bytes;
+    for (panel, block) in panel.chunks_exact(PANEL * bytes).zip(dst.chunks_exact_mut(bytes)) {
+        let (header, body) = panel.split_at(2 * PANEL * B::HEADER);
+        for h in 0..B::HEADER {
+            let at = 2 * (PANEL * h + row);
+            block[2 * h..2 * h + 2].copy_from_slice(&header[at..at + 2]);
+        }
+        B::put_codes(B::panel_codes(body, row), &mut block[2 * B::HEADER..]);
+    }
+}
+
+pub(super) fn scalar<B: Block32>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+    B::FORMAT.check(panel, cols, acts, out);
+    out.fill([0.0; PANEL]);
+    for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
+        let (header, body) = block.split_at(2 * PANEL * B::HEADER);
+        for r in 0..PANEL {
+            let codes = B::panel_codes(body, r).map(|w| signed(w).map(|code| i32::from(code - B::BIAS)));
+            let d = half_at(header, 2 * r);
+            for (act, out) in acts.iter().zip(&mut *out) {
+                let act = &act[b * Q8X32_BYTES..(b + 1) * Q8X32_BYTES];
+                let q = act.as_chunks::<4>().0;
+                let isum: i32 = codes.iter().zip(q).map(|(w, q)| dot4(w, q)).sum();
+                let mut value = isum as f32 * d;
+                if B::HEADER == 2 {
+                    value = half_at(header, 2 * (PANEL + r)).mul_add(single_at(act, Q8X32_SUM), value);
+                }
+                out[r] = value.mul_add(single_at(act, Q8X32_D), out[r]);
+            }
+        }
+    }
+}
+
+/// Dot product of four weights with four activation bytes.
+pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
+    w.iter().zip(q).map(|(w, q)| w * i32::from(q.cast_signed())).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::{Kernel, decode_nibbles, product};
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+    use crate::quant::act::Q8X32_PAIRS;
+    use crate::quant::avx2::{
+        available, by_columns, dword, halves, high_nibbles, load, low_nibbles, prefetch, single,
+    };
+
+    /// How a format's codes meet activations.
+    pub(in crate::quant) trait Kernel: Block32 {
+        /// The body's eight words of codes, each for all rows.
+        ///
+        /// # Safety
+        /// The processor has AVX2; `body` is readable for a panel block's body.
+        unsafe fn decode(body: *const u8) -> [__m256i; 8];
+
+        /// Exact sum of `(code - BIAS) * q` per row.
+        ///
+        /// Unsigned codes below 32: each product pair is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate.
+        /// The 16-bit sum starts at -BIAS * (sum of its q) and may wrap on the way; the true result of 16 products
+        /// fits: (code - BIAS) is within -16..16, and 16 * 16 * 127 = 32512; without BIAS, 16 * 15 * 127 = 30480.
+        ///
+        /// # Safety
+        /// The processor has AVX2; `act` is readable for an activation block.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+            // SAFETY: all offsets lie within the activation block.
+            unsafe {
+                let mut sum = if Self::BIAS == 0 {
+                    _mm256_setzero_si256()
+                } else {
+                    let bias = _mm256_set1_epi16(i16::from(Self::BIAS));
+                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), bias)
+                };
+                for (i, &w) in codes.iter().enumerate() {
+                    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, dword(act.add(4 * i))));
+                }
+                _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
+            }
+        }
+    }
+
+    /// Codes of four vectors of nibbles.
+    ///
+    /// # Safety
+    /// `body` is readable for 128 bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) unsafe fn decode_nibbles(body: *const u8) -> [__m256i; 8] {
+        let mut codes = [_mm256_setzero_si256(); 8];
+        for (v, pair) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            // SAFETY: v < 4.
+            let bytes = unsafe { load(body.add(32 * v)) };
+            *pair = [low_nibbles(bytes), high_nibbles(bytes)];
+        }
+        codes
+    }
+
+    pub(in crate::quant) fn product<B: Kernel>(
+        panel: &[u8],
+        cols: usize,
+        acts: &[&[u8]],
+        out: &mut [[f32; PANEL]],
+    ) {
+        let count = B::FORMAT.check(panel, cols, acts, out);
+        assert!(available(), "no AVX2 on this processor");
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_columns!(acts, tile[B](panel.as_ptr(), count, acts, out)) }
+    }
+
+    /// # Safety
+    /// The features; `p` is a panel of `count` blocks, so is each of the N `acts`; N results.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<B: Kernel, const N: usize>(
+        p: *const u8,
+        count: usize,
+        acts: &[&[u8]],
+        out: &mut [[f32; PANEL]],
+    ) {
+        let bytes = PANEL * B::FORMAT.block_bytes;
+        let mut x = [std::ptr::null(); N];
+        for (x, act) in x.iter_mut().zip(acts) {
+            *x = act.as_ptr();
+        }
+        let mut sums = [_mm256_setzero_ps(); N];
+        for b in 0..count {
+            // SAFETY: b < count, which bounds the panel and every column.
+            unsafe {
+                let p = p.add(b * bytes);
+                // Blocks of 144 to 272 bytes: some line twice now and then, none missed.
+                prefetch::<64>(p);
+                prefetch::<64>(p.wrapping_add(64));
+                prefetch::<64>(p.wrapping_add(128));
+                if bytes > 192 {
+                    prefetch::<64>(p.wrapping_add(192));
+                }
+                let d = halves(p);
+                let codes = B::decode(p.add(2 * PANEL * B::HEADER));
+                for (x, sum) in x.iter().zip(&mut sums) {
+                    let act = x.add(b * Q8X32_BYTES);
+                    let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(B::dot(&codes, act)), d);
+                    if B::HEADER == 2 {
+                        value = _mm256_fmadd_ps(halves(p.add(2 * PANEL)), single(act.add(Q8X32_SUM)), value);
+                    }
+                    *sum = _mm256_fmadd_ps(value, single(act.add(Q8X32_D)), *sum);
+                }
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            // SAFETY: eight values; the store may be unaligned.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! F32 and F16: values as they are. Block: one value.
+//!
+//! Panel: for each k the eight rows' values.
+
+use super::{ActKind, Format, GgmlType, PANEL, half_at, single_at};
+
+pub(super) const F32: Format = Format {
+    ty: GgmlType::F32,
+    name: "F32",
+    ggml_id: 0,
+    block: 1,
+    block_bytes: 4,
+    act: ActKind::F32,
+    dequantize: dequantize::<Single>,
+    pack: pack::<Single, 4>,
+    unpack: unpack::<Single, 4>,
+    scalar: scalar::<Single>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: avx2::product::<Single>,
+};
+
+pub(super) const F16: Format = Format {
+    ty: GgmlType::F16,
+    name: "F16",
+    ggml_id: 1,
+    block: 1,
+    block_bytes: 2,
+    act: ActKind::F32,
+    dequantize: dequantize::<Half>,
+    pack: pack::<Half, 2>,
+    unpack: unpack::<Half, 2>,
+    scalar: scalar::<Half>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: avx2::product::<Half>,
+};
+
+/// A kind of value.
+trait Dense {
+    const FORMAT: Format;
+    fn at(bytes: &[u8], at: usize) -> f32;
+}
+
+struct Single;
+struct Half;
+
+impl Dense for Single {
+    const FORMAT: Format = F32;
+    fn at(bytes: &[u8], at: usize) -> f32 {
+        single_at(bytes, at)
+    }
+}
+
+impl Dense for Half {
+    const FORMAT: Format = F16;
+    fn at(bytes: &[u8], at: usize) -> f32 {
+        half_at(bytes, at)
+    }
+}
+
+fn dequantize<D: Dense>(src: &[u8], dst: &mut [f32]) {
+    let bytes = D::FORMAT.block_bytes;
+    assert!(src.len() == dst.len() * bytes, "as many values as there is room for");
+    for (to, from) in dst.iter_mut().zip(src.chunks_exact(bytes)) {
+        *to = D::at(from, 0);
+    }
+}
+
+fn pack<D: Dense, const B: usize>(rows: &[&[u8]; PANEL], panel: &mut [u8]) {
+    assert!(rows.iter().all(|row| row.len() * PANEL == panel.len()), "a panel holds eight rows");
+    for (r, row) in rows.iter().enumerate() {
+        for (to, from) in panel.as_chunks_mut::<B>().0[r..].iter_mut().step_by(PANEL).zip(row.as_chunks().0) {
+            *to = *from;
+        }
+    }
+}
+
+fn unpack<D: Dense, const B: usize>(panel: &[u8], row: usize, dst: &mut [u8]) {
+    assert!(row < PANEL && dst.len() * PANEL == panel.len(), "a panel holds eight rows");
+    for (to, from) in
+        dst.as_chunks_mut().0.iter_mut().zip(panel.as_chunks::<B>().0[row..].iter().step_by(PANEL))
+    {
+        *to = *from;
+    }
+}
+
+fn scalar<D: Dense>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+    D::FORMAT.check(panel, cols, acts, out);
+    for (act, out) in acts.iter().zip(out) {
+        let mut sums = [[0f32; PANEL]; 2];
+        for (k, weights) in panel.chunks_exact(PANEL * D::FORMAT.block_bytes).enumerate() {
+            let x = single_at(act, 4 * k);
+            for (r, sum) in sums[k % 2].iter_mut().enumerate() {
+                *sum = D::at(weights, r * D::FORMAT.block_bytes).mul_add(x, *sum);
+            }
+        }
+        let [even, odd] = sums;
+        for (out, (even, odd)) in out.iter_mut().zip(even.iter().zip(odd)) {
+            *out = even + odd;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+    use crate::quant::avx2::{available, halves, prefetch, single};
+
+    /// Eight values from `p`.
+    pub(super) trait Load: Dense {
+        /// # Safety
+        /// The processor has AVX2 and F16C; `p` is readable for eight values.
+        unsafe fn load(p: *const u8) -> __m256;
+    }
+
+    impl Load for Single {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn load(p: *const u8) -> __m256 {
+            // SAFETY: the caller's promise; the load may be unaligned.
+            unsafe { _mm256_loadu_ps(p.cast()) }
+        }
+    }
+
+    impl Load for Half {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn load(p: *const u8) -> __m256 {
+            // SAFETY: the caller's promise.
+            unsafe { halves(p) }
+        }
+    }
+
+    pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+        D::FORMAT.check(panel, cols, acts, out);
+        assert!(available(), "no AVX2 on this processor");
+        let p = panel.as_ptr();
+        // Two sums for each of six columns are what the registers hold.
+        let (first, rest) = acts.split_at(if acts.len() > 6 { 4 } else { acts.len() });
+        let (out, tail) = out.split_at_mut(first.len());
+        for (acts, out) in [(first, out), (rest, tail)] {
+            // SAFETY: the processor has the features; `check` asserted the lengths.
+            unsafe {
+                match acts.len() {
+                    0 => {}
+                    1 => tile::<D, 1>(p, cols, acts, out),
+                    2 => tile::<D, 2>(p, cols, acts, out),
+                    3 => tile::<D, 3>(p, cols, acts, out),
+                    4 => tile::<D, 4>(p, cols, acts, out),
+                    5 => tile::<D, 5>(p, cols, acts, out),
+                    _ => tile::<D, 6>(p, cols, acts, out),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The features; `p` is a panel of `cols`, each of the N `acts` has `cols` values; N results.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<D: Load, const N: usize>(
+        p: *const u8,
+        cols: usize,
+        acts: &[&[u8]],
+        out: &mut [[f32; PANEL]],
+    ) {
+        const UNROLL: usize = 4;
+        let step = PANEL * D::FORMAT.block_bytes;
+        let mut x = [std::ptr::null(); N];
+        for (x, act) in x.iter_mut().zip(acts) {
+            *x = act.as_ptr();
+        }
+        let mut sums = [[_mm256_setzero_ps(); 2]; N];
+        let mut k = 0;
+        // SAFETY: k < cols, which bounds the panel and every column.
+        unsafe {
+            while k + UNROLL <= cols {
+                let p = p.add(k * step);
+                prefetch::<64>(p);
+                if step == 32 {
+                    prefetch::<64>(p.wrapping_add(64));
+                }
+                for i in 0..UNROLL {
+                    let w = D::load(p.add(i * step));
+                    for (x, sums) in x.iter().zip(&mut sums) {
+                        sums[i % 2] = _mm256_fmadd_ps(w, single(x.add(4 * (k + i))), sums[i % 2]);
+                    }
+                }
+                k += UNROLL;
+            }
+            while k < cols {
+                let w = D::load(p.add(k * step));
+                for (x, sums) in x.iter().zip(&mut sums) {
+                    sums[k % 2] = _mm256_fmadd_ps(w, single(x.add(4 * k)), sums[k % 2]);
+                }
+                k += 1;
+            }
+            for (out, [even, odd]) in out.iter_mut().zip(sums) {
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(even, odd));
+            }
+        }
+    }
+}

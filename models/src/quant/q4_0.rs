@@ -1,0 +1,60 @@
+//! Q4_0: `d * (q - 8)`. File block, 18 bytes: f16 d; 16 bytes, element j low, j + 16 high.
+//!
+//! Panel block, 144 bytes: d of eight rows; 4 vectors, word 2v low, 2v + 1 high.
+
+use super::block32::{self, Block32};
+use super::{ActKind, Format, GgmlType};
+
+pub(super) const FORMAT: Format = Format {
+    ty: GgmlType::Q4_0,
+    name: "Q4_0",
+    ggml_id: 2,
+    block: 32,
+    block_bytes: 18,
+    act: ActKind::Q8x32,
+    dequantize: block32::dequantize::<Q4_0>,
+    pack: block32::pack::<Q4_0>,
+    unpack: block32::unpack::<Q4_0>,
+    scalar: block32::scalar::<Q4_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: block32::product::<Q4_0>,
+};
+
+const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);
+
+struct Q4_0;
+
+impl Block32 for Q4_0 {
+    const FORMAT: Format = FORMAT;
+    const HEADER: usize = 1;
+    const BIAS: i8 = 8;
+    fn codes(body: &[u8]) -> [u32; 8] {
+        block32::nibbles(body)
+    }
+    fn put_codes(codes: [u32; 8], body: &mut [u8]) {
+        block32::put_nibbles(codes, body);
+    }
+    fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
+        block32::panel_nibbles(body, row)
+    }
+    fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
+        block32::put_panel_nibbles(codes, row, body);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::__m256i;
+
+    use super::*;
+
+    impl block32::Kernel for Q4_0 {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+            // SAFETY: the caller's promise: four vectors.
+            unsafe { block32::decode_nibbles(body) }
+        }
+    }
+}

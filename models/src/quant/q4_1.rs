@@ -1,0 +1,60 @@
+//! Q4_1: `d * q + m`. File block, 20 bytes: f16 d; f16 m; 16 bytes, element j low, j + 16 high.
+//!
+//! Panel block, 160 bytes: d of eight rows; m of eight rows; 4 vectors, word 2v low, 2v + 1 high.
+
+use super::block32::{self, Block32};
+use super::{ActKind, Format, GgmlType};
+
+pub(super) const FORMAT: Format = Format {
+    ty: GgmlType::Q4_1,
+    name: "Q4_1",
+    ggml_id: 3,
+    block: 32,
+    block_bytes: 20,
+    act: ActKind::Q8x32,
+    dequantize: block32::dequantize::<Q4_1>,
+    pack: block32::pack::<Q4_1>,
+    unpack: block32::unpack::<Q4_1>,
+    scalar: block32::scalar::<Q4_1>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: block32::product::<Q4_1>,
+};
+
+const _: () = assert!(FORMAT.block_bytes == 4 + FORMAT.block / 2);
+
+struct Q4_1;
+
+impl Block32 for Q4_1 {
+    const FORMAT: Format = FORMAT;
+    const HEADER: usize = 2;
+    const BIAS: i8 = 0;
+    fn codes(body: &[u8]) -> [u32; 8] {
+        block32::nibbles(body)
+    }
+    fn put_codes(codes: [u32; 8], body: &mut [u8]) {
+        block32::put_nibbles(codes, body);
+    }
+    fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
+        block32::panel_nibbles(body, row)
+    }
+    fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
+        block32::put_panel_nibbles(codes, row, body);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::__m256i;
+
+    use super::*;
+
+    impl block32::Kernel for Q4_1 {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+            // SAFETY: the caller's promise: four vectors.
+            unsafe { block32::decode_nibbles(body) }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Q8_0: `d * q`. File block, 34 bytes: f16 d; 32 signed bytes.
+//!
+//! Panel block, 272 bytes: d of eight rows; 8 vectors, one for each word.
+
+use super::block32::{self, Block32};
+use super::{ActKind, Format, GgmlType, put_word, word};
+
+pub(super) const FORMAT: Format = Format {
+    ty: GgmlType::Q8_0,
+    name: "Q8_0",
+    ggml_id: 8,
+    block: 32,
+    block_bytes: 34,
+    act: ActKind::Q8x32,
+    dequantize: block32::dequantize::<Q8_0>,
+    pack: block32::pack::<Q8_0>,
+    unpack: block32::unpack::<Q8_0>,
+    scalar: block32::scalar::<Q8_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: block32::product::<Q8_0>,
+};
+
+const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block);
+
+struct Q8_0;
+
+impl Block32 for Q8_0 {
+    const FORMAT: Format = FORMAT;
+    const HEADER: usize = 1;
+    const BIAS: i8 = 0;
+    fn codes(body: &[u8]) -> [u32; 8] {
+        std::array::from_fn(|i| word(body, 4 * i))
+    }
+    fn put_codes(codes: [u32; 8], body: &mut [u8]) {
+        for (i, code) in codes.into_iter().enumerate() {
+            put_word(body, 4 * i, code);
+        }
+    }
+    fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
+        std::array::from_fn(|i| word(body, 32 * i + 4 * row))
+    }
+    fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
+        for (i, code) in codes.into_iter().enumerate() {
+            put_word(body, 32 * i + 4 * row, code);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+    use crate::quant::avx2::{dword, load};
+
+    impl block32::Kernel for Q8_0 {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+            let mut codes = [_mm256_setzero_si256(); 8];
+            for (i, code) in codes.iter_mut().enumerate() {
+                // SAFETY: the caller's promise: eight vectors.
+                *code = unsafe { load(body.add(32 * i)) };
+            }
+            codes
+        }
+
+        /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits
+        /// and two do not. -q exists, for q is never -128.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+            let ones = _mm256_set1_epi16(1);
+            let mut sum = _mm256_setzero_si256();
+            for (i, &w) in codes.iter().enumerate() {
+                // SAFETY: the activation block starts with 32 codes.
+                let q = _mm256_sign_epi8(unsafe { dword(act.add(4 * i)) }, w);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), q);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            }
+            sum
+        }
+    }
+}

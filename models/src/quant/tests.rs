@@ -1,0 +1,443 @@
+//! Every format against an oracle written element by element from the file format's definition.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::act::{Q8X32_BYTES, Q8X32_D, Q8X256_BYTES, Q8X256_D};
+use super::*;
+
+const WIDTHS: [usize; 5] = [32, 64, 256, 576, 2048];
+/// Half a unit in the last place of 1.
+const EPS: f64 = 5.960_464_477_539_063e-8;
+
+fn isas() -> Vec<Isa> {
+    match Isa::detect() {
+        Isa::Scalar => {
+            eprintln!("no SIMD on this processor: only the scalar products are tested");
+            vec![Isa::Scalar]
+        }
+        #[cfg(target_arch = "x86_64")]
+        best => vec![Isa::Scalar, best],
+    }
+}
+
+fn half(bytes: &[u8]) -> f64 {
+    half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f64()
+}
+
+/// The value of element `i` of a file block as the two terms it is the sum of, exact in f64.
+fn oracle(ty: GgmlType, b: &[u8], i: usize) -> [f64; 2] {
+    let nibble = |qs: &[u8]| f64::from(qs[i % 16] >> (4 * (i / 16)) & 15);
+    match ty {
+        GgmlType::F32 => [f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])), 0.0],
+        GgmlType::F16 => [half(b), 0.0],
+        GgmlType::Q4_0 => [half(b) * (nibble(&b[2..]) - 8.0), 0.0],
+        GgmlType::Q4_1 => [half(b) * nibble(&b[4..]), half(&b[2..])],
+        GgmlType::Q5_0 => {
+            let fifth = f64::from(b[2 + i / 8] >> (i % 8) & 1);
+            [half(b) * (nibble(&b[6..]) + 16.0 * fifth - 16.0), 0.0]
+        }
+        GgmlType::Q8_0 => [half(b) * f64::from(b[2 + i].cast_signed()), 0.0],
+        GgmlType::Q4_K => {
+            let (s, j) = (&b[4..16], i / 32);
+            let (scale, min) = if j < 4 {
+                (s[j] & 63, s[j + 4] & 63)
+            } else {
+                ((s[j + 4] & 15) | (s[j - 4] >> 6) << 4, (s[j + 4] >> 4) | (s[j] >> 6) << 4)
+            };
+            let q = b[16 + 32 * (j / 2) + i % 32] >> (4 * (j % 2)) & 15;
+            [half(b) * f64::from(scale) * f64::from(q), -half(&b[2..]) * f64::from(min)]
+        }
+        GgmlType::Q6_K => {
+            let (h, e) = (i / 128, i % 128);
+            let (run, l) = (e / 32, e % 32);
+            let low = b[64 * h + l + 32 * (run % 2)] >> (4 * (run / 2)) & 15;
+            let high = b[128 + 32 * h + l] >> (2 * run) & 3;
+            let scale = b[192 + 8 * h + e / 16].cast_signed();
+            [half(&b[208..]) * f64::from(scale) * (f64::from(low | high << 4) - 32.0), 0.0]
+        }
+    }
+}
+
+/// Where a block's half-precision factors lie.
+fn factors(ty: GgmlType) -> &'static [usize] {
+    match ty {
+        GgmlType::F32 => &[],
+        GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
+        GgmlType::Q4_1 | GgmlType::Q4_K => &[0, 2],
+        GgmlType::Q6_K => &[208],
+    }
+}
+
+/// How a test's weights are made.
+#[derive(Clone, Copy, Debug)]
+enum Weights {
+    Random,
+    /// Every byte this: largest and smallest codes and scales.
+    Bytes(u8),
+}
+
+/// How a test's activations are made.
+#[derive(Clone, Copy, Debug)]
+enum Acts {
+    Random,
+    /// All of this: codes of 127 or -127, or nothing.
+    Same(f32),
+    /// The sign alternates: with equal weights sums cancel.
+    Alternating,
+    /// Magnitudes from 1e-38 to 1e3, some blocks zero.
+    Wild,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    ty: GgmlType,
+    cols: usize,
+    columns: usize,
+    weights: Weights,
+    /// What random and adversarial blocks have as factors, as f16 bits; finite.
+    factor: u16,
+    acts: Acts,
+    seed: u64,
+}
+
+fn types() -> impl Strategy<Value = GgmlType> {
+    select(FORMATS.iter().map(|f| f.ty).collect::<Vec<_>>())
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let weights = prop_oneof![
+        4 => Just(Weights::Random),
+        2 => select(vec![0u8, 0xff, 0x80, 0x7f, 0xf0, 0x0f]).prop_map(Weights::Bytes),
+    ];
+    let acts = prop_oneof![
+        4 => Just(Acts::Random),
+        2 => select(vec![1.0f32, -1.0, 0.0]).prop_map(Acts::Same),
+        1 => Just(Acts::Alternating),
+        2 => Just(Acts::Wild),
+    ];
+    // 0: random. Otherwise one, the largest, the smallest denormal, zero, and their negatives.
+    let factor = select(vec![0u16, 0, 0x3c00, 0xbc00, 0x7bff, 0xfbff, 1, 0x8001, 0x8000]);
+    (types(), select(WIDTHS.to_vec()), 1..=COLUMNS_MAX, weights, factor, acts, any::<u64>())
+        .prop_filter("rows are whole blocks", |c| c.1 % format(c.0).block == 0)
+        .prop_map(|(ty, cols, columns, weights, factor, acts, seed)| Case {
+            ty,
+            cols,
+            columns,
+            weights,
+            factor,
+            acts,
+            seed,
+        })
+}
+
+/// splitmix64: seeded, and the same everywhere.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// In -1..1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// A row of the case's format, with finite factors.
+fn row(case: &Case, rng: &mut Rng) -> Vec<u8> {
+    let f = format(case.ty);
+    let bytes = f.row_bytes(case.cols).expect("cases have whole blocks");
+    let mut row: Vec<u8> = (0..bytes)
+        .map(|_| match case.weights {
+            Weights::Random => rng.next() as u8,
+            Weights::Bytes(b) => b,
+        })
+        .collect();
+    for block in row.chunks_exact_mut(f.block_bytes) {
+        for &at in factors(case.ty) {
+            // Random factors are about 2^-13 to 2, of both signs.
+            let bits = if case.factor != 0 { case.factor } else { rng.next() as u16 & 0xbfff | 0x0800 };
+            block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+        }
+        if case.ty == GgmlType::F32 {
+            block.copy_from_slice(&rng.unit().to_le_bytes());
+        }
+    }
+    row
+}
+
+fn column(case: &Case, rng: &mut Rng) -> Vec<f32> {
+    let mut block = 0.0;
+    (0..case.cols)
+        .map(|k| match case.acts {
+            Acts::Random => rng.unit(),
+            Acts::Same(x) => x,
+            Acts::Alternating => [1.0, -1.0][k % 2],
+            Acts::Wild => {
+                if k % 32 == 0 {
+                    block = [0.0, 1e-38, 1e-20, 1e-3, 1.0, 1e3][rng.next() as usize % 6];
+                }
+                block * rng.unit()
+            }
+        })
+        .collect()
+}
+
+struct Made {
+    rows: Vec<Vec<u8>>,
+    panel: Vec<u8>,
+    columns: Vec<Vec<f32>>,
+    acts: Vec<Vec<u8>>,
+}
+
+fn make(case: &Case) -> Made {
+    let mut rng = Rng(case.seed);
+    let f = format(case.ty);
+    let rows: Vec<Vec<u8>> = (0..PANEL).map(|_| row(case, &mut rng)).collect();
+    let columns: Vec<Vec<f32>> = (0..case.columns).map(|_| column(case, &mut rng)).collect();
+    let acts = columns.iter().map(|x| encoded(Isa::Scalar, f.act, x)).collect();
+    Made { panel: packed(f, &rows), rows, columns, acts }
+}
+
+fn packed(f: &Format, rows: &[Vec<u8>]) -> Vec<u8> {
+    let mut panel = vec![0xa5; PANEL * rows[0].len()];
+    (f.pack)(&std::array::from_fn(|r| rows[r].as_slice()), &mut panel);
+    panel
+}
+
+fn encoded(isa: Isa, kind: ActKind, x: &[f32]) -> Vec<u8> {
+    // Not aligned to anything, and all bytes must be written.
+    let bytes = act_bytes(kind, x.len());
+    let mut out = vec![0xa5; bytes + 1];
+    encode(isa, kind, x, &mut out[1..]);
+    out.split_off(1)
+}
+
+/// What an encoded column stands for, and each value's d.
+fn decoded(kind: ActKind, act: &[u8]) -> (Vec<f64>, Vec<f64>) {
+    let (block, bytes, at) = match kind {
+        ActKind::F32 => {
+            let x: Vec<f64> = act.chunks_exact(4).map(|b| f64::from(single_at(b, 0))).collect();
+            let none = vec![0.0; x.len()];
+            return (x, none);
+        }
+        ActKind::Q8x32 => (32, Q8X32_BYTES, Q8X32_D),
+        ActKind::Q8x256 => (256, Q8X256_BYTES, Q8X256_D),
+    };
+    act.chunks_exact(bytes)
+        .flat_map(|a| {
+            let d = f64::from(single_at(a, at));
+            a[..block].iter().map(move |q| (f64::from(q.cast_signed()) * d, d))
+        })
+        .unzip()
+}
+
+fn product(
+    f: &Format,
+    isa: Isa,
+    case: &Case,
+    made: &Made,
+    columns: std::ops::Range<usize>,
+) -> Vec<[u32; PANEL]> {
+    let acts: Vec<&[u8]> = made.acts[columns].iter().map(Vec::as_slice).collect();
+    let mut out = vec![[f32::NAN; PANEL]; acts.len()];
+    f.product(isa)(&made.panel, case.cols, &acts, &mut out);
+    out.into_iter().map(|c| c.map(f32::to_bits)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// The law: instruction sets and grouping change no bit.
+    #[test]
+    fn products_have_the_same_bits_on_every_isa_and_grouping(case in cases(), cut in 0..COLUMNS_MAX) {
+        let (f, made) = (format(case.ty), make(&case));
+        let all = product(f, Isa::Scalar, &case, &made, 0..case.columns);
+        let cut = cut.min(case.columns);
+        for isa in isas() {
+            let whole = product(f, isa, &case, &made, 0..case.columns);
+            prop_assert_eq!(&whole, &all, "{:?}", isa);
+            let mut parts = product(f, isa, &case, &made, 0..cut);
+            parts.extend(product(f, isa, &case, &made, cut..case.columns));
+            prop_assert_eq!(&parts, &all, "{:?} cut at {}", isa, cut);
+        }
+    }
+
+    /// Rounding is all that separates a product from f64 on the encoded column, and half a step of its
+    /// code all that separates that from the column itself.
+    #[test]
+    fn products_are_near_the_exact_dot_product(case in cases()) {
+        let (f, made) = (format(case.ty), make(&case));
+        let blocks = if f.act == ActKind::F32 { case.cols / 2 } else { case.cols / f.block };
+        let out = product(f, Isa::detect(), &case, &made, 0..case.columns);
+        for (c, (act, x)) in made.acts.iter().zip(&made.columns).enumerate() {
+            let (a, d) = decoded(f.act, act);
+            for (r, row) in made.rows.iter().enumerate() {
+                let (mut exact, mut true_dot, mut size, mut code) = (0.0, 0.0, 0.0, 0.0);
+                for (k, &x) in x.iter().enumerate() {
+                    let block = &row[k / f.block * f.block_bytes..][..f.block_bytes];
+                    let [s, t] = oracle(case.ty, block, k % f.block);
+                    exact += (s + t) * a[k];
+                    true_dot += (s + t) * f64::from(x);
+                    size += (s.abs() + t.abs()) * a[k].abs();
+                    // A block whose d would be denormal is zeros; so is what lies that far below.
+                    code += (s + t).abs() * (d[k] * 0.5001 + 2e-36);
+                }
+                let got = f64::from(f32::from_bits(out[c][r]));
+                let bound = size * EPS * (blocks + 4) as f64 + 1e-44;
+                prop_assert!((got - exact).abs() <= bound, "{got} {exact} {bound}");
+                let bound = bound + code;
+                prop_assert!((got - true_dot).abs() <= bound, "{got} {true_dot} {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn unpacking_gives_back_any_bytes(ty in types(), blocks in 1usize..4, seed: u64) {
+        let f = format(ty);
+        let mut rng = Rng(seed);
+        let rows: Vec<Vec<u8>> =
+            (0..PANEL).map(|_| (0..blocks * f.block_bytes).map(|_| rng.next() as u8).collect()).collect();
+        let panel = packed(f, &rows);
+        for (r, row) in rows.iter().enumerate() {
+            let mut back = vec![0; row.len()];
+            (f.unpack)(&panel, r, &mut back);
+            prop_assert_eq!(&back, row);
+        }
+    }
+
+    #[test]
+    fn dequantization_is_the_definition_rounded_once(case in cases()) {
+        let (f, mut rng) = (format(case.ty), Rng(case.seed));
+        let row = row(&case, &mut rng);
+        let mut values = vec![f32::NAN; case.cols];
+        (f.dequantize)(&row, &mut values);
+        for (k, value) in values.into_iter().enumerate() {
+            let block = &row[k / f.block * f.block_bytes..][..f.block_bytes];
+            let [s, t] = oracle(case.ty, block, k % f.block);
+            prop_assert_eq!(value, (s + t) as f32, "element {}", k);
+        }
+    }
+
+    #[test]
+    fn encoding_has_the_same_bits_on_every_isa_and_rounds_to_nearest(case in cases()) {
+        let kind = format(case.ty).act;
+        let x = column(&case, &mut Rng(case.seed));
+        let act = encoded(Isa::Scalar, kind, &x);
+        for isa in isas() {
+            prop_assert_eq!(&encoded(isa, kind, &x), &act, "{:?}", isa);
+        }
+        let (a, d) = decoded(kind, &act);
+        for (k, &x) in x.iter().enumerate() {
+            let error = (a[k] - f64::from(x)).abs();
+            prop_assert!(error <= d[k] * 0.5001 + 2e-36, "{x} became {}", a[k]);
+            prop_assert!(kind == ActKind::F32 || a[k] != -128.0 * d[k] || d[k] == 0.0);
+        }
+    }
+}
+
+#[test]
+fn encoded_blocks_carry_their_sums() {
+    let x: Vec<f32> =
+        (0..256).map(|i| (i % 11) as f32 * 12.7 - 30.0 + if i == 9 { 57.0 } else { 0.0 }).collect();
+    for isa in isas() {
+        let act = encoded(isa, ActKind::Q8x256, &x);
+        let q: Vec<i16> = act[..256].iter().map(|q| i16::from(q.cast_signed())).collect();
+        let i16_at = |at: usize| i16::from_le_bytes([act[at], act[at + 1]]);
+        for (i, q) in q.chunks(16).enumerate() {
+            let pair = |b: usize| -> i16 { q.chunks(4).map(|w| w[b] + w[b + 1]).sum() };
+            assert_eq!(i16_at(256 + 4 * i), -32 * pair(0));
+            assert_eq!(i16_at(258 + 4 * i), -32 * pair(2));
+        }
+        for (i, q) in q.chunks(32).enumerate() {
+            assert_eq!(i16_at(320 + 2 * i), q.iter().sum::<i16>());
+        }
+        let act = encoded(isa, ActKind::Q8x32, &x[..32]);
+        let sum: i16 = act[..32].iter().map(|q| i16::from(q.cast_signed())).sum();
+        let pairs = [36, 38].map(|at| i16::from_le_bytes([act[at], act[at + 1]]));
+        assert_eq!(pairs[0] + pairs[1], -sum);
+        assert_eq!(single_at(&act, 40), f32::from(sum));
+    }
+}
+
+#[test]
+fn ties_round_to_even_and_the_largest_is_127() {
+    let mut x = [0.0f32; 32];
+    x[..5].copy_from_slice(&[127.0, 0.5, 1.5, -2.5, -127.0]);
+    for isa in isas() {
+        let act = encoded(isa, ActKind::Q8x32, &x);
+        assert_eq!(act[..5].iter().map(|q| q.cast_signed()).collect::<Vec<_>>(), [127, 0, 2, -2, -127]);
+        assert_eq!(single_at(&act, Q8X32_D), 1.0);
+    }
+}
+
+/// A value that is not finite must show, not vanish in a code.
+#[test]
+fn faults_in_activations_and_factors_reach_the_result() {
+    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for f in &FORMATS {
+            let mut x = vec![1.0f32; 512];
+            x[300] = bad;
+            let acts: Vec<Vec<u8>> = isas().iter().map(|&isa| encoded(isa, f.act, &x)).collect();
+            assert!(acts.iter().all(|a| *a == acts[0]), "{} {bad}", f.name);
+            let case = Case {
+                ty: f.ty,
+                cols: 512,
+                columns: 1,
+                weights: Weights::Random,
+                factor: 0x3c00,
+                acts: Acts::Random,
+                seed: 1,
+            };
+            let mut made = make(&case);
+            made.acts[0] = acts[0].clone();
+            for isa in isas() {
+                let out = product(f, isa, &case, &made, 0..1);
+                assert!(out[0].iter().all(|&v| !f32::from_bits(v).is_finite()), "{} {bad} {isa:?}", f.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_zero_bytes_are_zeros_in_every_format() {
+    for f in &FORMATS {
+        let mut values = vec![1.0; 256];
+        (f.dequantize)(&vec![0; f.row_bytes(256).expect("256 is whole blocks of all")], &mut values);
+        assert!(values.iter().all(|&v| v == 0.0), "{}", f.name);
+    }
+}
+
+#[test]
+fn wrong_lengths_are_refused_before_any_kernel_runs() {
+    for f in &FORMATS {
+        for isa in isas() {
+            let row = f.row_bytes(256).expect("256 is whole blocks of all");
+            let (panel, act) = (vec![0; PANEL * row], vec![0; act_bytes(f.act, 256)]);
+            let call = |panel: &[u8], act: &[u8], columns: usize, results: usize| {
+                let mut out = vec![[0.0; PANEL]; results];
+                std::panic::catch_unwind(move || f.product(isa)(panel, 256, &vec![act; columns], &mut out))
+            };
+            assert!(call(&panel, &act, 1, 1).is_ok());
+            assert!(call(&panel, &act, 0, 0).is_ok());
+            assert!(call(&panel[1..], &act, 1, 1).is_err(), "{}: short panel", f.name);
+            assert!(call(&panel, &act[1..], 1, 1).is_err(), "{}: short column", f.name);
+            assert!(call(&panel, &act, 2, 1).is_err(), "{}: missing result", f.name);
+            assert!(call(&panel, &act, 9, 9).is_err(), "{}: too many columns", f.name);
+        }
+    }
+}
+
+#[test]
+fn rows_are_whole_blocks() {
+    assert_eq!(format(GgmlType::Q4_K).row_bytes(512), Some(288));
+    assert_eq!(format(GgmlType::Q4_K).row_bytes(576), None);
+    assert_eq!(format(GgmlType::Q8_0).row_bytes(usize::MAX & !31), None);
+    assert_eq!(GgmlType::from_id(14), Some(GgmlType::Q6_K));
+    assert_eq!(GgmlType::from_id(4), None);
+}
