@@ -49,60 +49,6 @@ pub enum GgmlType {
     Q6_K,
 }
 
-impl GgmlType {
-    /// Every format, in order of [`GgmlType::id`].
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
-
-    /// Number in GGUF files, name, elements and bytes of a block: the one place that says so.
-    const fn layout(self) -> (u32, &'static str, usize, usize) {
-        match self {
-            Self::F32 => (0, "F32", 1, 4),
-            Self::F16 => (1, "F16", 1, 2),
-            Self::Q4_0 => (2, "Q4_0", 32, 18),
-            Self::Q4_1 => (3, "Q4_1", 32, 20),
-            Self::Q5_0 => (6, "Q5_0", 32, 22),
-            Self::Q8_0 => (8, "Q8_0", 32, 34),
-            Self::Q4_K => (12, "Q4_K", 256, 144),
-            Self::Q6_K => (14, "Q6_K", 256, 210),
-        }
-    }
-
-    /// The format with this number in GGUF files, if Frugal reads it.
-    pub fn from_id(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|ty| ty.id() == id)
-    }
-
-    /// Its number in GGUF files.
-    pub const fn id(self) -> u32 {
-        self.layout().0
-    }
-
-    /// As GGUF tools print it.
-    pub const fn name(self) -> &'static str {
-        self.layout().1
-    }
-
-    /// Elements in a block; rows are whole blocks.
-    pub const fn block(self) -> usize {
-        self.layout().2
-    }
-
-    /// Bytes in a block.
-    pub const fn block_bytes(self) -> usize {
-        self.layout().3
-    }
-
-    /// Bytes of a row of `cols` elements.
-    ///
-    /// # Panics
-    /// If a row is not whole blocks.
-    pub const fn row_bytes(self, cols: usize) -> usize {
-        assert!(cols.is_multiple_of(self.block()), "rows are whole blocks");
-        cols / self.block() * self.block_bytes()
-    }
-}
-
 /// How activations are encoded for a format's products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActKind {
@@ -188,6 +134,7 @@ const _: () = {
     let mut i = 0;
     while i < FORMATS.len() {
         assert!(FORMATS[i].ty as usize == i, "FORMATS is in the order of GgmlType");
+        assert!(GgmlType::ALL[i] as usize == i, "and so is ALL");
         i += 1;
     }
 };
@@ -198,9 +145,42 @@ pub fn format(ty: GgmlType) -> &'static Format {
 }
 
 impl GgmlType {
+    /// Every format, in order of [`GgmlType::id`].
+    pub const ALL: [Self; FORMATS.len()] =
+        [Self::F32, Self::F16, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+
     /// The format with this number in GGUF files, if Frugal reads it.
-    pub fn from_id(ggml_id: u32) -> Option<Self> {
-        FORMATS.iter().find(|f| f.ggml_id == ggml_id).map(|f| f.ty)
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.id() == id)
+    }
+
+    /// Its number in GGUF files.
+    pub const fn id(self) -> u32 {
+        FORMATS[self as usize].ggml_id
+    }
+
+    /// As GGUF tools print it.
+    pub const fn name(self) -> &'static str {
+        FORMATS[self as usize].name
+    }
+
+    /// Elements in a block; rows are whole blocks.
+    pub const fn block(self) -> usize {
+        FORMATS[self as usize].block
+    }
+
+    /// Bytes in a block.
+    pub const fn block_bytes(self) -> usize {
+        FORMATS[self as usize].block_bytes
+    }
+
+    /// Bytes of a row of `cols` elements.
+    ///
+    /// # Panics
+    /// If a row is not whole blocks.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        assert!(cols.is_multiple_of(self.block()), "rows are whole blocks");
+        cols / self.block() * self.block_bytes()
     }
 }
 
@@ -214,16 +194,12 @@ impl Format {
         }
     }
 
-    /// Bytes of a row of `cols` elements, as in the file; `None` if that is not whole blocks or overflows.
-    pub fn row_bytes(&self, cols: usize) -> Option<usize> {
-        cols.is_multiple_of(self.block).then_some(cols / self.block)?.checked_mul(self.block_bytes)
-    }
-
     /// Asserts what [`PanelProduct`] and its kernels rely on; returns the number of blocks in a row.
     fn check(&self, panel: &[u8], cols: usize, acts: &[&[u8]], out: &[[f32; PANEL]]) -> usize {
         assert!(acts.len() <= COLUMNS_MAX && acts.len() == out.len(), "one result per column, at most 8");
-        let row = self.row_bytes(cols).expect("rows are whole blocks");
-        assert!(row.checked_mul(PANEL) == Some(panel.len()), "a panel is {PANEL} rows");
+        assert!(cols.is_multiple_of(self.block), "rows are whole blocks");
+        let panel_bytes = (cols / self.block).checked_mul(self.block_bytes * PANEL);
+        assert!(panel_bytes == Some(panel.len()), "a panel is {PANEL} rows");
         let bytes = act_bytes(self.act, cols);
         assert!(acts.iter().all(|a| a.len() == bytes), "encoded columns have the row's length");
         cols / self.block
