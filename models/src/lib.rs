@@ -8,6 +8,7 @@ pub mod quant;
 pub mod runner;
 pub mod sampling;
 
+pub mod source;
 pub mod step;
 pub mod upcycle;
 pub mod weights;

@@ -291,4 +291,4 @@ impl Random {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A dense llama of two layers with random bytes for weights, after `change`.
-fn dense(path: &Path, gate: GgmlType, down: GgmlType, change: impl FnOnce(&mut GgufWriter)) {
+pub(crate) fn dense(path: &Path, gate: GgmlType, down: GgmlType, change: impl FnOnce(&mut GgufWriter)) {
     let mut writer = GgufWriter::new();
     writer.set("llama.block_count", Value::U32(2)).set_strings("tokens", &["a", "b"]);
     writer.tensor("token_embd.weight", GgmlType::Q8_0, &[HIDDEN, 10]);
@@ -34,7 +34,7 @@ fn dense(path: &Path, gate: GgmlType, down: GgmlType, change: impl FnOnce(&mut G
     fs::write(path, data.finish()).unwrap();
 }
 
-fn llama(writer: &mut GgufWriter) {
+pub(crate) fn llama(writer: &mut GgufWriter) {
     writer.set("general.architecture", Value::String("llama"));
 }
 
