@@ -432,3 +432,29 @@ fn wrong_lengths_are_refused_before_any_kernel_runs() {
         }
     }
 }
+
+/// Blocks of quantized model files and their values in llama.cpp's reference implementation (gguf-py 0.19), bit for bit.
+#[test]
+fn dequantization_is_llama_cpps() {
+    #[derive(serde::Deserialize)]
+    struct Vector {
+        format: String,
+        /// The file's bytes.
+        bytes: String,
+        /// The values, as little-endian F32.
+        bits: String,
+    }
+    let hex = |s: &str| -> Vec<u8> {
+        s.as_bytes().chunks(2).map(|d| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap()).collect()
+    };
+    let vectors: Vec<Vector> =
+        serde_json::from_str(include_str!("../../../tests/fixtures/dequant.json")).unwrap();
+    assert_eq!(vectors.iter().map(|v| &v.format).collect::<Vec<_>>(), FORMATS.each_ref().map(|f| f.name));
+    for (vector, f) in vectors.iter().zip(&FORMATS) {
+        let (src, expected) = (hex(&vector.bytes), hex(&vector.bits));
+        let mut values = vec![0.0f32; expected.len() / 4];
+        (f.dequantize)(&src, &mut values);
+        let got: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(got, expected, "{}", f.name);
+    }
+}
