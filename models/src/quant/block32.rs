@@ -159,9 +159,10 @@ mod avx2 {
 
         /// Exact sum of `(code - BIAS) * q` per row.
         ///
-        /// Unsigned codes below 32: each product pair is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate.
-        /// The 16-bit sum starts at -BIAS * (sum of its q) and may wrap on the way; the true result of 16 products
-        /// fits: (code - BIAS) is within -16..16, and 16 * 16 * 127 = 32512; without BIAS, 16 * 15 * 127 = 30480.
+        /// Unsigned codes below 32: a pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate.
+        /// The 16-bit sum starts at -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the
+        /// products done and of -BIAS * q over the others: with a BIAS of 16 always within 16 * 16 * 127 = 32512, with
+        /// 8 within 16256. Without BIAS it is at most 16 * 15 * 127 = 30480.
         ///
         /// # Safety
         /// The processor has AVX2; `act` is readable for an activation block.

@@ -204,8 +204,9 @@ mod avx2 {
     }
 
     /// Bounds: a pair of products is at most 2 * 63 * 127 = 16002, so `maddubs` does not saturate. The 16-bit sum starts
-    /// at -32 * (sum of its q) and may wrap on the way; the true result of eight products of (q - 32) within -32..32
-    /// fits: 32 * 127 * 8 = 32512. Times a scale of -128, two a lane, sixteen sub-blocks: 133 million.
+    /// at -32 * (sum of its a); on the way it is the sum of (q - 32) * a over the products done and of -32 * a over
+    /// the others, so always within 8 * 32 * 127 = 32512. Times a scale of -128, two a lane, sixteen sub-blocks: 133
+    /// million.
     ///
     /// # Safety
     /// The features; `p` is a panel of `count` blocks, so is each of the N `acts`; N results.
