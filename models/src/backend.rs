@@ -268,13 +268,36 @@ impl WorkMeter {
 
     /// One layer's experts: `chosen[t * top_k + j]` is token t's j-th expert, each of `bytes` and `macs_per_token`.
     pub fn experts(&mut self, chosen: &[u32], top_k: usize, experts: usize, bytes: u64, macs_per_token: u64) {
+        self.hit(chosen, top_k, experts, |row| row);
+        self.count_hits(bytes, macs_per_token);
+    }
+
+    /// [`WorkMeter::experts`] of selected tokens only: row `r` of `chosen` is token `tokens[r]`.
+    pub fn experts_selected(
+        &mut self,
+        tokens: &[u32],
+        chosen: &[u32],
+        top_k: usize,
+        experts: usize,
+        bytes: u64,
+        macs_per_token: u64,
+    ) {
+        self.hit(chosen, top_k, experts, |row| tokens[row] as usize);
+        self.count_hits(bytes, macs_per_token);
+    }
+
+    fn hit(&mut self, chosen: &[u32], top_k: usize, experts: usize, token: impl Fn(usize) -> usize) {
         let spans = self.stats.rows.len();
         self.hits.clear();
         self.hits.resize(experts * spans, 0);
         for (i, &e) in chosen.iter().enumerate() {
-            let span = self.span_of[i / top_k] as usize;
+            let span = self.span_of[token(i / top_k)] as usize;
             self.hits[e as usize * spans + span] += 1;
         }
+    }
+
+    fn count_hits(&mut self, bytes: u64, macs_per_token: u64) {
+        let spans = self.stats.rows.len();
         for by_span in self.hits.chunks_exact(spans.max(1)) {
             let rows = by_span.iter().filter(|&&n| n > 0).count() as u64;
             if rows == 0 {

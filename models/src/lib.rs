@@ -2,6 +2,7 @@
 
 mod atomic;
 pub mod backend;
+pub mod cpu;
 pub mod gguf;
 pub mod kv;
 pub mod quant;

@@ -1,0 +1,261 @@
+//! Routing and gated feed-forwards: dense ones are a stack of one expert that every token chose with weight 1.
+//!
+//! Two phases with a barrier between. First, item = (expert, [`BLOCK_ROWS`] inner rows): gate and up products for
+//! the expert's tokens, activation, and the encoding of the result for the down product, whose blocks the item
+//! holds whole. Second, item = output rows: the down products of all active experts, added in ascending order of
+//! expert, so an output has one writer and one order of summation: out += weight * y.
+
+use std::ops::Range;
+
+use super::linear::{Group, groups};
+use super::math;
+use super::pool::Disjoint;
+use super::tensor::{Columns, CpuTensor};
+use super::weight::CpuWeight;
+use super::{Core, Env};
+use crate::backend::{Activation, Gated, RouteSpec};
+use crate::quant::{ActKind, COLUMNS_MAX, PANEL, act_bytes, encode};
+
+/// Most inner rows of an item: a block of the widest encoding.
+const BLOCK_ROWS: usize = 256;
+/// Inner rows of an item where the encoding's blocks are narrower.
+const NARROW_ROWS: usize = 64;
+/// Columns whose gate and up results a thread holds at a time: 2 x 32 KB.
+const CHUNK: usize = 32;
+
+/// The experts of each token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuRouting {
+    pub(super) top_k: usize,
+    /// `[tokens, top_k]`, ascending within a token.
+    pub(super) experts: Vec<u32>,
+    /// `[tokens, top_k]`.
+    pub(super) weights: Vec<f32>,
+}
+
+/// Which rows of the input go through which matrix of the stack, sorted by matrix.
+pub(super) struct Assigned {
+    rows: Vec<usize>,
+    weights: Vec<f32>,
+    /// Active experts in ascending order, and their part of `rows`.
+    experts: Vec<(usize, Range<usize>)>,
+}
+
+impl Assigned {
+    /// Every row goes through the only matrix.
+    pub(super) fn all(rows: usize) -> Self {
+        let experts = if rows > 0 { vec![(0, 0..rows)] } else { Vec::new() };
+        Self { rows: (0..rows).collect(), weights: vec![1.0; rows], experts }
+    }
+
+    /// As routed, among `experts` matrices; within one, in order of rows.
+    pub(super) fn routed(routing: &CpuRouting, experts: usize) -> Self {
+        let mut ends = vec![0; experts];
+        for &e in &routing.experts {
+            ends[e as usize] += 1;
+        }
+        let mut total = 0;
+        for end in &mut ends {
+            total += *end;
+            *end = total - *end;
+        }
+        let mut assigned = Self { rows: vec![0; total], weights: vec![0.0; total], experts: Vec::new() };
+        for (i, (&e, &w)) in routing.experts.iter().zip(&routing.weights).enumerate() {
+            let at = &mut ends[e as usize];
+            (assigned.rows[*at], assigned.weights[*at]) = (i / routing.top_k, w);
+            *at += 1;
+        }
+        let mut start = 0;
+        for (e, &end) in ends.iter().enumerate() {
+            if end > start {
+                assigned.experts.push((e, start..end));
+            }
+            start = end;
+        }
+        assigned
+    }
+}
+
+/// A worker's gate and up results: `[CHUNK, BLOCK_ROWS]` each.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// Inner activations as the down product reads them: one column per assignment.
+struct Inner<'a> {
+    kind: ActKind,
+    stride: usize,
+    bytes: Disjoint<'a, u8>,
+}
+
+impl Env {
+    /// `to[c][r - rows.start]` = row r of the matrix times the token's column.
+    fn block(
+        &self,
+        weight: &CpuWeight,
+        expert: usize,
+        rows: &Range<usize>,
+        columns: Columns<'_>,
+        tokens: &[usize],
+        to: &mut [f32],
+    ) {
+        let product = weight.format.product(self.isa);
+        let mut results = [[0.0; PANEL]; COLUMNS_MAX];
+        for panel in rows.start / PANEL..rows.end.div_ceil(PANEL) {
+            let bytes = weight.panel(expert, panel);
+            let at = panel * PANEL - rows.start;
+            for group in groups(tokens.len()) {
+                let acts = Group::new(columns, tokens[group.clone()].iter().copied());
+                let results = acts.times(product, bytes, weight.cols, &mut results);
+                for (c, result) in group.zip(results) {
+                    to[c * BLOCK_ROWS + at..][..PANEL].copy_from_slice(result);
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// The weighted sum of the experts' outputs for each row of `x`; counts nothing.
+    pub(super) fn gated(&self, x: &CpuTensor, assigned: &Assigned, ffn: Gated<'_, CpuWeight>) -> CpuTensor {
+        let (gate, up, down) = (ffn.gate, ffn.up, ffn.down);
+        assert!(gate.cols == x.width && up.cols == x.width, "gate and up take the input's width");
+        assert!(gate.rows == up.rows && gate.rows == down.cols, "one inner width");
+        assert!(gate.experts == up.experts && gate.experts == down.experts, "stacks of one size");
+        let Activation::Silu = ffn.activation;
+        let kind = down.format.act;
+        let stride = act_bytes(kind, down.cols);
+        let mut inner = self.env.bytes.take(assigned.rows.len() * stride);
+        self.gate_and_up(x, assigned, gate, up, &Inner { kind, stride, bytes: Disjoint::new(&mut inner) });
+        self.down(x, assigned, down, Columns { bytes: &inner, stride })
+    }
+
+    fn gate_and_up(
+        &self,
+        x: &CpuTensor,
+        assigned: &Assigned,
+        gate: &CpuWeight,
+        up: &CpuWeight,
+        inner: &Inner<'_>,
+    ) {
+        let block = if inner.kind == ActKind::Q8x256 { BLOCK_ROWS } else { NARROW_ROWS };
+        let blocks = gate.rows.div_ceil(block);
+        // The experts with most tokens first: the small items even out the end.
+        let mut order: Vec<_> = assigned.experts.iter().collect();
+        order.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+        let inputs = (x.columns(self, gate.format.act), x.columns(self, up.format.act));
+        let env = &self.env;
+        self.pool.for_each(order.len() * blocks, |worker, i| {
+            let (expert, ref assignments) = *order[i / blocks];
+            let first = i % blocks * block;
+            let rows = first..gate.rows.min(first + block);
+            let mut scratch = env.scratch(worker);
+            let Scratch { gate: g, up: u } = &mut scratch.experts;
+            g.resize(CHUNK * BLOCK_ROWS, 0.0);
+            u.resize(CHUNK * BLOCK_ROWS, 0.0);
+            for start in assignments.clone().step_by(CHUNK) {
+                let chunk = start..assignments.end.min(start + CHUNK);
+                let tokens = &assigned.rows[chunk.clone()];
+                env.block(gate, expert, &rows, inputs.0, tokens, g);
+                env.block(up, expert, &rows, inputs.1, tokens, u);
+                let columns = g.chunks_exact_mut(BLOCK_ROWS).zip(u.chunks_exact(BLOCK_ROWS));
+                for (assignment, (g, u)) in chunk.zip(columns) {
+                    let (g, u) = (&mut g[..rows.len()], &u[..rows.len()]);
+                    math::silu_times(env.isa, g, u);
+                    let at = assignment * inner.stride + act_bytes(inner.kind, rows.start);
+                    // SAFETY: an item writes only its rows of its expert's assignments, and is done once.
+                    let to = unsafe { inner.bytes.slice(at, act_bytes(inner.kind, rows.len())) };
+                    encode(env.isa, inner.kind, g, to);
+                }
+            }
+        });
+    }
+
+    fn down(&self, x: &CpuTensor, assigned: &Assigned, down: &CpuWeight, inner: Columns<'_>) -> CpuTensor {
+        let mut out = self.env.floats.zeros(x.rows * down.rows);
+        let shared = Disjoint::new(&mut out);
+        let panels = down.panels();
+        let each = self.panels_per_item(panels).min(BLOCK_ROWS / PANEL);
+        let product = down.format.product(self.env.isa);
+        self.pool.for_each(panels.div_ceil(each), |_, i| {
+            let mut results = [[0.0; PANEL]; COLUMNS_MAX];
+            for (expert, assignments) in &assigned.experts {
+                for group in groups(assignments.len()) {
+                    let group = assignments.start + group.start..assignments.start + group.end;
+                    let acts = Group::new(inner, group.clone());
+                    for panel in i * each..panels.min((i + 1) * each) {
+                        let results =
+                            acts.times(product, down.panel(*expert, panel), down.cols, &mut results);
+                        let first = panel * PANEL;
+                        let len = PANEL.min(down.rows - first);
+                        for (a, result) in group.clone().zip(results) {
+                            let weight = assigned.weights[a];
+                            // SAFETY: an item writes only its panels' values of each row, and is done once.
+                            let to = unsafe { shared.slice(assigned.rows[a] * down.rows + first, len) };
+                            for (to, y) in to.iter_mut().zip(result) {
+                                *to += weight * y;
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        CpuTensor::new(x.rows, down.rows, out, x.tokens.clone())
+    }
+
+    /// Softmax over each row of logits, then the largest, ties to the smaller index.
+    pub(super) fn choose(&self, logits: &CpuTensor, spec: &RouteSpec) -> CpuRouting {
+        let (rows, top_k) = (logits.rows, spec.top_k as usize);
+        assert!(0 < top_k && top_k <= logits.width, "experts per token");
+        let mut routing =
+            CpuRouting { top_k, experts: vec![0; rows * top_k], weights: vec![0.0; rows * top_k] };
+        let experts = Disjoint::new(&mut routing.experts);
+        let weights = Disjoint::new(&mut routing.weights);
+        let env = &self.env;
+        self.rows(rows, logits.width, |worker, row| {
+            let mut scratch = env.scratch(worker);
+            // SAFETY: each row is done once.
+            let out = unsafe { (experts.slice(row * top_k, top_k), weights.slice(row * top_k, top_k)) };
+            choose_row(env.isa, logits.row(row), spec, &mut scratch.probabilities, out);
+        });
+        routing
+    }
+}
+
+fn choose_row(
+    isa: crate::quant::Isa,
+    logits: &[f32],
+    spec: &RouteSpec,
+    probabilities: &mut Vec<f32>,
+    (experts, weights): (&mut [u32], &mut [f32]),
+) {
+    probabilities.clear();
+    probabilities.extend_from_slice(logits);
+    let sum = math::exp_sum(isa, probabilities, math::largest(logits));
+    probabilities.iter_mut().for_each(|p| *p /= sum);
+    for slot in 0..experts.len() {
+        let (taken, _) = experts.split_at(slot);
+        let mut best: Option<usize> = None;
+        for (i, p) in probabilities.iter().enumerate() {
+            let better = best.is_none_or(|b| *p > probabilities[b]);
+            if better && !taken.contains(&(i as u32)) {
+                best = Some(i);
+            }
+        }
+        let best = best.expect("top_k is at most the number of experts");
+        (experts[slot], weights[slot]) = (best as u32, probabilities[best]);
+    }
+    let total = if spec.normalise { weights.iter().sum::<f32>() } else { 1.0 };
+    weights.iter_mut().for_each(|w| *w = *w / total * spec.scale);
+    // Ascending by expert, the order of summation.
+    for i in 1..experts.len() {
+        let mut j = i;
+        while j > 0 && experts[j] < experts[j - 1] {
+            experts.swap(j, j - 1);
+            weights.swap(j, j - 1);
+            j -= 1;
+        }
+    }
+}
