@@ -1,0 +1,127 @@
+//! Parsing, templates and tokenizers, off the threads that serve connections.
+//!
+//! Bounded twice: in the threads it occupies and in the requests that wait for them. Large bodies queue for one
+//! thread of their own, so they delay each other and never a small one.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::ApiError;
+
+/// From here a body counts as large: tokenizing it takes tens of milliseconds.
+const LARGE_BYTES: usize = 64 << 10;
+
+/// Seconds after which a client that found the queue full may come back.
+const RETRY_AFTER_S: u32 = 1;
+
+/// Runs closures on tokio's blocking threads, a few at a time.
+#[derive(Debug)]
+pub struct TextPool {
+    /// One permit per request that waits or runs.
+    queue: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl TextPool {
+    /// At most `threads` small jobs and one large job at a time, `waiting` more in the queue.
+    pub fn new(threads: usize, waiting: usize) -> Self {
+        let threads = threads.max(1);
+        let queue = threads.saturating_add(1).saturating_add(waiting).min(Semaphore::MAX_PERMITS);
+        Self {
+            queue: Arc::new(Semaphore::new(queue)),
+            small: Arc::new(Semaphore::new(threads)),
+            large: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Runs `job`, which has `bytes` of input to work on.
+    ///
+    /// # Errors
+    /// 503 if too many wait; 500 if the job panicked; else what the job said.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let ticket = self.queue.clone().try_acquire_owned();
+        let ticket = ticket.map_err(|_| ApiError::overloaded(RETRY_AFTER_S))?;
+        let lane = if bytes < LARGE_BYTES { &self.small } else { &self.large };
+        let turn = lane.clone().acquire_owned().await.expect("the semaphore is never closed");
+        // The permits go with the job: it runs on when its client is gone, and occupies its thread until it ends.
+        let permits: (OwnedSemaphorePermit, OwnedSemaphorePermit) = (ticket, turn);
+        let done = tokio::task::spawn_blocking(move || {
+            let result = job();
+            drop(permits);
+            result
+        });
+        done.await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "preparing a request failed");
+            Err(ApiError::internal("The request could not be prepared"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn large_jobs_do_not_delay_small_ones() {
+        let pool = Arc::new(TextPool::new(1, 8));
+        let (release, blocked) = mpsc::channel::<()>();
+        let large = tokio::spawn({
+            let pool = pool.clone();
+            async move {
+                pool.run(LARGE_BYTES, move || {
+                    blocked.recv().expect("the test releases it");
+                    Ok("large")
+                })
+                .await
+            }
+        });
+        assert_eq!(pool.run(10, || Ok("small")).await, Ok("small"));
+        release.send(()).unwrap();
+        assert_eq!(large.await.unwrap(), Ok("large"));
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_and_a_panic_is_an_error() {
+        let pool = Arc::new(TextPool::new(1, 0));
+        let panicked = pool.run(1, || -> Result<(), ApiError> { panic!("on purpose") }).await;
+        assert_eq!(panicked.unwrap_err().status(), StatusCode::INTERNAL_SERVER_ERROR);
+
+        // The two places, one a lane, are taken; `started` says when.
+        let (started, when_started) = mpsc::channel::<()>();
+        let mut release = Vec::new();
+        let mut running = Vec::new();
+        for bytes in [1, LARGE_BYTES] {
+            let (tell, blocked) = mpsc::channel::<()>();
+            let (pool, started) = (pool.clone(), started.clone());
+            release.push(tell);
+            running.push(tokio::spawn(async move {
+                pool.run(bytes, move || {
+                    started.send(()).expect("the test listens");
+                    blocked.recv().expect("the test releases it");
+                    Ok(())
+                })
+                .await
+            }));
+        }
+        let both = tokio::task::spawn_blocking(move || (when_started.recv(), when_started.recv()));
+        assert_eq!(both.await.unwrap(), (Ok(()), Ok(())));
+        assert_eq!(pool.run(1, || Ok(())).await.unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
+        for tell in release {
+            tell.send(()).unwrap();
+        }
+        for job in running {
+            job.await.unwrap().unwrap();
+        }
+        assert_eq!(pool.run(1, || Ok(())).await, Ok(()));
+    }
+}

@@ -1,0 +1,132 @@
+//! `usage`: tokens as OpenAI counts them, money as OpenRouter shows it.
+
+use frugal_scheduler::request::Report;
+use serde::Serialize;
+
+/// Pico-units in a unit.
+const PICO: f64 = 1e12;
+
+/// Tokens and money of all prompts together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tokens of the prompts, each counted once.
+    pub prompt_tokens: u64,
+    /// Of these, taken from the prefix cache.
+    pub cached_tokens: u64,
+    /// Output tokens of all choices.
+    pub completion_tokens: u64,
+    /// Pico-units for prompts; None without a price.
+    pub prefill: Option<u128>,
+    /// Pico-units for output; None without a price.
+    pub decode: Option<u128>,
+    /// Pico-units that prefix hits saved; None without a price.
+    pub saved: Option<u128>,
+}
+
+impl Totals {
+    /// Adds one prompt's account.
+    pub fn add(&mut self, report: &Report) {
+        fn money(sum: &mut Option<u128>, part: Option<u128>) {
+            if let Some(part) = part {
+                *sum = Some(sum.unwrap_or(0).saturating_add(part));
+            }
+        }
+        self.prompt_tokens += u64::from(report.prompt_tokens);
+        self.cached_tokens += u64::from(report.cached_tokens);
+        self.completion_tokens += u64::from(report.completion_tokens);
+        money(&mut self.prefill, report.cost.prefill);
+        money(&mut self.decode, report.cost.decode);
+        money(&mut self.saved, report.cost.saved);
+    }
+
+    /// What the request is charged.
+    pub fn cost(&self) -> Option<u128> {
+        Some(self.prefill?.saturating_add(self.decode?))
+    }
+}
+
+/// What a request took, for its client.
+#[derive(Clone, Debug, Serialize)]
+pub struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: PromptDetails,
+    #[serde(flatten)]
+    money: Option<Money>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct PromptDetails {
+    cached_tokens: u64,
+}
+
+/// Absent without a price: no price is not a price of 0.
+#[derive(Clone, Debug, Serialize)]
+struct Money {
+    cost: f64,
+    cost_details: CostDetails,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct CostDetails {
+    upstream_inference_cost: f64,
+    upstream_inference_prompt_cost: f64,
+    upstream_inference_completions_cost: f64,
+    /// What the prefix cache spared this request, an estimate.
+    saved: f64,
+    currency: String,
+}
+
+impl Usage {
+    /// `currency` labels the money, if there is any.
+    pub fn new(totals: &Totals, currency: Option<&str>) -> Self {
+        let money = || {
+            let (prefill, decode) = (totals.prefill?, totals.decode?);
+            let cost = units(totals.cost()?);
+            let cost_details = CostDetails {
+                upstream_inference_cost: cost,
+                upstream_inference_prompt_cost: units(prefill),
+                upstream_inference_completions_cost: units(decode),
+                saved: units(totals.saved.unwrap_or(0)),
+                currency: currency?.to_owned(),
+            };
+            Some(Money { cost, cost_details })
+        };
+        Self {
+            prompt_tokens: totals.prompt_tokens,
+            completion_tokens: totals.completion_tokens,
+            total_tokens: totals.prompt_tokens + totals.completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: totals.cached_tokens },
+            money: money(),
+        }
+    }
+}
+
+/// Whole units of pico-units, as near as a JSON number comes.
+pub fn units(pico: u128) -> f64 {
+    pico as f64 / PICO
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_is_absent_without_a_price_and_adds_up_with_one() {
+        let mut totals = Totals { prompt_tokens: 3, completion_tokens: 2, ..Totals::default() };
+        let free = serde_json::to_value(Usage::new(&totals, Some("USD"))).unwrap();
+        assert_eq!(
+            free,
+            serde_json::json!({
+                "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": 0},
+            })
+        );
+        (totals.prefill, totals.decode, totals.saved) = (Some(1_500_000), Some(500_000), Some(0));
+        let paid = serde_json::to_value(Usage::new(&totals, Some("USD"))).unwrap();
+        assert_eq!(paid["cost"], serde_json::json!(2e-6));
+        assert_eq!(paid["cost_details"]["upstream_inference_prompt_cost"], serde_json::json!(1.5e-6));
+        assert_eq!(paid["cost_details"]["currency"], "USD");
+    }
+}
