@@ -3,6 +3,7 @@
 mod atomic;
 pub mod backend;
 pub mod cpu;
+pub mod fake;
 pub mod gguf;
 pub mod kv;
 pub mod quant;

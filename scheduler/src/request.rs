@@ -157,3 +157,21 @@ pub enum SubmitError {
     #[error("the server is shutting down")]
     ShuttingDown,
 }
+
+#[cfg(test)]
+pub(crate) fn test_request(prompt: u32) -> Request {
+    Request {
+        prompt: (0..prompt).map(TokenId).collect(),
+        sampling: Arc::default(),
+        seed: 0,
+        n: 1,
+        max_tokens: 8,
+        min_tokens: 0,
+        end_tokens: Arc::default(),
+        stop: Arc::default(),
+        prompt_logprobs: None,
+        cache_domain: [0; 32],
+        deadline: None,
+        tenant: 0,
+    }
+}

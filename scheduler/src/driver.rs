@@ -1,0 +1,191 @@
+//! The thread that owns engine and runner: plan, execute, commit. It reads the clock.
+//!
+//! It never waits for a client: event buffers have room for everything that can happen to their request.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use frugal_models::runner::Runner;
+use frugal_models::step::{StepFault, StepOutput};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+use crate::engine::{Command, Engine};
+use crate::handle::{Ended, Post, Shared};
+use crate::policy::Plan;
+use crate::request::{Event, Report, RequestId};
+
+/// An idle engine settles and publishes this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+pub(crate) struct Driver {
+    runner: Box<dyn Runner>,
+    engine: Engine,
+    shared: Arc<Shared>,
+    clients: BTreeMap<RequestId, mpsc::Sender<Event>>,
+    draining: bool,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+/// The runner panicked.
+struct Panicked(String);
+
+impl Driver {
+    pub(crate) fn new(
+        runner: Box<dyn Runner>,
+        engine: Engine,
+        shared: Arc<Shared>,
+        ended: watch::Sender<Option<Ended>>,
+    ) -> Self {
+        Self { runner, engine, shared, clients: BTreeMap::new(), draining: false, ended }
+    }
+
+    pub(crate) fn run(mut self) -> Ended {
+        self.publish();
+        let ended = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            Ok(Ok(())) => Ended::Drained,
+            Ok(Err(Panicked(why))) => Ended::Panicked(why),
+            Err(panic) => Ended::Panicked(message(&*panic)),
+        };
+        self.close(&ended);
+        ended
+    }
+
+    fn serve(&mut self) -> Result<(), Panicked> {
+        while self.listen() {
+            let plan = self.engine.plan(self.shared.now());
+            if plan.is_empty() {
+                self.deliver();
+                continue;
+            }
+            let begun = self.shared.now();
+            let (result, panicked) = self.execute(&plan);
+            let (tokens, now) = (plan.input.tokens(), self.shared.now());
+            tracing::trace!(rows = plan.input.rows.len(), tokens, ns = now.0 - begun.0, "step");
+            self.engine.commit(plan, result, now);
+            if let Some(why) = panicked {
+                self.engine.abort(&why);
+                self.deliver();
+                return Err(Panicked(why));
+            }
+            self.shared.watchdog.progress(now);
+            self.shared.inbox().gate.pace(tokens, now.0 - begun.0);
+            self.deliver();
+        }
+        Ok(())
+    }
+
+    /// Takes what was posted, waiting for it if there is nothing else to do; false when nothing is left to do for ever.
+    fn listen(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let mut inbox = shared.inbox();
+        if inbox.posts.is_empty() && self.engine.is_idle() {
+            if self.draining {
+                return false;
+            }
+            shared.watchdog.idle();
+            inbox = shared.wake.wait_timeout(inbox, HEARTBEAT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let posts = std::mem::take(&mut inbox.posts);
+        drop(inbox);
+        let now = shared.now();
+        for post in posts {
+            match post {
+                Post::Submit { id, request, at, events } => {
+                    self.clients.insert(id, events);
+                    self.engine.apply(Command::Submit { id, request, at }, now);
+                }
+                Post::Drain(deadline) => {
+                    self.draining = true;
+                    self.engine.apply(Command::Drain(deadline), now);
+                }
+                // Whoever asked may have gone.
+                Post::Check(reply) => drop(reply.send(self.engine.check())),
+            }
+        }
+        let gone: Vec<RequestId> =
+            self.clients.iter().filter(|(_, c)| c.is_closed()).map(|(&id, _)| id).collect();
+        gone.into_iter().for_each(|id| self.engine.apply(Command::Cancel(id), now));
+        true
+    }
+
+    /// A panic is a fault of the step, and the runner's last.
+    fn execute(&mut self, plan: &Plan) -> (Result<StepOutput, StepFault>, Option<String>) {
+        let runner = &mut self.runner;
+        let run = || {
+            runner.submit(plan.input.clone());
+            runner.wait()
+        };
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(result) => {
+                if let Err(fault) = &result {
+                    tracing::error!(%fault, rows = plan.input.rows.len(), "a step failed");
+                }
+                (result, None)
+            }
+            Err(panic) => {
+                let why = message(&*panic);
+                tracing::error!(panic = %why, "the runner panicked");
+                (Err(StepFault(why.clone())), Some(why))
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        let outbox = self.engine.take_outbox();
+        let mut done = Vec::new();
+        for (id, event) in outbox.events {
+            let Some(client) = self.clients.get(&id) else { continue };
+            let is_last = matches!(event, Event::Done(_));
+            if let Err(TrySendError::Full(event)) = client.try_send(event) {
+                panic!("the buffer of {id:?} has no room for {event:?}");
+            }
+            if is_last {
+                self.clients.remove(&id);
+                done.push(id);
+            }
+        }
+        let mut inbox = self.shared.inbox();
+        outbox.scheduled.into_iter().for_each(|id| inbox.gate.scheduled(id));
+        done.into_iter().for_each(|id| inbox.gate.done(id));
+        drop(inbox);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let snapshot = Arc::new(self.engine.snapshot());
+        *self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// Whoever still waits is told; whoever comes is refused.
+    fn close(&mut self, ended: &Ended) {
+        let mut inbox = self.shared.inbox();
+        inbox.gate.close();
+        for post in std::mem::take(&mut inbox.posts) {
+            if let Post::Submit { id, events, .. } = post {
+                self.clients.insert(id, events);
+            }
+        }
+        drop(inbox);
+        let why = match ended {
+            Ended::Drained => "the server is shutting down",
+            Ended::Panicked(why) => why,
+        };
+        for client in std::mem::take(&mut self.clients).into_values() {
+            let report = Report { fault: Some(why.to_owned()), ..Report::default() };
+            // A client that has gone needs no telling.
+            let _ = client.try_send(Event::Done(Box::new(report)));
+        }
+        self.shared.watchdog.idle();
+        self.ended.send_replace(Some(ended.clone()));
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("of unknown kind"))
+}

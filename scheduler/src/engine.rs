@@ -1,0 +1,430 @@
+//! The state of all requests, and what changes it: commands, plans, commits.
+//!
+//! Pure: time is an argument, effects are collected and taken. Between `plan` and `commit` nothing else happens.
+//! Absent on purpose: channels, threads, clocks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use frugal_models::step::{
+    Geometry, RowOutput, SeqId, StepFault, StepOutput, StepStats, TokenId, TokenScore,
+};
+
+use crate::kv::KvCache;
+use crate::kv::group::capacity;
+use crate::kv::prefix::{Key, Scope};
+use crate::kv::table::SeqKv;
+use crate::ledger::{Ledger, RowTokens};
+use crate::options::EngineOptions;
+use crate::policy::{Plan, Planned};
+use crate::request::{Event, FinishReason, Report, Request, RequestCost, RequestId, Tick};
+use crate::seq::{Live, Seq};
+use crate::snapshot::{Amount, Counters, Gauges, Histograms, Snapshot, Work, finish_index};
+use crate::stop::{StopMatcher, StopStrings};
+
+/// What the engine is told from outside.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// A request that the gate took, at this tick.
+    Submit {
+        /// Ids only go up.
+        id: RequestId,
+        /// The request.
+        request: Box<Request>,
+        /// When it was taken; not after `now`.
+        at: Tick,
+    },
+    /// End it, if it is still there.
+    Cancel(RequestId),
+    /// End at this tick whatever is left then.
+    Drain(Tick),
+}
+
+/// What the engine wants told, in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// To whoever submitted the request.
+    pub events: Vec<(RequestId, Event)>,
+    /// Requests that were scheduled for the first time: to the gate.
+    pub scheduled: Vec<RequestId>,
+}
+
+/// The engine. One thread owns it.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) options: EngineOptions,
+    pub(crate) geometry: Geometry,
+    capacity: u32,
+    pub(crate) kv: KvCache,
+    pub(crate) seqs: BTreeMap<SeqId, Seq>,
+    pub(crate) live: BTreeMap<RequestId, Live>,
+    /// Sequences without blocks, and with. Ids are ages.
+    pub(crate) waiting: BTreeSet<SeqId>,
+    pub(crate) running: BTreeSet<SeqId>,
+    pub(crate) deadlines: BTreeSet<(Tick, RequestId)>,
+    pub(crate) drain: Option<Tick>,
+    pub(crate) ledger: Ledger,
+    pub(crate) counters: Counters,
+    pub(crate) histograms: Histograms,
+    work: Work,
+    /// Prefill and decode of requests that ended well.
+    pub(crate) ended: [Amount; 2],
+    pub(crate) outbox: Outbox,
+    pub(crate) in_flight: bool,
+    now: Tick,
+    next_seq: u64,
+    pub(crate) nothing: Arc<[TokenId]>,
+}
+
+impl Engine {
+    /// At tick 0, with every block free.
+    ///
+    /// # Panics
+    /// If the options or the geometry leave no room for a single token.
+    pub fn new(geometry: Geometry, options: EngineOptions) -> Self {
+        let capacity = capacity(&geometry);
+        assert!(
+            options.max_seqs > 0 && options.step_tokens > 0 && capacity > 0,
+            "an engine that can run nothing"
+        );
+        let startup = u64::try_from(options.startup.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            capacity,
+            kv: KvCache::new(&geometry),
+            ledger: Ledger::new(&options.prices, options.coefficients, startup),
+            geometry,
+            options,
+            seqs: BTreeMap::new(),
+            live: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            drain: None,
+            counters: Counters::default(),
+            histograms: Histograms::default(),
+            work: Work::default(),
+            ended: [Amount::default(); 2],
+            outbox: Outbox::default(),
+            in_flight: false,
+            now: Tick(0),
+            next_seq: 1,
+            nothing: Arc::default(),
+        }
+    }
+
+    /// Carries out a command.
+    ///
+    /// # Panics
+    /// If a step is in flight, or time went backward.
+    pub fn apply(&mut self, command: Command, now: Tick) {
+        self.begin(now);
+        match command {
+            Command::Submit { id, request, at } => self.admit(id, *request, at.min(now)),
+            Command::Cancel(id) => self.end(id, FinishReason::Cancelled),
+            Command::Drain(deadline) => self.drain = Some(self.drain.map_or(deadline, |d| d.min(deadline))),
+        }
+    }
+
+    pub(crate) fn begin(&mut self, now: Tick) {
+        assert!(!self.in_flight, "a plan is committed before anything else happens");
+        assert!(now >= self.now, "time goes forward");
+        self.now = now;
+        if self.live.is_empty() {
+            self.ledger.idle(now);
+        }
+    }
+
+    fn admit(&mut self, id: RequestId, request: Request, submitted: Tick) {
+        let prompt_len = request.prompt.len() as u32;
+        assert!(request.n > 0 && prompt_len > 0, "the gate takes only requests that make sense");
+        let share = self.options.prefix_cache || request.n > 1;
+        let scope = if self.options.prefix_cache {
+            Scope::Domain(request.cache_domain)
+        } else {
+            Scope::Request(id.0)
+        };
+        let root = Key::root(&self.geometry.digest, scope);
+        let stop = Arc::new(StopStrings::new(&request.stop));
+        let mut seqs = Vec::with_capacity(request.n as usize);
+        for choice in 0..request.n {
+            let seq = SeqId(self.next_seq);
+            self.next_seq += 1;
+            seqs.push(seq);
+            self.waiting.insert(seq);
+            let state = Seq {
+                request: id,
+                choice,
+                tokens: request.prompt.to_vec(),
+                prompt_len,
+                output: 0,
+                output_max: request.max_tokens.min(self.capacity.saturating_sub(prompt_len)),
+                computed: 0,
+                high: 0,
+                scored: (choice == 0 && request.prompt_logprobs.is_some()).then_some(0),
+                kv: SeqKv::new(&self.geometry, root),
+                stop: StopMatcher::new(stop.clone()),
+                last_token: None,
+            };
+            self.seqs.insert(seq, state);
+        }
+        self.deadlines.extend(request.deadline.map(|d| (d, id)));
+        self.counters.requests += 1;
+        let money = self.ledger.is_priced().then_some(0);
+        let cost = RequestCost { prefill: money, decode: money, saved: money, ..RequestCost::default() };
+        let only_scored = request.max_tokens == 0;
+        let live = Live {
+            open: request.n,
+            request,
+            submitted,
+            seqs,
+            prefilled: false,
+            first_planned: None,
+            first_token: None,
+            share,
+            report: Report { prompt_tokens: prompt_len, cost, ..Report::default() },
+        };
+        self.live.insert(id, live);
+        if only_scored && prompt_len == 1 {
+            // A prompt of one token has nothing to score.
+            self.end(id, FinishReason::Length);
+        }
+    }
+
+    /// Takes in what a step produced; the step owns the time since the previous commit.
+    ///
+    /// # Panics
+    /// If the output does not answer the plan.
+    pub fn commit(&mut self, plan: Plan, result: Result<StepOutput, StepFault>, now: Tick) {
+        assert!(self.in_flight && now >= self.now, "a commit follows its plan");
+        self.in_flight = false;
+        self.now = now;
+        self.counters.steps += 1;
+        self.histograms.step_tokens.observe(plan.input.tokens() as u64);
+        match result {
+            Ok(output) => self.commit_output(&plan, output),
+            Err(fault) => self.commit_fault(&plan, &fault),
+        }
+    }
+
+    fn commit_output(&mut self, plan: &Plan, output: StepOutput) {
+        assert_eq!(output.rows.len(), plan.rows.len(), "every row is answered");
+        let tokens: Vec<RowTokens> = plan.rows.iter().map(|r| r.tokens).collect();
+        let charges = self.ledger.step(self.now, &output.stats, &tokens);
+        self.count_work(&output.stats);
+        for (i, (planned, charge)) in plan.rows.iter().zip(charges).enumerate() {
+            self.counters.recomputed_tokens += u64::from(planned.tokens.recompute);
+            let priced = self.ledger.is_priced();
+            let request = self.seqs[&planned.seq].request;
+            if let Some(live) = self.live.get_mut(&request) {
+                charge.add_to(&mut live.report.cost, priced);
+            }
+            // All pins go before any row's outcome, which may free or end what others read.
+            self.unpin(planned, output.rows[i].is_ok());
+        }
+        for (planned, row) in plan.rows.iter().zip(output.rows) {
+            match row {
+                Ok(row) => self.commit_row(planned, row),
+                Err(fault) => {
+                    self.counters.row_faults += 1;
+                    self.fault(planned.seq, &fault.to_string());
+                }
+            }
+        }
+    }
+
+    fn count_work(&mut self, stats: &StepStats) {
+        self.work.dense_bytes += stats.dense_bytes;
+        self.work.expert_bytes += stats.expert_bytes;
+        self.work.experts_used += stats.experts_used;
+        self.work.expert_tokens += stats.expert_tokens;
+        for row in &stats.rows {
+            self.work.kv_bytes += row.kv_bytes;
+            self.work.macs += row.macs;
+        }
+    }
+
+    /// No row counts, and nothing that the step wrote is known to the prefix cache: blocks become known at commit.
+    fn commit_fault(&mut self, plan: &Plan, fault: &StepFault) {
+        self.ledger.fault(self.now);
+        self.counters.step_faults += 1;
+        plan.rows.iter().for_each(|p| self.unpin(p, false));
+        plan.rows.iter().for_each(|p| self.fault(p.seq, &fault.to_string()));
+    }
+
+    fn unpin(&mut self, planned: &Planned, good: bool) {
+        if let Some(seq) = self.seqs.get_mut(&planned.seq) {
+            self.kv.unpin(&mut seq.kv, &seq.tokens, good);
+        }
+    }
+
+    fn commit_row(&mut self, planned: &Planned, row: RowOutput) {
+        // A sibling may have ended it since: a request that is only scored ends as a whole.
+        let Some(seq) = self.seqs.get_mut(&planned.seq) else { return };
+        let Some(live) = self.live.get_mut(&seq.request) else { return };
+        let from = seq.computed;
+        seq.computed += planned.count;
+        seq.high = seq.high.max(seq.computed);
+        self.kv.computed(&mut seq.kv, &seq.tokens, from, seq.computed, live.share);
+        let request = seq.request;
+        if !row.prompt_scores.is_empty() {
+            let event = Event::PromptScores { first: from + 1, scores: row.prompt_scores };
+            self.outbox.events.push((request, event));
+        }
+        if let Some(scored) = &mut seq.scored {
+            *scored = (*scored).max(seq.computed);
+        }
+        if seq.choice == 0 && seq.computed >= seq.prompt_len {
+            live.prefilled = true;
+        }
+        if seq.output_max == 0 && seq.remaining() == 0 {
+            return self.end(request, FinishReason::Length);
+        }
+        if planned.samples {
+            let token = row.token.expect("a row that was asked for a token gives one or a fault");
+            self.output(planned.seq, token, row.score);
+        }
+    }
+
+    fn output(&mut self, id: SeqId, token: TokenId, score: Option<TokenScore>) {
+        let Some(seq) = self.seqs.get_mut(&id) else { return };
+        let Some(live) = self.live.get_mut(&seq.request) else { return };
+        seq.output += 1;
+        live.report.completion_tokens += 1;
+        self.counters.generated_tokens += 1;
+        self.ledger.count(0, 1);
+        if live.first_token.is_none() {
+            live.first_token = Some(self.now);
+            live.report.first_token_ns = Some(self.now.0 - live.submitted.0);
+            self.histograms.first_token.observe(self.now.0 - live.submitted.0);
+        }
+        if let Some(last) = seq.last_token.replace(self.now) {
+            self.histograms.inter_token.observe(self.now.0 - last.0);
+        }
+        if live.request.end_tokens.contains(&token) {
+            assert!(seq.output > live.request.min_tokens, "a forbidden token was chosen");
+            return self.finish(id, FinishReason::EndToken, None);
+        }
+        seq.tokens.push(token);
+        let bytes = self.options.token_bytes.get(token);
+        let found = seq.stop.push(bytes, seq.output > live.request.min_tokens);
+        let release = found.map_or(seq.stop.release(), |m| m.text_len);
+        let event = Event::Token { choice: seq.choice, token, score, release };
+        self.outbox.events.push((seq.request, event));
+        if let Some(found) = found {
+            self.finish(id, FinishReason::StopString(found.index), Some(found.text_len));
+        } else if seq.output >= seq.output_max {
+            self.finish(id, FinishReason::Length, None);
+        }
+    }
+
+    /// Ends all of a request, if it is there.
+    pub(crate) fn end(&mut self, id: RequestId, reason: FinishReason) {
+        let Some(live) = self.live.get(&id) else { return };
+        let open: Vec<SeqId> = live.seqs.iter().copied().filter(|s| self.seqs.contains_key(s)).collect();
+        open.into_iter().for_each(|seq| self.finish(seq, reason, None));
+    }
+
+    fn fault(&mut self, id: SeqId, what: &str) {
+        let Some(seq) = self.seqs.get(&id) else { return };
+        let request = seq.request;
+        if let Some(live) = self.live.get_mut(&request) {
+            live.report.fault.get_or_insert_with(|| what.to_owned());
+            if live.request.max_tokens == 0 {
+                return self.end(request, FinishReason::Fault);
+            }
+        }
+        self.finish(id, FinishReason::Fault, None);
+    }
+
+    /// Ends everything with a fault: the runner is not to be used again.
+    pub fn abort(&mut self, what: &str) {
+        let all: Vec<SeqId> = self.seqs.keys().copied().collect();
+        all.into_iter().for_each(|id| self.fault(id, what));
+    }
+
+    fn finish(&mut self, id: SeqId, reason: FinishReason, text_len: Option<u32>) {
+        let Some(mut seq) = self.seqs.remove(&id) else { return };
+        self.kv.release(&mut seq.kv);
+        self.waiting.remove(&id);
+        self.running.remove(&id);
+        self.counters.finished[finish_index(reason)] += 1;
+        let text_len = text_len.unwrap_or(seq.stop.len());
+        self.outbox.events.push((seq.request, Event::Finish { choice: seq.choice, reason, text_len }));
+        let Some(live) = self.live.get_mut(&seq.request) else { return };
+        live.open -= 1;
+        live.prefilled |= seq.choice == 0;
+        if live.open == 0 {
+            self.done(seq.request);
+        }
+    }
+
+    fn done(&mut self, id: RequestId) {
+        let Some(live) = self.live.remove(&id) else { return };
+        if let Some(deadline) = live.request.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        let mut report = live.report;
+        report.total_ns = self.now.0 - live.submitted.0;
+        let h = &mut self.histograms;
+        h.total.observe(report.total_ns);
+        h.prompt_tokens.observe(u64::from(report.prompt_tokens));
+        h.generation_tokens.observe(u64::from(report.completion_tokens));
+        if let (Some(planned), Some(first)) = (live.first_planned, live.first_token) {
+            h.prefill.observe(first.0 - planned.0);
+            h.decode.observe(self.now.0 - first.0);
+        }
+        let cost = &mut report.cost;
+        if report.fault.is_some() {
+            // A fault is the house's: what the request used goes to `failed`.
+            self.ledger.fail(cost);
+            let none = cost.prefill.map(|_| 0);
+            *cost = RequestCost { prefill: none, decode: none, saved: none, ..RequestCost::default() };
+        } else {
+            for (sum, ns, pico) in [(0, cost.prefill_ns, cost.prefill), (1, cost.decode_ns, cost.decode)] {
+                self.ended[sum].ns += ns;
+                self.ended[sum].pico += pico.unwrap_or(0);
+            }
+        }
+        self.outbox.events.push((id, Event::Done(Box::new(report))));
+    }
+
+    /// What is to be told since the last call.
+    pub fn take_outbox(&mut self) -> Outbox {
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// Whether no request is in the engine.
+    pub fn is_idle(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// The model and cache it decides for.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// All numbers, but for those that are the gate's (queue, rejections) or the driver's (draining).
+    pub fn snapshot(&self) -> Snapshot {
+        let groups: Vec<_> = self.kv.counts().collect();
+        let usage = groups.iter().map(|g| {
+            let total = g.free + g.referenced + g.cached;
+            f64::from(g.referenced) / f64::from(total.max(1))
+        });
+        let gauges = Gauges {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            kv_usage: usage.fold(0.0, f64::max),
+            groups,
+            coefficients: self.ledger.coefficients(),
+            ..Gauges::default()
+        };
+        Snapshot {
+            at: self.now,
+            counters: self.counters.clone(),
+            gauges,
+            cost: self.ledger.cost(),
+            work: self.work.clone(),
+            histograms: self.histograms.clone(),
+        }
+    }
+}

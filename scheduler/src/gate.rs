@@ -1,0 +1,207 @@
+//! Who may queue: the only place where a request is refused by the engine.
+//!
+//! Shared between the front end and the driver under a short lock. Absent on purpose: prompts, clocks.
+
+use std::collections::BTreeMap;
+
+use frugal_models::step::Geometry;
+
+use crate::kv::group::capacity;
+use crate::options::EngineOptions;
+use crate::request::{Request, RequestId, SubmitError};
+use crate::snapshot::Rejections;
+
+/// Bounds on the queue, and what is in it.
+#[derive(Debug)]
+pub struct Gate {
+    requests_max: u32,
+    tokens_max: u64,
+    tenant_max: Option<u32>,
+    capacity: u32,
+    next_id: u64,
+    closed: bool,
+    queued: BTreeMap<RequestId, u64>,
+    queued_tokens: u64,
+    tenants: BTreeMap<u64, u32>,
+    tenant_of: BTreeMap<RequestId, u64>,
+    rejections: Rejections,
+    tokens_per_s: f64,
+}
+
+impl Gate {
+    /// Open and empty.
+    pub fn new(options: &EngineOptions, geometry: &Geometry) -> Self {
+        Self {
+            requests_max: options.queue_requests_max,
+            tokens_max: options.queue_tokens_max,
+            tenant_max: options.tenant_requests_max,
+            capacity: capacity(geometry),
+            next_id: 1,
+            closed: false,
+            queued: BTreeMap::new(),
+            queued_tokens: 0,
+            tenants: BTreeMap::new(),
+            tenant_of: BTreeMap::new(),
+            rejections: Rejections::default(),
+            tokens_per_s: 0.0,
+        }
+    }
+
+    /// Takes a request into the queue, or says why not.
+    ///
+    /// # Panics
+    /// If the request has no prompt or asks for nothing: the front end has let through what it must not.
+    pub fn admit(&mut self, request: &Request) -> Result<RequestId, SubmitError> {
+        assert!(!request.prompt.is_empty() && request.n > 0, "a request has a prompt and a choice");
+        assert!(request.max_tokens > 0 || request.prompt_logprobs.is_some(), "a request asks for something");
+        let tokens = (request.prompt.len() as u64).saturating_mul(u64::from(request.n));
+        let needed =
+            u64::try_from(request.prompt.len()).unwrap_or(u64::MAX) + u64::from(request.max_tokens.min(1));
+        if self.closed {
+            self.rejections.shutting_down += 1;
+            return Err(SubmitError::ShuttingDown);
+        }
+        if needed > u64::from(self.capacity) {
+            self.rejections.too_long += 1;
+            let needed = u32::try_from(needed).unwrap_or(u32::MAX);
+            return Err(SubmitError::TooLong { needed, available: self.capacity });
+        }
+        let in_progress = self.tenants.get(&request.tenant).copied().unwrap_or(0);
+        if request.tenant != 0 && self.tenant_max.is_some_and(|max| in_progress >= max) {
+            self.rejections.tenant_limit += 1;
+            return Err(SubmitError::TenantLimit);
+        }
+        let full = self.queued.len() as u64 >= u64::from(self.requests_max)
+            || (!self.queued.is_empty() && self.queued_tokens.saturating_add(tokens) > self.tokens_max);
+        if full {
+            self.rejections.queue_full += 1;
+            return Err(SubmitError::QueueFull { retry_after_s: self.retry_after_s() });
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.queued.insert(id, tokens);
+        self.queued_tokens += tokens;
+        if request.tenant != 0 {
+            *self.tenants.entry(request.tenant).or_default() += 1;
+            self.tenant_of.insert(id, request.tenant);
+        }
+        Ok(id)
+    }
+
+    /// The request was scheduled for the first time.
+    pub fn scheduled(&mut self, id: RequestId) {
+        if let Some(tokens) = self.queued.remove(&id) {
+            self.queued_tokens -= tokens;
+        }
+    }
+
+    /// The request is done.
+    pub fn done(&mut self, id: RequestId) {
+        self.scheduled(id);
+        let Some(tenant) = self.tenant_of.remove(&id) else { return };
+        if let Some(count) = self.tenants.get_mut(&tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&tenant);
+            }
+        }
+    }
+
+    /// A step computed so many tokens in so many nanoseconds: what retry advice is guessed from.
+    pub fn pace(&mut self, tokens: usize, ns: u64) {
+        if ns > 0 {
+            let rate = tokens as f64 * 1e9 / ns as f64;
+            self.tokens_per_s =
+                if self.tokens_per_s > 0.0 { self.tokens_per_s * 0.9 + rate * 0.1 } else { rate };
+        }
+    }
+
+    /// Takes nothing more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Whether it takes nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Requests and tokens that wait for their first step.
+    pub fn queue(&self) -> (u32, u64) {
+        (self.queued.len() as u32, self.queued_tokens)
+    }
+
+    /// Requests not taken so far.
+    pub fn rejections(&self) -> Rejections {
+        self.rejections
+    }
+
+    fn retry_after_s(&self) -> u32 {
+        let guess = if self.tokens_per_s > 0.0 { self.queued_tokens as f64 / self.tokens_per_s } else { 1.0 };
+        guess.clamp(1.0, 60.0).ceil() as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::test_request;
+    use frugal_models::step::{CacheGroup, GroupKind};
+
+    fn gate(options: EngineOptions) -> Gate {
+        let group = CacheGroup { kind: GroupKind::Full, block_bytes: 1, blocks: 10 };
+        let geometry =
+            Geometry { vocab: 8, context_max: 1000, block_tokens: 4, groups: vec![group], digest: [0; 32] };
+        Gate::new(&options, &geometry)
+    }
+
+    #[test]
+    fn the_queue_is_bounded_by_requests_and_tokens() {
+        let mut gate =
+            gate(EngineOptions { queue_requests_max: 2, queue_tokens_max: 30, ..EngineOptions::default() });
+        let first = gate.admit(&test_request(20)).expect("an empty queue takes it");
+        assert!(matches!(gate.admit(&test_request(11)), Err(SubmitError::QueueFull { retry_after_s: 1 })));
+        let second = gate.admit(&test_request(10)).expect("30 tokens are the bound");
+        assert!(matches!(gate.admit(&test_request(1)), Err(SubmitError::QueueFull { .. })));
+        gate.scheduled(first);
+        assert_eq!(gate.queue(), (1, 10));
+        gate.done(second);
+        gate.done(first);
+        assert_eq!(gate.queue(), (0, 0));
+        gate.admit(&test_request(39)).expect("an empty queue takes one of any size");
+        assert_eq!(gate.rejections().queue_full, 2);
+    }
+
+    #[test]
+    fn retry_advice_follows_the_pace() {
+        let mut gate = gate(EngineOptions { queue_requests_max: 1, ..EngineOptions::default() });
+        gate.admit(&test_request(30)).expect("room");
+        gate.pace(5, 1_000_000_000);
+        assert_eq!(gate.admit(&test_request(1)), Err(SubmitError::QueueFull { retry_after_s: 6 }));
+    }
+
+    #[test]
+    fn tenants_are_limited_until_their_requests_are_done() {
+        let mut gate = gate(EngineOptions { tenant_requests_max: Some(1), ..EngineOptions::default() });
+        let of = |tenant| Request { tenant, ..test_request(3) };
+        let id = gate.admit(&of(7)).expect("the first");
+        gate.scheduled(id);
+        assert_eq!(gate.admit(&of(7)), Err(SubmitError::TenantLimit));
+        gate.admit(&of(8)).expect("another tenant");
+        gate.admit(&of(0)).expect("no tenant");
+        gate.admit(&of(0)).expect("no tenant, no limit");
+        gate.done(id);
+        gate.admit(&of(7)).expect("its place is free again");
+    }
+
+    #[test]
+    fn what_can_never_run_is_refused() {
+        let mut gate = gate(EngineOptions::default());
+        let error = gate.admit(&test_request(40)).expect_err("41 positions, 40 in the pool");
+        assert_eq!(error, SubmitError::TooLong { needed: 41, available: 40 });
+        let scored = Request { max_tokens: 0, prompt_logprobs: Some(0), ..test_request(40) };
+        gate.admit(&scored).expect("nothing follows the prompt");
+        gate.close();
+        assert_eq!(gate.admit(&test_request(1)), Err(SubmitError::ShuttingDown));
+    }
+}

@@ -1,0 +1,192 @@
+//! Two coefficients, seconds per byte and per multiply-add, fitted while serving.
+//!
+//! Least squares on relative errors (each step asks `a * bytes + b * macs = time`, divided by its time), forgetting slowly,
+//! drawn to the start values where steps do not tell the two apart, and bounded around them. The same steps give the
+//! same coefficients.
+
+use frugal_models::step::{RowWork, StepStats};
+
+use super::RowTokens;
+use crate::options::Coefficients;
+
+/// Weight of the past at each step: about the last 200 steps count.
+const MEMORY: f64 = 0.995;
+/// Pull to the start values, in steps.
+const PULL: f64 = 0.005;
+/// Largest factor between a coefficient and its start value.
+const BOUND: f64 = 1000.0;
+
+#[derive(Clone, Debug)]
+pub(super) struct Fit {
+    start: Coefficients,
+    now: Coefficients,
+    /// Normal equations in units of the start values: sums of xx, xy, yy, x, y.
+    sums: [f64; 5],
+    /// Of recent rows that compute prompts: tokens, multiply-adds, bytes of their share.
+    prefill: [f64; 3],
+    /// Bytes read by recent steps that compute prompts, and how many of them.
+    mixed: [f64; 2],
+}
+
+impl Fit {
+    pub(super) fn new(start: Coefficients) -> Self {
+        Self { start, now: start, sums: [0.0; 5], prefill: [0.0; 3], mixed: [0.0; 2] }
+    }
+
+    pub(super) fn coefficients(&self) -> Coefficients {
+        self.now
+    }
+
+    /// Each row's part of the step's work, as weights that sum to about 2^32.
+    pub(super) fn weights(&self, stats: &StepStats) -> Vec<u64> {
+        let dense = stats.dense_bytes as f64 / stats.rows.len() as f64;
+        let time = |row: &RowWork| self.time(dense + row_bytes(row), row.macs as f64);
+        let total: f64 = stats.rows.iter().map(time).sum();
+        if !total.is_finite() || total <= 0.0 {
+            return vec![1; stats.rows.len()];
+        }
+        stats.rows.iter().map(|row| ((time(row) / total * 4_294_967_296.0) as u64).max(1)).collect()
+    }
+
+    pub(super) fn observe(&mut self, stats: &StepStats, rows: &[RowTokens], ns: u64) {
+        let kv: f64 = stats.rows.iter().map(|r| r.kv_bytes as f64).sum();
+        let bytes = stats.dense_bytes as f64 + stats.expert_bytes as f64 + kv;
+        let macs: f64 = stats.rows.iter().map(|r| r.macs as f64).sum();
+        self.remember_prefill(stats, rows, bytes);
+        if ns == 0 || bytes + macs == 0.0 {
+            return;
+        }
+        let x = self.start.ns_per_byte * bytes / ns as f64;
+        let y = self.start.ns_per_mac * macs / ns as f64;
+        for (sum, term) in self.sums.iter_mut().zip([x * x, x * y, y * y, x, y]) {
+            *sum = *sum * MEMORY + term;
+        }
+        self.solve();
+    }
+
+    fn remember_prefill(&mut self, stats: &StepStats, rows: &[RowTokens], bytes: f64) {
+        let dense = stats.dense_bytes as f64 / stats.rows.len() as f64;
+        let mut step = [0.0; 3];
+        for (work, tokens) in stats.rows.iter().zip(rows) {
+            // Only rows that do nothing else, so that the averages are a prompt token's.
+            if tokens.prefill > 0 && tokens.recompute + tokens.decode == 0 {
+                step[0] += f64::from(tokens.prefill);
+                step[1] += work.macs as f64;
+                step[2] += dense + row_bytes(work);
+            }
+        }
+        if step[0] > 0.0 {
+            (0..3).for_each(|i| self.prefill[i] = self.prefill[i] * MEMORY + step[i]);
+            self.mixed = [self.mixed[0] * MEMORY + bytes, self.mixed[1] * MEMORY + 1.0];
+        }
+    }
+
+    fn solve(&mut self) {
+        let [xx, xy, yy, x, y] = self.sums;
+        let (xx, yy, x, y) = (xx + PULL, yy + PULL, x + PULL, y + PULL);
+        let det = xx * yy - xy * xy;
+        let (mut a, mut b) = ((x * yy - y * xy) / det, (y * xx - x * xy) / det);
+        // At a bound, the other coefficient explains what is left.
+        let bounded = |v: f64| v.clamp(1.0 / BOUND, BOUND);
+        if bounded(a) != a {
+            a = bounded(a);
+            b = bounded((y - a * xy) / yy);
+        } else if bounded(b) != b {
+            b = bounded(b);
+            a = bounded((x - b * xy) / xx);
+        }
+        if a.is_finite() && b.is_finite() {
+            self.now = Coefficients {
+                ns_per_byte: a * self.start.ns_per_byte,
+                ns_per_mac: b * self.start.ns_per_mac,
+            };
+        }
+    }
+
+    fn time(&self, bytes: f64, macs: f64) -> f64 {
+        self.now.ns_per_byte * bytes + self.now.ns_per_mac * macs
+    }
+
+    /// Nanoseconds that computing so many prompt tokens takes, of recent rows' work per token; 0 before the first.
+    pub(super) fn prefill_ns(&self, tokens: u32) -> u64 {
+        let [seen, macs, bytes] = self.prefill;
+        if seen == 0.0 { 0 } else { (self.time(bytes, macs) / seen * f64::from(tokens)) as u64 }
+    }
+
+    pub(super) fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> u32 {
+        let ([seen, macs, _], [bytes, steps]) = (self.prefill, self.mixed);
+        let per_token = self.now.ns_per_mac * macs / seen;
+        if seen == 0.0 || per_token <= 0.0 {
+            return u32::MAX;
+        }
+        let left = target_ns as f64 - self.now.ns_per_byte * bytes / steps;
+        ((left / per_token).max(0.0) as u32).saturating_sub(decode_rows)
+    }
+}
+
+fn row_bytes(row: &RowWork) -> f64 {
+    row.expert_bytes as f64 + row.kv_bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(prompt_tokens: u32, decode_rows: u32) -> (StepStats, Vec<RowTokens>, u64) {
+        let mut rows = vec![RowTokens { decode: 1, ..RowTokens::default() }; decode_rows as usize];
+        if prompt_tokens > 0 {
+            rows.push(RowTokens { prefill: prompt_tokens, ..RowTokens::default() });
+        }
+        let work = |r: &RowTokens| RowWork {
+            macs: 1_000_000 * u64::from(r.prefill + r.decode),
+            ..RowWork::default()
+        };
+        let stats = StepStats {
+            dense_bytes: 50_000_000,
+            rows: rows.iter().map(work).collect(),
+            ..StepStats::default()
+        };
+        let macs: u64 = stats.rows.iter().map(|r| r.macs).sum();
+        // 0.5 ns a byte, 0.01 ns a multiply-add.
+        let ns = stats.dense_bytes / 2 + macs / 100;
+        (stats, rows, ns)
+    }
+
+    #[test]
+    fn it_finds_the_coefficients_that_made_the_times() {
+        let mut fit = Fit::new(Coefficients::default());
+        for i in 0..2000 {
+            let (stats, rows, ns) = step(if i % 3 == 0 { 400 } else { 0 }, 1 + i % 7);
+            fit.observe(&stats, &rows, ns);
+        }
+        let Coefficients { ns_per_byte, ns_per_mac } = fit.coefficients();
+        assert!((ns_per_byte / 0.5 - 1.0).abs() < 0.02, "{ns_per_byte}");
+        assert!((ns_per_mac / 0.01 - 1.0).abs() < 0.02, "{ns_per_mac}");
+        let chunk = fit.chunk_within(30_000_000, 4);
+        assert!((450..=550).contains(&chunk), "25 ms for the weights leave 5 ms: {chunk}");
+        assert_eq!(fit.chunk_within(20_000_000, 4), 0);
+    }
+
+    #[test]
+    fn steps_that_do_not_tell_leave_it_near_the_start() {
+        let mut fit = Fit::new(Coefficients::default());
+        for _ in 0..1000 {
+            let (stats, rows, _) = step(0, 4);
+            // Nothing at all can explain such times.
+            fit.observe(&stats, &rows, u64::MAX);
+        }
+        let Coefficients { ns_per_byte, ns_per_mac } = fit.coefficients();
+        assert!((0.1 / BOUND..=0.1 * BOUND).contains(&ns_per_byte), "{ns_per_byte}");
+        assert!((0.05 / BOUND..=0.05 * BOUND).contains(&ns_per_mac), "{ns_per_mac}");
+    }
+
+    #[test]
+    fn a_row_that_pulls_experts_pays_for_them() {
+        let fit = Fit::new(Coefficients { ns_per_byte: 1.0, ns_per_mac: 0.0 });
+        let mut stats =
+            StepStats { dense_bytes: 200, rows: vec![RowWork::default(); 2], ..StepStats::default() };
+        stats.rows[1].expert_bytes = 300;
+        let weights = fit.weights(&stats);
+        assert_eq!(weights[1] / weights[0], 4);
+    }
+}

@@ -1,0 +1,106 @@
+//! What the engine is told once: limits, prices, start values. Validated by whoever builds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use frugal_models::step::TokenBytes;
+
+/// Limits and policies of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Sequences with blocks at a time; at least 1. No more than `step_tokens` are ever run.
+    pub max_seqs: u32,
+    /// Tokens in one step; at least 1.
+    pub step_tokens: u32,
+    /// Requests that may wait for their first step.
+    pub queue_requests_max: u32,
+    /// Prompt tokens that may wait, times `n`; a single request may exceed it when the queue is empty.
+    pub queue_tokens_max: u64,
+    /// Requests in progress of one tenant; None for no limit. Tenant 0 is not limited.
+    pub tenant_requests_max: Option<u32>,
+    /// Share cached prefixes between requests of a domain. The choices of one request always share.
+    pub prefix_cache: bool,
+    /// Bounds prompt chunks such that a step with decode rows is expected to take no longer; None for no bound.
+    pub step_target: Option<Duration>,
+    /// Prompt tokens per step that the bound above leaves in any case; at least 1.
+    pub chunk_min: u32,
+    /// What a second costs.
+    pub prices: Prices,
+    /// Start values of the fit.
+    pub coefficients: Coefficients,
+    /// Machine time spent before the engine started, charged to the account `startup`.
+    pub startup: Duration,
+    /// Work pending for so long without a commit is a stall.
+    pub stall_timeout: Duration,
+    /// Text of tokens, for stop strings.
+    pub token_bytes: Arc<TokenBytes>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            max_seqs: 32,
+            step_tokens: 512,
+            queue_requests_max: 256,
+            queue_tokens_max: 1 << 20,
+            tenant_requests_max: None,
+            prefix_cache: true,
+            step_target: None,
+            chunk_min: 16,
+            prices: Prices::default(),
+            coefficients: Coefficients::default(),
+            startup: Duration::ZERO,
+            stall_timeout: Duration::from_secs(60),
+            token_bytes: Arc::default(),
+        }
+    }
+}
+
+/// Prices in pico-units (10^-12) of some currency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prices {
+    /// The machine, rented: pico-units per hour.
+    pub instance_per_hour: Option<u64>,
+    /// The machine, owned: purchase spread over its life, pico-units per hour.
+    pub amortisation_per_hour: Option<u64>,
+    /// What it draws, in milliwatts. Alone it gives joules, with the next field money too.
+    pub power_milliwatts: Option<u64>,
+    /// Pico-units per kilowatt-hour.
+    pub electricity_per_kwh: Option<u64>,
+}
+
+impl Prices {
+    /// Pico-units per hour, rounded down once; None if nothing that costs money is configured.
+    ///
+    /// ```
+    /// use frugal_scheduler::options::Prices;
+    /// let owned = Prices { power_milliwatts: Some(65_000), electricity_per_kwh: Some(300_000_000_000), ..Prices::default() };
+    /// assert_eq!(owned.per_hour(), Some(19_500_000_000)); // 65 W at 0.30 a kWh
+    /// assert_eq!(Prices { power_milliwatts: Some(65_000), ..Prices::default() }.per_hour(), None);
+    /// ```
+    pub fn per_hour(&self) -> Option<u64> {
+        let energy = self.power_milliwatts.zip(self.electricity_per_kwh).map(|(milliwatts, per_kwh)| {
+            u64::try_from(u128::from(milliwatts) * u128::from(per_kwh) / 1_000_000).unwrap_or(u64::MAX)
+        });
+        [self.instance_per_hour, self.amortisation_per_hour, energy]
+            .into_iter()
+            .flatten()
+            .reduce(u64::saturating_add)
+    }
+}
+
+/// What turns work into time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coefficients {
+    /// Nanoseconds per byte of weights, keys and values read.
+    pub ns_per_byte: f64,
+    /// Nanoseconds per multiply-add.
+    pub ns_per_mac: f64,
+}
+
+impl Default for Coefficients {
+    /// 10 GB/s and 20 G multiply-adds a second: a small CPU.
+    fn default() -> Self {
+        Self { ns_per_byte: 0.1, ns_per_mac: 0.05 }
+    }
+}
