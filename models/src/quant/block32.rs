@@ -136,7 +136,7 @@ pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{Kernel, decode_nibbles, product};
+pub(super) use avx2::{Kernel, decode_nibbles, product, unsigned_dots};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -151,38 +151,45 @@ mod avx2 {
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {
-        /// The body's eight words of codes, each for all rows.
+        /// Exact sums of `(code - BIAS) * q` per row, one vector for each column.
         ///
         /// # Safety
-        /// The processor has AVX2; `body` is readable for a panel block's body.
-        unsafe fn decode(body: *const u8) -> [__m256i; 8];
+        /// The processor has AVX2; `body` is readable for a panel block's body, each of `acts` for an activation block.
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N];
+    }
 
-        /// Exact sum of `(code - BIAS) * q` per row.
-        ///
-        /// Unsigned codes below 32: a pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate.
-        /// The 16-bit sum starts at -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the
-        /// products done and of -BIAS * q over the others: with a BIAS of 16 always within 16 * 16 * 127 = 32512, with
-        /// 8 within 16256. Without BIAS it is at most 16 * 15 * 127 = 30480.
-        ///
-        /// # Safety
-        /// The processor has AVX2; `act` is readable for an activation block.
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dot(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+    /// [`Kernel::dots`] for unsigned codes below 32, given as eight words, each for all rows.
+    ///
+    /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
+    /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
+    /// the others: with a BIAS of 16 always within 16 * 16 * 127 = 32512, with 8 within 16256. Without BIAS it is at
+    /// most 16 * 15 * 127 = 30480.
+    ///
+    /// # Safety
+    /// Each of `acts` is readable for an activation block.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) unsafe fn unsigned_dots<B: Block32, const N: usize>(
+        codes: [__m256i; 8],
+        acts: &[*const u8; N],
+    ) -> [__m256i; N] {
+        let mut dots = [_mm256_setzero_si256(); N];
+        for (dot, act) in dots.iter_mut().zip(acts) {
             // SAFETY: all offsets lie within the activation block.
             unsafe {
-                let mut sum = if Self::BIAS == 0 {
+                let mut sum = if B::BIAS == 0 {
                     _mm256_setzero_si256()
                 } else {
-                    let bias = _mm256_set1_epi16(i16::from(Self::BIAS));
+                    let bias = _mm256_set1_epi16(i16::from(B::BIAS));
                     _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), bias)
                 };
                 for (i, &w) in codes.iter().enumerate() {
                     sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, dword(act.add(4 * i))));
                 }
-                _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
+                *dot = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
             }
         }
+        dots
     }
 
     /// Codes of four vectors of nibbles.
@@ -241,14 +248,14 @@ mod avx2 {
                     prefetch::<64>(p.wrapping_add(192));
                 }
                 let d = halves(p);
-                let codes = B::decode(p.add(2 * PANEL * B::HEADER));
-                for (x, sum) in x.iter().zip(&mut sums) {
-                    let act = x.add(b * Q8X32_BYTES);
-                    let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(B::dot(&codes, act)), d);
+                let dots = B::dots(p.add(2 * PANEL * B::HEADER), &x);
+                for ((x, dot), sum) in x.iter_mut().zip(dots).zip(&mut sums) {
+                    let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), d);
                     if B::HEADER == 2 {
-                        value = _mm256_fmadd_ps(halves(p.add(2 * PANEL)), single(act.add(Q8X32_SUM)), value);
+                        value = _mm256_fmadd_ps(halves(p.add(2 * PANEL)), single(x.add(Q8X32_SUM)), value);
                     }
-                    *sum = _mm256_fmadd_ps(value, single(act.add(Q8X32_D)), *sum);
+                    *sum = _mm256_fmadd_ps(value, single(x.add(Q8X32_D)), *sum);
+                    *x = x.add(Q8X32_BYTES);
                 }
             }
         }

@@ -190,12 +190,14 @@ mod avx2 {
                 }
                 k += UNROLL;
             }
-            while k < cols {
-                let w = D::load(p.add(k * step));
-                for (x, sums) in x.iter().zip(&mut sums) {
-                    sums[k % 2] = _mm256_fmadd_ps(w, single(x.add(4 * k)), sums[k % 2]);
+            // Unrolled, with constant indices, so that the sums stay in registers; k is even here.
+            for i in 0..UNROLL - 1 {
+                if k + i < cols {
+                    let w = D::load(p.add((k + i) * step));
+                    for (x, sums) in x.iter().zip(&mut sums) {
+                        sums[i % 2] = _mm256_fmadd_ps(w, single(x.add(4 * (k + i))), sums[i % 2]);
+                    }
                 }
-                k += 1;
             }
             for (out, [even, odd]) in out.iter_mut().zip(sums) {
                 _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(even, odd));

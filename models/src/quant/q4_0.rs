@@ -52,9 +52,9 @@ mod avx2 {
     impl block32::Kernel for Q4_0 {
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
-            // SAFETY: the caller's promise: four vectors.
-            unsafe { block32::decode_nibbles(body) }
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
+            // SAFETY: the caller's promise: four vectors, and the columns.
+            unsafe { block32::unsigned_dots::<Self, N>(block32::decode_nibbles(body), acts) }
         }
     }
 }

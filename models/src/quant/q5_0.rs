@@ -82,7 +82,7 @@ mod avx2 {
     impl block32::Kernel for Q5_0 {
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
             // SAFETY: the caller's promise: four vectors and the fifth bits.
             let (mut codes, h) = unsafe { (block32::decode_nibbles(body), load(body.add(FIFTHS))) };
             let fifth = _mm256_set1_epi8(0x10);
@@ -100,7 +100,8 @@ mod avx2 {
             for (code, bit) in codes.iter_mut().zip(shifted) {
                 *code = _mm256_or_si256(*code, _mm256_and_si256(bit, fifth));
             }
-            codes
+            // SAFETY: the caller's promise.
+            unsafe { block32::unsigned_dots::<Self, N>(codes, acts) }
         }
     }
 }

@@ -55,31 +55,25 @@ mod avx2 {
     use crate::quant::avx2::{dword, load};
 
     impl block32::Kernel for Q8_0 {
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn decode(body: *const u8) -> [__m256i; 8] {
-            let mut codes = [_mm256_setzero_si256(); 8];
-            for (i, code) in codes.iter_mut().enumerate() {
-                // SAFETY: the caller's promise: eight vectors.
-                *code = unsafe { load(body.add(32 * i)) };
-            }
-            codes
-        }
-
         /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits
         /// and two do not. -q exists, for q is never -128.
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
             let ones = _mm256_set1_epi16(1);
-            let mut sum = _mm256_setzero_si256();
-            for (i, &w) in codes.iter().enumerate() {
-                // SAFETY: the activation block starts with 32 codes.
-                let q = _mm256_sign_epi8(unsafe { dword(act.add(4 * i)) }, w);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), q);
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+            let mut dots = [_mm256_setzero_si256(); N];
+            for i in 0..8 {
+                // SAFETY: the caller's promise: eight vectors.
+                let w = unsafe { load(body.add(32 * i)) };
+                let size = _mm256_abs_epi8(w);
+                for (dot, act) in dots.iter_mut().zip(acts) {
+                    // SAFETY: the activation block starts with 32 codes.
+                    let q = _mm256_sign_epi8(unsafe { dword(act.add(4 * i)) }, w);
+                    let pairs = _mm256_maddubs_epi16(size, q);
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                }
             }
-            sum
+            dots
         }
     }
 }
