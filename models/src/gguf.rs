@@ -377,4 +377,6 @@ fn type_name(id: u32) -> String {
 }
 
 #[cfg(test)]
+mod props;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,35 @@
+//! A model file's bytes are hostile: they open or give an error, and an open file can be read throughout.
+#![no_main]
+
+use frugal_models::gguf::{Gguf, Value};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let file = match Gguf::from_bytes(bytes.to_vec()) {
+        Ok(file) => file,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    for (key, value) in file.metadata() {
+        assert_eq!(file.get(key).map(|v| v.ty()), Some(value.ty()));
+        if let Value::Array(array) = value {
+            assert_eq!(
+                array.iter().map(|v| v.ty()).filter(|&ty| ty == array.element_type()).count(),
+                array.len()
+            );
+        }
+        // Each of them: a value or an error.
+        let _ =
+            (file.opt_u32(key), file.opt_u64(key), file.opt_f32(key), file.opt_bool(key), file.opt_str(key));
+        let _ = (file.opt_i32_array(key), file.opt_f32_array(key));
+        if let Ok(Some(texts)) = file.opt_str_array(key) {
+            assert!(texts.map(str::len).sum::<usize>() <= bytes.len());
+        }
+    }
+    for tensor in file.tensors() {
+        if let Ok(view) = file.view(&tensor.name) {
+            assert_eq!(view.data.len(), view.experts * view.rows * view.row_bytes());
+            assert!(view.data.len() <= bytes.len());
+        }
+    }
+    assert_eq!(file.digest(), file.digest());
+});
