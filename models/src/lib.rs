@@ -3,6 +3,7 @@
 mod atomic;
 pub mod backend;
 pub mod cpu;
+pub mod detok;
 pub mod fake;
 pub mod gguf;
 pub mod kv;
@@ -12,5 +13,7 @@ pub mod sampling;
 
 pub mod source;
 pub mod step;
+pub mod template;
+pub mod tokenizer;
 pub mod upcycle;
 pub mod weights;

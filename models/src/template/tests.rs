@@ -1,0 +1,108 @@
+use serde_json::json;
+
+use super::*;
+
+fn tokens() -> TemplateTokens {
+    TemplateTokens {
+        bos: Some("<s>".to_owned()),
+        eos: Some("<|im_end|>".to_owned()),
+        control: ["<s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>"]
+            .map(str::to_owned)
+            .to_vec(),
+    }
+}
+
+fn render_with(source: &str, messages: &[Json], extra: Json) -> Result<Rendered, TemplateError> {
+    let Json::Object(extra) = extra else { panic!("extra variables are an object") };
+    ChatTemplate::new(source, tokens())?.render_at(messages, extra, true, UNIX_EPOCH)
+}
+
+fn render(source: &str, messages: &[Json]) -> Result<Rendered, TemplateError> {
+    render_with(source, messages, json!({}))
+}
+
+fn check(source: &str, messages: &[Json], expect: &str) {
+    assert_eq!(render(source, messages).map(|r| r.text()), Ok(expect.to_owned()), "{source}");
+}
+
+fn user(content: &str) -> Json {
+    json!({"role": "user", "content": content})
+}
+
+#[test]
+fn blocks_leave_no_white_space() {
+    let source = "{% for m in messages %}\n    {% if m.role == 'user' %}\nU: {{ m.content }}\n    {% endif %}\n{% endfor %}\n";
+    check(source, &[user("a"), user("b")], "U: a\nU: b\n");
+}
+
+#[test]
+fn python_methods_and_slices() {
+    let source = "{{ messages[0].content.strip().upper() }}|{{ messages[1:] | length }}|\
+                  {{ messages[0]['content'].split('b')[-1] }}|{{ messages[0].get('name', 'none') }}|\
+                  {%- for k, v in messages[1].items() %}{{ k }}={{ v }};{% endfor %}";
+    check(source, &[user(" abc "), user("x")], "ABC|1|c |none|role=user;content=x;");
+}
+
+#[test]
+fn values_print_as_in_python() {
+    check(
+        "{{ true }} {{ none }} {{ 1.0 }} {{ tools is none }} {{ x is defined }}",
+        &[],
+        "True None 1.0 True False",
+    );
+    let tools = json!({"tools": [{"name": "f", "strict": true}]});
+    let rendered =
+        render_with("{{ tools | tojson }}{% for t in tools %}{{ t.name }}{% endfor %}", &[], tools).unwrap();
+    assert_eq!(rendered.text(), r#"[{"name": "f", "strict": true}]f"#);
+}
+
+#[test]
+fn namespaces_macros_loop_controls_and_the_date() {
+    let source = "{%- macro say(x) %}<{{ x }}>{% endmacro -%}{% set ns = namespace(last='') %}\
+                  {% for m in messages %}{% if m.content == 'skip' %}{% continue %}{% endif %}\
+                  {% set ns.last = m.content %}{{ say(m.content) }}{% if loop.last %}!{% endif %}{% endfor %}\
+                  {{ ns.last }} {{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %} go{% endif %}";
+    check(source, &[user("a"), user("skip"), user("b")], "<a><b>!b 01 Jan 1970 go");
+}
+
+#[test]
+fn what_raise_exception_says_is_the_error() {
+    let source = "{% if messages[0].role != 'system' %}{{ raise_exception('Begin with ' + bos_token + 'system!') }}{% endif %}";
+    let raised = TemplateError::Raised("Begin with <s>system!".to_owned());
+    assert_eq!(render(source, &[user("a")]), Err(raised.clone()));
+    assert_eq!(raised.to_string(), "Begin with <s>system!");
+    let nested = "{% macro fail() %}{{ raise_exception('no') }}{% endmacro %}{{ fail() }}";
+    assert_eq!(render(nested, &[]), Err(TemplateError::Raised("no".to_owned())));
+}
+
+#[test]
+fn mistakes_are_named_with_their_line() {
+    let Err(TemplateError::Syntax { line, detail }) = render("a\n{% if x %}\n{% endfor %}", &[]) else {
+        panic!()
+    };
+    assert_eq!(line, 3, "{detail}");
+    let Err(TemplateError::Render { line, detail }) = render("a\n\n{{ messages | nosuch }}", &[]) else {
+        panic!()
+    };
+    assert!(line == 3 && detail.contains("nosuch"), "{line} {detail}");
+    let Err(TemplateError::Render { line: 2, .. }) = render("\n{{ x.y.z }}", &[]) else { panic!() };
+}
+
+#[test]
+fn a_template_ends_within_its_bounds() {
+    let long = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+    assert_eq!(render(long, &[]), Err(TemplateError::OutOfFuel));
+    let wide = "{% set x = 'a' * 1000000 %}{% for i in range(100) %}{{ x }}{% endfor %}";
+    assert_eq!(render(wide, &[]), Err(TemplateError::TooLong));
+    let deep = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    let Err(TemplateError::Render { detail, .. }) = render(deep, &[]) else { panic!() };
+    assert!(detail.contains("recursion"), "{detail}");
+}
+
+#[test]
+fn a_model_without_template_says_so() {
+    let gguf = Gguf::from_bytes(crate::gguf::GgufWriter::new().start(Vec::new()).unwrap().finish()).unwrap();
+    let error = ChatTemplate::from_gguf(&gguf, tokens()).unwrap_err();
+    assert_eq!(error, TemplateError::Missing);
+    assert!(error.to_string().contains(TEMPLATE_KEY));
+}
