@@ -1,5 +1,6 @@
 //! What Frugal runs: model files, tokenizers, architectures and their kernels.
 
+pub mod arch;
 mod atomic;
 pub mod backend;
 pub mod cpu;
@@ -7,10 +8,12 @@ pub mod detok;
 pub mod fake;
 pub mod gguf;
 pub mod kv;
+pub mod memory;
+pub mod model_runner;
 pub mod quant;
+pub mod reference;
 pub mod runner;
 pub mod sampling;
-
 pub mod source;
 pub mod step;
 pub mod template;

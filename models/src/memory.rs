@@ -1,0 +1,288 @@
+//! How much memory there is, and how much of it the cache gets.
+//!
+//! Available is what the system says can be had without swapping, and no more than what each enclosing control
+//! group leaves. The cache's pages are committed as they are written, so a pool that is too large would show late,
+//! as a killed process: it is refused at start instead.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::arch::{LoadError, Shape};
+use crate::kv::{GroupLayout, PageType};
+
+/// What the cache should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvOptions {
+    /// Positions per block; at least 1.
+    pub block_tokens: u32,
+    /// Element type.
+    pub page: PageType,
+    /// Size of the pool.
+    pub size: KvSize,
+    /// Longest sequence, prompt and output together. If given, the pool must hold one of that length; if not, it
+    /// is what the model was made for, or what the pool holds.
+    pub context: Option<u32>,
+}
+
+/// Size of the block pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// So many blocks.
+    Blocks(u32),
+    /// As many blocks as fit in so many bytes.
+    Bytes(u64),
+    /// What the machine has left beside the weights, but no more than `sequences` of full length can use.
+    Available {
+        /// Bytes left for everything else.
+        reserve: u64,
+        /// Sequences that run at the same time.
+        sequences: u32,
+    },
+}
+
+/// What the cache will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// In every group.
+    pub blocks: u32,
+    /// Longest sequence.
+    pub context: u32,
+}
+
+/// Bytes of one block in each group.
+///
+/// # Errors
+/// If a product overflows.
+pub fn block_bytes(shape: &Shape, kv: &KvOptions) -> Result<Vec<u64>, LoadError> {
+    let bytes = |g: &crate::arch::CacheShape| {
+        let dims = u64::from(g.key_dim) + u64::from(g.value_dim);
+        [g.kv_heads, kv.block_tokens, kv.page.bytes() as u32]
+            .into_iter()
+            .try_fold(dims * u64::from(g.layers), |n, factor| n.checked_mul(u64::from(factor)))
+    };
+    let all = shape.cache.iter().map(bytes).collect::<Option<Vec<_>>>();
+    // Larger than any machine: say so in terms of memory.
+    all.ok_or_else(|| too_much(shape, u64::MAX, 0, 0))
+}
+
+/// The groups as the store wants them.
+pub fn layouts(shape: &Shape, pool: Pool) -> Vec<GroupLayout> {
+    let layout = |g: &crate::arch::CacheShape| GroupLayout {
+        layers: g.layers as usize,
+        kv_heads: g.kv_heads as usize,
+        key_dim: g.key_dim as usize,
+        value_dim: g.value_dim as usize,
+        blocks: pool.blocks as usize,
+    };
+    shape.cache.iter().map(layout).collect()
+}
+
+/// Decides the pool. `available` is the memory before weights are loaded, if it is known.
+///
+/// A context that was not asked for shrinks to what the pool holds, with a warning; one that was is an error then.
+///
+/// # Errors
+/// If not even one block fits, or one sequence of the asked length; if the asked context is longer than the model's.
+pub fn plan(shape: &Shape, kv: &KvOptions, available: Option<u64>) -> Result<Pool, LoadError> {
+    assert!(kv.block_tokens > 0, "blocks hold at least one position");
+    if let Some(asked) = kv.context
+        && asked > shape.context
+    {
+        return Err(LoadError::ContextTooLong { asked, model: shape.context });
+    }
+    let context = kv.context.unwrap_or(shape.context);
+    let each = block_bytes(shape, kv)?.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes)).max(1);
+    let per_sequence = context.div_ceil(kv.block_tokens);
+    let blocks = match kv.size {
+        KvSize::Blocks(blocks) => u64::from(blocks),
+        KvSize::Bytes(bytes) => bytes / each,
+        KvSize::Available { reserve, sequences } => {
+            let available = available.ok_or(LoadError::MemoryUnknown)?;
+            let free = available.saturating_sub(shape.weight_bytes).saturating_sub(reserve);
+            if free < each {
+                return Err(too_much(shape, each, reserve, available));
+            }
+            (free / each).min(u64::from(per_sequence) * u64::from(sequences.max(1)))
+        }
+    };
+    let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+    let cache = each.saturating_mul(u64::from(blocks.max(1)));
+    if let Some(available) = available
+        && shape.weight_bytes.saturating_add(cache) > available
+    {
+        return Err(too_much(shape, cache, 0, available));
+    }
+    let tokens = u64::from(blocks) * u64::from(kv.block_tokens);
+    if blocks == 0 || (tokens < u64::from(context) && kv.context.is_some()) {
+        return Err(LoadError::CacheTooSmall { blocks, tokens, context });
+    }
+    if tokens < u64::from(context) {
+        tracing::warn!(
+            tokens,
+            model = context,
+            "the KV cache holds less than the model's context, which is cut to fit"
+        );
+    }
+    Ok(Pool { blocks, context: u32::try_from(tokens).unwrap_or(u32::MAX).min(context) })
+}
+
+fn too_much(shape: &Shape, cache: u64, reserve: u64, available: u64) -> LoadError {
+    let mib = |bytes: u64| bytes >> 20;
+    LoadError::Memory {
+        weights: mib(shape.weight_bytes),
+        cache: mib(cache),
+        reserve: mib(reserve),
+        available: mib(available),
+    }
+}
+
+/// Bytes this process could still take; None where the system does not say (other than Linux).
+pub fn available() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let system = meminfo_available(&meminfo)?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(group_files(&groups).iter().filter_map(|files| files.left()).fold(system, u64::min))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn meminfo_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Where one control group tells its limit and use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct GroupFiles {
+    folder: PathBuf,
+    limit: &'static str,
+    usage: &'static str,
+    /// Of `memory.stat`: page cache that gives way first.
+    reclaimable: &'static str,
+}
+
+impl GroupFiles {
+    /// Bytes below the limit; None if there is no limit (`max`, or a number beyond all memory).
+    fn left(&self) -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(self.folder.join(name)).ok();
+        let limit = read(self.limit)?.trim().parse::<u64>().ok()?;
+        let usage = read(self.usage)?.trim().parse::<u64>().ok()?;
+        let stat = read("memory.stat").unwrap_or_default();
+        Some(limit.saturating_sub(usage.saturating_sub(stat_value(&stat, self.reclaimable))))
+    }
+}
+
+fn stat_value(stat: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+    stat.lines().find_map(value).unwrap_or(0)
+}
+
+/// The memory groups of `/proc/self/cgroup` (versions 2 and 1), each with those that enclose it. A container sees
+/// its own group as the root, so the root always counts.
+fn group_files(groups: &str) -> Vec<GroupFiles> {
+    let mut all = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let (root, limit, usage, reclaimable) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+        } else if controllers.split(',').any(|c| c == "memory") {
+            let (limit, usage) = ("memory.limit_in_bytes", "memory.usage_in_bytes");
+            ("/sys/fs/cgroup/memory", limit, usage, "total_inactive_file")
+        } else {
+            continue;
+        };
+        for ancestor in Path::new(path.trim_start_matches('/')).ancestors() {
+            let folder = Path::new(root).join(ancestor);
+            all.push(GroupFiles { folder, limit, usage, reclaimable });
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::CacheShape;
+    use crate::step::GroupKind;
+
+    fn shape() -> Shape {
+        // 2 layers x 2 heads x (8 + 8) x 2 bytes = 128 bytes a position.
+        let group = CacheShape { kind: GroupKind::Full, layers: 2, kv_heads: 2, key_dim: 8, value_dim: 8 };
+        Shape { vocab: 10, context: 1000, cache: vec![group], weight_bytes: 50_000 }
+    }
+
+    fn options(size: KvSize, context: Option<u32>) -> KvOptions {
+        KvOptions { block_tokens: 16, page: PageType::F16, size, context }
+    }
+
+    #[test]
+    fn the_pool_is_what_is_asked_for_or_what_is_left() {
+        let plan = |size, context, available| plan(&shape(), &options(size, context), available);
+        assert_eq!(plan(KvSize::Blocks(100), None, None).unwrap(), Pool { blocks: 100, context: 1000 });
+        assert_eq!(
+            plan(KvSize::Bytes(2048 * 70 + 5), Some(900), None).unwrap(),
+            Pool { blocks: 70, context: 900 }
+        );
+        let rest = KvSize::Available { reserve: 10_000, sequences: 2 };
+        // 63 blocks a sequence.
+        assert_eq!(plan(rest, None, Some(1 << 30)).unwrap(), Pool { blocks: 126, context: 1000 });
+        assert_eq!(plan(rest, None, Some(60_000 + 2048 * 5 + 7)).unwrap(), Pool { blocks: 5, context: 80 });
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_words() {
+        let error = |size, context, available| {
+            plan(&shape(), &options(size, context), available).unwrap_err().to_string()
+        };
+        let rest = KvSize::Available { reserve: 1 << 20, sequences: 1 };
+        assert!(error(rest, None, Some(1 << 20)).contains("not enough memory"));
+        assert!(error(rest, None, None).contains("set the size"));
+        assert!(error(KvSize::Blocks(1 << 20), None, Some(1 << 20)).contains("not enough memory"));
+        assert!(error(KvSize::Blocks(0), None, None).contains("0 blocks"));
+        assert!(
+            error(KvSize::Blocks(62), Some(993), None).contains("less than the configured context of 993")
+        );
+        assert!(error(KvSize::Blocks(62), Some(1001), None).contains("made for 1000"));
+        let absurd = CacheShape { layers: u32::MAX, kv_heads: u32::MAX, ..shape().cache[0] };
+        let shape = Shape { cache: vec![absurd], ..shape() };
+        assert!(plan(&shape, &options(KvSize::Blocks(1), None), None).is_err());
+    }
+
+    #[test]
+    fn both_versions_of_control_groups_are_understood() {
+        let v2 = group_files("0::/user.slice/app\n");
+        assert_eq!(v2.len(), 3);
+        assert_eq!(v2[0].folder, Path::new("/sys/fs/cgroup/user.slice/app"));
+        assert_eq!((v2[2].folder.as_path(), v2[2].limit), (Path::new("/sys/fs/cgroup/"), "memory.max"));
+        let v1 = group_files("9:name=systemd:/\n4:memory:/a\n2:cpu,cpuacct:/\nnonsense\n");
+        assert_eq!(v1.len(), 2);
+        assert_eq!(v1[0].folder, Path::new("/sys/fs/cgroup/memory/a"));
+        assert_eq!(stat_value("cache 4\ninactive_file 77\ninactive_file_x 9\n", "inactive_file"), 77);
+        let meminfo = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\n";
+        assert_eq!(meminfo_available(meminfo), Some(8000 * 1024));
+        assert_eq!(meminfo_available("MemFree: 1 kB"), None);
+    }
+
+    #[test]
+    fn a_group_leaves_its_limit_less_what_cannot_be_reclaimed() {
+        let folder = std::env::temp_dir().join(format!("frugal-group-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+        let group = GroupFiles {
+            folder: folder.clone(),
+            limit: "max",
+            usage: "current",
+            reclaimable: "inactive_file",
+        };
+        write("max", "1000\n");
+        write("current", "700\n");
+        assert_eq!(group.left(), Some(300));
+        write("memory.stat", "inactive_file 100\n");
+        assert_eq!(group.left(), Some(400));
+        write("max", "max\n");
+        assert_eq!(group.left(), None);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,200 @@
+//! A [`Runner`] of a model on a backend.
+//!
+//! A step is checked on arrival, run when it is waited for, and sampled row by row. What concerns one row is that
+//! row's fault; an error of the backend, or a panic, is the step's. After a panic the backend's state is unknown,
+//! so every later step fails too: the process is to be restarted.
+
+mod check;
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::arch::{self, LoadError, Model, Shape};
+use crate::backend::{Backend, BackendError, Batch};
+use crate::cpu::{CpuBackend, CpuOptions};
+use crate::gguf::Gguf;
+use crate::kv::{KvStore, PageType};
+use crate::memory::{self, KvOptions, Pool};
+use crate::quant::Isa;
+use crate::reference::ReferenceBackend;
+use crate::runner::{Invariance, Runner};
+use crate::sampling::Sampler;
+use crate::step::{CacheGroup, Geometry, Row, RowFault, RowOutput, StepFault, StepInput, StepOutput};
+
+/// How to run a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerOptions {
+    /// On what.
+    pub backend: BackendKind,
+    /// Threads that compute, the one that waits for steps included; at least 1.
+    pub threads: usize,
+    /// Bind the other threads to a processor each.
+    pub pin: bool,
+    /// None chooses the fastest that the processor has.
+    pub isa: Option<Isa>,
+    /// The cache.
+    pub kv: KvOptions,
+}
+
+/// The implementations of [`Backend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendKind {
+    /// This machine's processors.
+    Cpu,
+    /// The specification: one slow thread, F32 activations.
+    Reference,
+}
+
+/// Loads a model onto a backend.
+///
+/// # Errors
+/// If the file cannot be run, or weights and cache do not fit into memory.
+pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
+    let shape = arch::shape(gguf)?;
+    let pool = memory::plan(&shape, &options.kv, memory::available())?;
+    let geometry = geometry(gguf, &shape, pool, &options.kv)?;
+    let groups = memory::layouts(&shape, pool);
+    let (block_tokens, page) = (options.kv.block_tokens as usize, options.kv.page);
+    match options.backend {
+        BackendKind::Cpu => {
+            let RunnerOptions { threads, pin, isa, .. } = *options;
+            let options = CpuOptions { threads, pin, isa, groups, block_tokens, page };
+            bitwise(gguf, CpuBackend::new(&options)?, geometry)
+        }
+        BackendKind::Reference => {
+            let kv = KvStore::new(&groups, block_tokens, page);
+            let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
+            bitwise(gguf, ReferenceBackend::new(kv), geometry)
+        }
+    }
+}
+
+fn bitwise<B: Backend + 'static>(
+    gguf: &Gguf,
+    mut backend: B,
+    geometry: Geometry,
+) -> Result<Box<dyn Runner>, LoadError> {
+    let model = arch::load(gguf, &mut backend)?;
+    Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
+}
+
+fn geometry(gguf: &Gguf, shape: &Shape, pool: Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {
+    let page = match kv.page {
+        PageType::F16 => "f16",
+        PageType::F32 => "f32",
+    };
+    let digest = Sha256::new().chain_update(gguf.digest()).chain_update(page);
+    let group = |(cache, block_bytes): (&arch::CacheShape, u64)| CacheGroup {
+        kind: cache.kind,
+        block_bytes,
+        blocks: pool.blocks,
+    };
+    Ok(Geometry {
+        vocab: shape.vocab,
+        context_max: pool.context,
+        block_tokens: kv.block_tokens,
+        groups: shape.cache.iter().zip(memory::block_bytes(shape, kv)?).map(group).collect(),
+        digest: digest.chain_update(kv.block_tokens.to_le_bytes()).finalize().into(),
+    })
+}
+
+/// See the module.
+pub struct ModelRunner<B: Backend> {
+    backend: B,
+    model: Box<dyn Model<B>>,
+    geometry: Geometry,
+    invariance: Invariance,
+    sampler: Sampler,
+    pending: Option<Arc<StepInput>>,
+    /// What a panic said, once one happened.
+    broken: Option<String>,
+}
+
+impl<B: Backend> ModelRunner<B> {
+    /// `model` was loaded into `backend`, whose cache is as `geometry` says.
+    pub fn new(backend: B, model: Box<dyn Model<B>>, geometry: Geometry, invariance: Invariance) -> Self {
+        let (sampler, pending, broken) = (Sampler::default(), None, None);
+        Self { backend, model, geometry, invariance, sampler, pending, broken }
+    }
+
+    fn run(&mut self, step: &StepInput) -> Result<StepOutput, BackendError> {
+        let batch = Batch::new(step);
+        self.backend.begin(&batch)?;
+        let logits = match batch.tokens.is_empty() {
+            true => None,
+            false => self.model.forward(&mut self.backend, &batch)?,
+        };
+        let logits = logits.map(|l| self.backend.read(&l)).transpose()?.unwrap_or_default();
+        let vocab = self.geometry.vocab as usize;
+        assert_eq!(logits.len(), batch.outputs.len() * vocab, "one row of logits per output");
+        let mut rest = &logits[..];
+        let mut rows = Vec::with_capacity(step.rows.len());
+        for row in &step.rows {
+            let (own, others) = rest.split_at(outputs(row) * vocab);
+            rows.push(choose(&mut self.sampler, row, own, vocab));
+            rest = others;
+        }
+        Ok(StepOutput { rows, stats: self.backend.take_stats() })
+    }
+}
+
+impl<B: Backend> Runner for ModelRunner<B> {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn invariance(&self) -> Invariance {
+        self.invariance
+    }
+
+    fn submit(&mut self, step: Arc<StepInput>) {
+        assert!(self.pending.is_none(), "one step at a time");
+        self.pending = Some(step);
+    }
+
+    fn wait(&mut self) -> Result<StepOutput, StepFault> {
+        let step = self.pending.take().expect("a step is in flight");
+        if let Some(broken) = &self.broken {
+            return Err(StepFault(format!("an earlier step panicked: {broken}")));
+        }
+        check::step(&step, &self.geometry).map_err(StepFault)?;
+        match catch_unwind(AssertUnwindSafe(|| self.run(&step))) {
+            Ok(result) => result.map_err(|e| StepFault(e.to_string())),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                let text = text.unwrap_or_else(|| "panic without a message".to_owned());
+                self.broken = Some(text.clone());
+                Err(StepFault(text))
+            }
+        }
+    }
+}
+
+/// How many rows of logits a row asks for; the same rule as [`Batch::new`]'s.
+fn outputs(row: &Row) -> usize {
+    let scored = row.score.as_ref().map_or(0, |s| s.targets.len());
+    scored + usize::from(row.sample.is_some() && scored < row.tokens.len())
+}
+
+/// One row's part of a step, from its own logits `[outputs, vocab]`.
+fn choose(sampler: &mut Sampler, row: &Row, logits: &[f32], vocab: usize) -> Result<RowOutput, RowFault> {
+    let mut output = RowOutput::default();
+    if let Some(score) = &row.score {
+        for (&target, logits) in score.targets.iter().zip(logits.chunks_exact(vocab)) {
+            output.prompt_scores.push(sampler.score(logits, target, score.top)?);
+        }
+    }
+    if let Some(sample) = &row.sample {
+        let last = &logits[logits.len() - vocab..];
+        let position = row.start + row.tokens.len() as u32;
+        let (token, score) = sampler.sample(last, sample, position)?;
+        output.token = Some(token);
+        output.score = score;
+    }
+    Ok(output)
+}
