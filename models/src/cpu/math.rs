@@ -8,25 +8,29 @@
 use crate::backend::RopeStyle;
 use crate::quant::Isa;
 
-/// Defines a function whose first argument chooses the instruction set its body is compiled for.
+/// Defines a function whose first argument chooses the instruction set its body is compiled for. A body that
+/// names its lanes, `fn name[L](..)`, gets the [`Lanes`](super::lanes::Lanes) of that set.
 macro_rules! per_isa {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $([$v:ident: $bound:path])? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident]($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name$(<$v: $bound>)?(isa: $crate::quant::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::quant::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body$(<$v: $bound>)?($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$lanes: $crate::cpu::lanes::Lanes>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2$(<$v: $bound>)?($($arg: $ty),*) $(-> $ret)? {
-                body($($arg),*)
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::cpu::lanes::Avx2>($($arg),*)
             }
             match isa {
-                $crate::quant::Isa::Scalar => body($($arg),*),
+                $crate::quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
                 // SAFETY: the backend refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
                 $crate::quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
             }
         }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $crate::cpu::math::per_isa! { $(#[$meta])* $vis fn $name[_L]($($arg: $ty),*) $(-> $ret)? $body }
     };
 }
 pub(super) use per_isa;
@@ -84,15 +88,12 @@ per_isa! {
 
 per_isa! {
     /// `to[i] = from[i] / sqrt(mean(from^2) + eps) * weight[i]`, over groups of the weight's length.
-    pub(super) fn rms_norm(from: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
+    pub(super) fn rms_norm[L](from: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
         for (from, to) in from.chunks_exact(weight.len()).zip(to.chunks_exact_mut(weight.len())) {
-            let mut p = [0.0_f32; 8];
             let (chunks, rest) = from.as_chunks::<8>();
-            for c in chunks {
-                for l in 0..8 {
-                    p[l] = c[l].mul_add(c[l], p[l]);
-                }
-            }
+            let sum = chunks.iter().fold(L::zero(), |sum, c| L::load(c).mul_add(L::load(c), sum));
+            let mut p = [0.0; 8];
+            sum.store(&mut p);
             for (l, &x) in rest.iter().enumerate() {
                 p[l] = x.mul_add(x, p[l]);
             }
@@ -124,9 +125,14 @@ per_isa! {
 }
 
 /// The largest value; NaN is ignored, so the sum of exponentials shows it.
-#[inline(always)]
 pub(super) fn largest(x: &[f32]) -> f32 {
-    x.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    let larger = |m: f32, v: f32| if v > m { v } else { m };
+    let (chunks, rest) = x.as_chunks::<8>();
+    let mut max = [f32::NEG_INFINITY; 8];
+    for c in chunks {
+        max = std::array::from_fn(|l| larger(max[l], c[l]));
+    }
+    max.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| larger(m, v))
 }
 
 /// Cosine and sine of one position's angles, each times the scale: `[cos; pairs]` then `[sin; pairs]`.

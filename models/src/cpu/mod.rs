@@ -12,6 +12,8 @@
 mod attention;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod experts;
+#[expect(unsafe_code, reason = "vector instructions")]
+mod lanes;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod linear;
 #[expect(unsafe_code, reason = "the same code compiled per instruction set")]
