@@ -1,7 +1,58 @@
 //! The HTTP front end: OpenAI's API over the engine.
+//!
+//! A request's way: `routes` reads the body, `admit` turns it into tokens and checked values (in `text`'s threads),
+//! `stream` submits it and makes pieces of text from the engine's events, `answer` puts them into JSON or
+//! server-sent events. `access` writes its line when the last byte is out.
 
 pub mod access;
+pub mod admit;
+pub mod answer;
 pub mod error;
+pub mod logprobs;
+pub mod routes;
 pub mod settings;
+pub mod state;
+pub mod stream;
 pub mod text;
 pub mod usage;
+
+use std::any::Any;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::error::ApiError;
+use crate::state::State;
+
+/// Every endpoint.
+pub fn app(state: State) -> Router {
+    Router::new()
+        .merge(routes::chat::route())
+        .merge(routes::completions::route())
+        .merge(routes::models::route())
+        .merge(routes::health::route())
+        .merge(routes::version::route())
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn(access::log))
+        .with_state(state)
+}
+
+async fn unknown_url(request: Request) -> ApiError {
+    ApiError::unknown_url(request.method().as_str(), request.uri().path())
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    tracing::error!(message, "a handler panicked");
+    ApiError::internal("The server failed to handle the request").into_response()
+}

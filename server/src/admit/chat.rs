@@ -1,0 +1,155 @@
+//! `/v1/chat/completions`: messages become a prompt by the model's own template.
+//!
+//! - `developer` is `system` under its newer name; templates know the older one.
+//! - A list of text parts is their texts, joined by newlines (as in vLLM and llama.cpp).
+//! - `name` reaches the template, and most templates do not use it.
+//! - An assistant's message may lack its content.
+
+use frugal_models::template::Piece;
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, mistyped};
+use super::{Admitted, Common, Context, Prompt, unencodable};
+use crate::error::ApiError;
+use crate::settings::Caller;
+use crate::state::State;
+
+const PROMPT_FIELD: &str = "messages";
+
+/// Longest `name`, as OpenAI has it.
+const NAME_CHARS: usize = 64;
+
+/// Reads, checks, renders and tokenizes a request.
+pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, ApiError> {
+    let cx = Context::new(state, caller)?;
+    let mut fields = super::fields::parse(body)?;
+    let mut common = Common::take(&mut fields, &cx)?;
+    common.sampling.logprobs = logprobs(&mut fields, cx.limits().logprobs)?;
+    let max_tokens = max_tokens(&mut fields, &cx)?;
+    let messages = messages(&mut fields, &cx)?;
+    fields.finish(cx.settings.unknown_fields)?;
+
+    let template = cx.engine.template.as_ref().ok_or_else(|| {
+        ApiError::invalid(PROMPT_FIELD, "This model has no chat template; use /v1/completions instead")
+    })?;
+    let rendered = template
+        .render(&messages, Map::new(), true)
+        .map_err(|e| ApiError::invalid(PROMPT_FIELD, format!("The model's chat template refused: {e}")))?;
+    cx.check_text(PROMPT_FIELD, rendered.pieces().iter().map(piece_bytes).sum())?;
+    let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
+    let request = common.request(&cx, PROMPT_FIELD, prompt.into(), max_tokens)?;
+    common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])
+}
+
+fn piece_bytes(piece: &Piece) -> usize {
+    match piece {
+        Piece::Text(text) | Piece::Control(text) => text.len(),
+    }
+}
+
+/// `max_completion_tokens`, or `max_tokens`, its older name.
+fn max_tokens(fields: &mut Fields, cx: &Context<'_>) -> Result<Option<u32>, ApiError> {
+    let range = 1..=u32::MAX;
+    let new = fields.count("max_completion_tokens", range.clone())?;
+    let old = fields.count("max_tokens", range)?;
+    match (new, old) {
+        (Some(new), Some(old)) if new != old => {
+            let message = "'max_tokens' and 'max_completion_tokens' mean the same and differ";
+            Err(ApiError::invalid("max_tokens", message))
+        }
+        (new, old) => cx.check_output(new.or(old)),
+    }
+}
+
+fn logprobs(fields: &mut Fields, max: u32) -> Result<Option<u32>, ApiError> {
+    let wanted = fields.flag("logprobs")?;
+    let top = fields.count("top_logprobs", 0..=max)?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => {
+            Err(ApiError::invalid("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true"))
+        }
+    }
+}
+
+fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Value>, ApiError> {
+    let messages = match fields.take(PROMPT_FIELD) {
+        Some(Value::Array(messages)) if !messages.is_empty() => messages,
+        Some(Value::Array(_)) => return Err(ApiError::invalid(PROMPT_FIELD, "'messages' must not be empty")),
+        None => return Err(ApiError::invalid(PROMPT_FIELD, "Missing required parameter: 'messages'")),
+        Some(other) => return Err(fields.mistyped(PROMPT_FIELD, "an array of messages", &other)),
+    };
+    let messages = messages.into_iter().enumerate();
+    messages.map(|(i, message)| one_message(&format!("{PROMPT_FIELD}[{i}]"), message, cx)).collect()
+}
+
+fn one_message(path: &str, message: Value, cx: &Context<'_>) -> Result<Value, ApiError> {
+    let Value::Object(map) = message else { return Err(mistyped(path, "an object", &message)) };
+    let mut fields = Fields::nested(map, path);
+    let role = fields.string("role")?;
+    let role = match role.as_deref() {
+        Some("system" | "developer") => "system",
+        Some("user") => "user",
+        Some("assistant") => "assistant",
+        Some(role @ ("tool" | "function")) => {
+            let message =
+                format!("Unsupported value: '{path}.role' is '{role}', and tools are not supported");
+            return Err(ApiError::unsupported(&fields.name("role"), message));
+        }
+        Some(_) => {
+            let message = format!(
+                "Invalid value for '{path}.role': supported are system, developer, user and assistant"
+            );
+            return Err(ApiError::invalid(&fields.name("role"), message));
+        }
+        None => {
+            let name = fields.name("role");
+            return Err(ApiError::invalid(&name, format!("Missing required parameter: '{name}'")));
+        }
+    };
+    let content = match fields.take("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => text_of_parts(&fields.name("content"), parts, cx)?,
+        None if role == "assistant" => String::new(),
+        None => {
+            let name = fields.name("content");
+            return Err(ApiError::invalid(&name, format!("Missing required parameter: '{name}'")));
+        }
+        Some(other) => return Err(fields.mistyped("content", "a string or an array of text parts", &other)),
+    };
+    let mut rendered = Map::new();
+    rendered.insert("role".to_owned(), role.into());
+    rendered.insert("content".to_owned(), content.into());
+    if let Some(name) = fields.string("name")? {
+        if name.chars().count() > NAME_CHARS {
+            let message = format!("'{path}.name' has more than {NAME_CHARS} characters");
+            return Err(ApiError::invalid(&fields.name("name"), message));
+        }
+        rendered.insert("name".to_owned(), name.into());
+    }
+    fields.finish(cx.settings.unknown_fields)?;
+    Ok(Value::Object(rendered))
+}
+
+fn text_of_parts(path: &str, parts: Vec<Value>, cx: &Context<'_>) -> Result<String, ApiError> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for (i, part) in parts.into_iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        let Value::Object(map) = part else { return Err(mistyped(&path, "an object", &part)) };
+        let mut part = Fields::nested(map, &path);
+        let kind = part.string("type")?;
+        if kind.as_deref() != Some("text") {
+            let name = part.name("type");
+            let message = format!("Unsupported value: '{name}' must be 'text'; this server reads text only");
+            return Err(ApiError::unsupported(&name, message));
+        }
+        let name = part.name("text");
+        let text = part.string("text")?;
+        texts.push(
+            text.ok_or_else(|| ApiError::invalid(&name, format!("Missing required parameter: '{name}'")))?,
+        );
+        part.finish(cx.settings.unknown_fields)?;
+    }
+    Ok(texts.join("\n"))
+}

@@ -1,0 +1,378 @@
+//! Turns wire requests into admitted ones: after this, every value is known to be good.
+//!
+//! Absent on purpose: clocks and threads. Tokenizing happens here and takes time, so callers run this in
+//! [`crate::text::TextPool`].
+
+pub mod chat;
+pub mod completions;
+pub mod fields;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use frugal_models::step::{SamplingParams, TokenId};
+use frugal_models::tokenizer::TokenizerError;
+use frugal_scheduler::request::{Request, Tick};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::{ApiError, too_long};
+use crate::settings::{Caller, Limits, Settings};
+use crate::state::{Engine, State};
+use fields::{Fields, mistyped, whole};
+
+/// Below this a temperature chooses like 0: dividing by it would overflow.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// A request ready to be submitted, and how its answer is to look.
+#[derive(Debug)]
+pub struct Admitted {
+    /// One per prompt; for each, `n` choices.
+    pub prompts: Vec<Prompt>,
+    /// Choices per prompt.
+    pub n: u32,
+    /// Answer as a stream of server-sent events.
+    pub stream: bool,
+    /// End the stream with a chunk that holds `usage`.
+    pub include_usage: bool,
+    /// Log-probabilities were asked for.
+    pub logprobs: bool,
+    /// Tokens are named `token_id:N`.
+    pub as_token_ids: bool,
+    /// The field that holds the prompt: errors name it.
+    pub prompt_field: &'static str,
+}
+
+/// One prompt.
+#[derive(Debug)]
+pub struct Prompt {
+    /// What the engine is told.
+    pub request: Request,
+    /// What the answer begins with.
+    pub echo: Option<Echo>,
+}
+
+/// A prompt that is repeated before the answer.
+#[derive(Debug)]
+pub struct Echo {
+    /// Bytes of each of the prompt's tokens in the text; none for tokens the server added.
+    pub pieces: Vec<Vec<u8>>,
+}
+
+/// What an admission may look at.
+pub(crate) struct Context<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) engine: &'a Engine,
+    pub(crate) caller: Caller,
+}
+
+impl<'a> Context<'a> {
+    /// Fails while the model is being loaded.
+    pub(crate) fn new(state: &'a State, caller: Caller) -> Result<Self, ApiError> {
+        Ok(Self { settings: state.settings(), engine: state.engine()?, caller })
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.settings.limits
+    }
+
+    fn context_max(&self) -> u32 {
+        self.engine.handle.context_max()
+    }
+
+    fn vocab(&self) -> u32 {
+        self.engine.handle.geometry().vocab
+    }
+
+    /// Refuses what can never fit before any work is done for it.
+    fn check_output(&self, max_tokens: Option<u32>) -> Result<Option<u32>, ApiError> {
+        match max_tokens {
+            Some(wanted) if wanted > self.context_max() => {
+                Err(ApiError::context_length("max_tokens", too_long(self.context_max(), wanted)))
+            }
+            fits => Ok(fits),
+        }
+    }
+
+    /// Bounds the work of the tokenizer.
+    fn check_text(&self, prompt_field: &str, bytes: usize) -> Result<(), ApiError> {
+        let most = self.limits().prompt_bytes;
+        if bytes <= most {
+            return Ok(());
+        }
+        let message = format!("The text of '{prompt_field}' has {bytes} bytes, {most} is the most");
+        Err(ApiError::context_length(prompt_field, message))
+    }
+}
+
+/// What both endpoints ask for in the same words.
+#[derive(Debug)]
+struct Common {
+    stream: bool,
+    include_usage: bool,
+    as_token_ids: bool,
+    n: u32,
+    min_tokens: u32,
+    ignore_eos: bool,
+    seed: u64,
+    stop: Arc<[String]>,
+    sampling: SamplingParams,
+    cache_domain: [u8; 32],
+}
+
+impl Common {
+    fn take(fields: &mut Fields, cx: &Context<'_>) -> Result<Self, ApiError> {
+        model(fields, cx.settings)?;
+        let limits = cx.limits();
+        let stream = fields.flag("stream")?;
+        let n = fields.count("n", 1..=limits.n)?.unwrap_or(1);
+        if let Some(best_of) = fields.count("best_of", 1..=u32::MAX)?
+            && best_of != n
+        {
+            let message = "Unsupported parameter: 'best_of' must equal 'n' on this server";
+            return Err(ApiError::unsupported("best_of", message));
+        }
+        Ok(Self {
+            stream,
+            include_usage: include_usage(fields, stream, cx.settings)?,
+            as_token_ids: fields.flag("return_tokens_as_token_ids")?,
+            n,
+            min_tokens: fields.count("min_tokens", 0..=cx.context_max())?.unwrap_or(0),
+            ignore_eos: fields.flag("ignore_eos")?,
+            seed: seed(fields)?,
+            stop: stop(fields, limits)?,
+            sampling: sampling(fields, cx)?,
+            cache_domain: cache_domain(fields, cx.caller)?,
+        })
+    }
+
+    /// The engine's request for one prompt. `max_tokens` None takes what the context has left.
+    fn request(
+        &self,
+        cx: &Context<'_>,
+        prompt_field: &str,
+        prompt: Arc<[TokenId]>,
+        max_tokens: Option<u32>,
+    ) -> Result<Request, ApiError> {
+        let available = cx.context_max();
+        let length = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        if length == 0 {
+            return Err(ApiError::invalid(
+                prompt_field,
+                format!("'{prompt_field}' must have at least one token"),
+            ));
+        }
+        let wanted = length.saturating_add(max_tokens.unwrap_or(1));
+        if wanted > available {
+            return Err(ApiError::context_length(prompt_field, too_long(available, wanted)));
+        }
+        let max_tokens = max_tokens.unwrap_or(available - length);
+        if self.min_tokens > max_tokens {
+            let message =
+                format!("'min_tokens' is {}, more than the {max_tokens} of 'max_tokens'", self.min_tokens);
+            return Err(ApiError::invalid("min_tokens", message));
+        }
+        let end_tokens: Arc<[TokenId]> =
+            if self.ignore_eos { Arc::default() } else { cx.engine.tokenizer.end_tokens() };
+        Ok(Request {
+            prompt,
+            sampling: Arc::new(self.sampling.clone()),
+            seed: self.seed,
+            n: self.n,
+            max_tokens,
+            min_tokens: self.min_tokens,
+            end_tokens,
+            stop: self.stop.clone(),
+            prompt_logprobs: None,
+            cache_domain: self.cache_domain,
+            deadline: deadline(cx.engine.handle.now(), cx.limits().request_time),
+            tenant: cx.caller.tenant,
+        })
+    }
+
+    /// The whole of it, once all prompts are known.
+    fn admit(
+        self,
+        cx: &Context<'_>,
+        prompt_field: &'static str,
+        prompts: Vec<Prompt>,
+    ) -> Result<Admitted, ApiError> {
+        let logprobs = self.sampling.logprobs;
+        let entries: u64 = prompts.iter().map(|p| response_entries(&p.request)).fold(0, u64::saturating_add);
+        if entries > cx.limits().response_entries {
+            let message = format!(
+                "The answer might hold {entries} tokens and log-probabilities, {} is the most; \
+                 lower 'max_tokens', 'n' or the number of log-probabilities",
+                cx.limits().response_entries
+            );
+            return Err(ApiError::invalid("max_tokens", message));
+        }
+        Ok(Admitted {
+            prompts,
+            n: self.n,
+            stream: self.stream,
+            include_usage: self.include_usage,
+            logprobs: logprobs.is_some(),
+            as_token_ids: self.as_token_ids,
+            prompt_field,
+        })
+    }
+}
+
+/// Tokens and alternatives that the answer to one prompt may hold.
+fn response_entries(request: &Request) -> u64 {
+    let width = |top: Option<u32>| 1 + u64::from(top.unwrap_or(0));
+    let output = u64::from(request.max_tokens) * u64::from(request.n) * width(request.sampling.logprobs);
+    let scored = request.prompt_logprobs.map_or(0, |top| request.prompt.len() as u64 * width(Some(top)));
+    output.saturating_add(scored)
+}
+
+/// The tokenizer's own failure.
+fn unencodable(error: &TokenizerError) -> ApiError {
+    tracing::error!(error = error as &dyn std::error::Error, "a prompt was not tokenized");
+    ApiError::internal("The prompt could not be tokenized")
+}
+
+fn deadline(now: Tick, after: Option<Duration>) -> Option<Tick> {
+    let after = u64::try_from(after?.as_nanos()).unwrap_or(u64::MAX);
+    Some(Tick(now.0.saturating_add(after)))
+}
+
+/// An absent `model` means the one there is.
+fn model(fields: &mut Fields, settings: &Settings) -> Result<(), ApiError> {
+    match fields.string("model")? {
+        Some(name) if !settings.models.contains(&name) => Err(ApiError::model_not_found(&name)),
+        _ => Ok(()),
+    }
+}
+
+fn include_usage(fields: &mut Fields, stream: bool, settings: &Settings) -> Result<bool, ApiError> {
+    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
+    if !stream {
+        let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled";
+        return Err(ApiError::invalid("stream_options", message));
+    }
+    let include = options.flag("include_usage")?;
+    options.finish(settings.unknown_fields)?;
+    Ok(include)
+}
+
+/// Any 64 bits, signed or not; none given: the system's randomness.
+fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
+    let Some(value) = fields.take("seed") else {
+        return getrandom::u64().map_err(|e| {
+            tracing::error!(error = %e, "the system has no random numbers");
+            ApiError::internal("The server could not draw a seed")
+        });
+    };
+    let seed = value.as_u64().or_else(|| whole(&value).map(i64::cast_unsigned));
+    seed.ok_or_else(|| fields.mistyped("seed", "an integer of 64 bits", &value))
+}
+
+fn stop(fields: &mut Fields, limits: &Limits) -> Result<Arc<[String]>, ApiError> {
+    let expected = "a string or an array of strings";
+    let values = match fields.take("stop") {
+        None => return Ok(Arc::default()),
+        Some(Value::Array(values)) => values,
+        Some(one) => vec![one],
+    };
+    if values.len() > limits.stop {
+        let message = format!("'stop' has {} strings, {} is the most", values.len(), limits.stop);
+        return Err(ApiError::invalid("stop", message));
+    }
+    let mut stop = Vec::with_capacity(values.len());
+    for value in values {
+        match value {
+            Value::String(text) if text.is_empty() => {
+                return Err(ApiError::invalid("stop", "'stop' must not hold an empty string"));
+            }
+            Value::String(text) if text.len() > limits.stop_bytes => {
+                let message =
+                    format!("A string of 'stop' has {} bytes, {} is the most", text.len(), limits.stop_bytes);
+                return Err(ApiError::invalid("stop", message));
+            }
+            Value::String(text) => stop.push(text),
+            other => return Err(fields.mistyped("stop", expected, &other)),
+        }
+    }
+    Ok(stop.into())
+}
+
+fn sampling(fields: &mut Fields, cx: &Context<'_>) -> Result<SamplingParams, ApiError> {
+    let default = &cx.settings.sampling;
+    let mut temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(default.temperature);
+    if temperature < GREEDY_BELOW {
+        temperature = 0.0;
+    }
+    let mut top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(default.top_p);
+    // -1 and 0 both keep all, as in vLLM; what passes the vocabulary keeps all, too.
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+    let mut top_k = top_k.map_or(default.top_k, |k| u32::try_from(k).unwrap_or(0).min(cx.vocab()));
+    if top_p == 0.0 {
+        // The smallest set that is not empty.
+        (top_p, top_k) = (1.0, 1);
+    }
+    let repetition_penalty =
+        fields.number("repetition_penalty", 0.0..=10.0)?.unwrap_or(default.repetition_penalty);
+    if repetition_penalty < 0.01 {
+        return Err(ApiError::invalid("repetition_penalty", "'repetition_penalty' must be at least 0.01"));
+    }
+    Ok(SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(default.min_p),
+        repetition_penalty,
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(default.presence_penalty),
+        frequency_penalty: fields
+            .number("frequency_penalty", -2.0..=2.0)?
+            .unwrap_or(default.frequency_penalty),
+        logit_bias: logit_bias(fields, cx)?,
+        logprobs: None,
+    })
+}
+
+fn logit_bias(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let name = "logit_bias";
+    let entries = match fields.take(name) {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(entries)) => entries,
+        // "Empty lists ask for nothing."
+        Some(Value::Array(none)) if none.is_empty() => return Ok(Vec::new()),
+        Some(other) => return Err(fields.mistyped(name, "an object", &other)),
+    };
+    if entries.len() > cx.limits().logit_bias {
+        let message =
+            format!("'{name}' has {} entries, {} is the most", entries.len(), cx.limits().logit_bias);
+        return Err(ApiError::invalid(name, message));
+    }
+    let mut bias = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        let token = key.parse().ok().filter(|&id: &u32| id < cx.vocab());
+        let token = token.ok_or_else(|| {
+            ApiError::invalid(
+                name,
+                format!("A key of '{name}' is not the id of one of the {} tokens", cx.vocab()),
+            )
+        })?;
+        let number = value.as_f64().ok_or_else(|| mistyped(name, "numbers as values", &value))?;
+        if !(-100.0..=100.0).contains(&number) {
+            return Err(ApiError::invalid(name, format!("A value of '{name}' is not between -100 and 100")));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "between -100 and 100, rounded to the nearest")]
+        bias.push((TokenId(token), number as f32));
+    }
+    // "7" and "07" are one token: the last one counts, as with repeated keys.
+    bias.reverse();
+    bias.sort_by_key(|&(token, _)| token);
+    bias.dedup_by_key(|&mut (token, _)| token);
+    Ok(bias)
+}
+
+/// The caller's domain, or a part of it that only those who know the salt share.
+fn cache_domain(fields: &mut Fields, caller: Caller) -> Result<[u8; 32], ApiError> {
+    match fields.string("cache_salt")? {
+        None => Ok(caller.domain),
+        Some(salt) => Ok(Sha256::new().chain_update(caller.domain).chain_update(salt).finalize().into()),
+    }
+}

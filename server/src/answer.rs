@@ -1,0 +1,222 @@
+//! Pieces of an answer into bodies: one JSON object, or server-sent events.
+//!
+//! A stream's status is decided by what comes first: an error before any piece is an HTTP error. Later errors are
+//! an event `data: {"error": ...}`, after which the stream ends without `[DONE]`. While nothing comes, comments keep
+//! the connection open.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+
+use crate::access::Line;
+use crate::admit::Admitted;
+use crate::error::ApiError;
+use crate::logprobs::Names;
+use crate::state::State;
+use crate::stream::{Answer, Piece, Scored};
+use crate::usage::Usage;
+
+/// What an endpoint's answers look like.
+pub trait Shape: Send + Sync + 'static {
+    /// A choice of a whole answer.
+    type Choice: Serialize;
+    /// A choice of a chunk.
+    type Delta: Serialize;
+    /// Before the id.
+    const ID_PREFIX: &'static str;
+    /// `object` of a whole answer.
+    const OBJECT: &'static str;
+    /// `object` of a chunk.
+    const CHUNK_OBJECT: &'static str;
+
+    /// A choice as a whole.
+    fn choice(&self, index: usize, whole: Whole) -> Self::Choice;
+    /// What a stream says of a choice before its first text, if anything.
+    fn opening(&self, index: usize) -> Option<Self::Delta>;
+    /// More of a choice.
+    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> Self::Delta;
+    /// The end of a choice.
+    fn finish(&self, index: usize, reason: &'static str) -> Self::Delta;
+}
+
+/// All of a choice.
+#[derive(Debug, Default)]
+pub struct Whole {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, if log-probabilities were asked for.
+    pub tokens: Vec<Scored>,
+    /// Why it ended.
+    pub reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Body<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<C>,
+    /// Absent, null or there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+/// What all chunks of an answer share.
+struct Envelope {
+    id: String,
+    created: u64,
+    state: State,
+}
+
+impl Envelope {
+    fn json<C: Serialize>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        usage: Option<Option<Usage>>,
+    ) -> String {
+        let model = self.state.model();
+        let body = Body { id: &self.id, object, created: self.created, model, choices, usage };
+        serde_json::to_string(&body).expect("strings and numbers")
+    }
+
+    fn usage(&self, answer: &Answer) -> Usage {
+        Usage::new(answer.totals(), self.state.settings().currency.as_deref())
+    }
+}
+
+/// Submits an admitted request and answers it.
+///
+/// # Errors
+/// What went wrong before the first byte of the answer.
+pub async fn respond<S: Shape>(
+    state: &State,
+    admitted: Admitted,
+    line: Arc<Line>,
+    shape: impl FnOnce(Option<Names>) -> S,
+) -> Result<Response, ApiError> {
+    let engine = state.engine()?;
+    let names = Names { tokenizer: engine.tokenizer.clone(), as_token_ids: admitted.as_token_ids };
+    let shape = shape(admitted.logprobs.then_some(names));
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let id = format!("{}-{}", S::ID_PREFIX, uuid::Uuid::new_v4().simple());
+    let envelope = Envelope { id, created, state: state.clone() };
+    let (stream, include_usage) = (admitted.stream, admitted.include_usage);
+    let answer = Answer::start(engine, admitted, line)?;
+    if stream {
+        events(envelope, answer, shape, include_usage).await
+    } else {
+        whole(&envelope, answer, &shape).await
+    }
+}
+
+async fn whole<S: Shape>(envelope: &Envelope, mut answer: Answer, shape: &S) -> Result<Response, ApiError> {
+    let mut all = Vec::new();
+    all.resize_with(answer.choices(), Whole::default);
+    while let Some(piece) = answer.next().await {
+        match piece? {
+            Piece::More { choice, text, tokens } => {
+                all[choice].text.push_str(&text);
+                all[choice].tokens.extend(tokens);
+            }
+            Piece::Finish { choice, reason } => all[choice].reason = reason,
+        }
+    }
+    let choices = all.into_iter().enumerate().map(|(i, one)| shape.choice(i, one)).collect();
+    let json = envelope.json(S::OBJECT, choices, Some(Some(envelope.usage(&answer))));
+    Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+async fn events<S: Shape>(
+    envelope: Envelope,
+    mut answer: Answer,
+    shape: S,
+    include_usage: bool,
+) -> Result<Response, ApiError> {
+    let keep_alive = envelope.state.settings().keep_alive;
+    let first = match tokio::time::timeout(keep_alive, answer.next()).await {
+        Ok(Some(Err(error))) => return Err(error),
+        Ok(Some(Ok(piece))) => Some(piece),
+        Ok(None) | Err(_) => None,
+    };
+    let mut feed = Feed { envelope, answer, shape, include_usage, ready: VecDeque::new(), ended: false };
+    for choice in 0..feed.answer.choices() {
+        if let Some(delta) = feed.shape.opening(choice) {
+            feed.push(delta);
+        }
+    }
+    if let Some(piece) = first {
+        feed.on_piece(piece);
+    }
+    let events = stream::unfold(feed, |mut feed| async move {
+        let data = feed.next().await?;
+        Some((Ok::<_, Infallible>(Event::default().data(data)), feed))
+    });
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive)).into_response();
+    // nginx would hold the events back until they fill a buffer.
+    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// What a stream of events is made of.
+struct Feed<S> {
+    envelope: Envelope,
+    answer: Answer,
+    shape: S,
+    include_usage: bool,
+    ready: VecDeque<String>,
+    ended: bool,
+}
+
+impl<S: Shape> Feed<S> {
+    fn push(&mut self, delta: S::Delta) {
+        // With usage asked for, every chunk has the field, and all but the last have null (OpenAI).
+        let usage = self.include_usage.then_some(None);
+        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, vec![delta], usage));
+    }
+
+    fn on_piece(&mut self, piece: Piece) {
+        let delta = match piece {
+            Piece::More { choice, text, tokens } => self.shape.more(choice, text, &tokens),
+            Piece::Finish { choice, reason } => self.shape.finish(choice, reason),
+        };
+        self.push(delta);
+    }
+
+    /// The next event's data.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Some(data);
+            }
+            if self.ended {
+                return None;
+            }
+            match self.answer.next().await {
+                Some(Ok(piece)) => self.on_piece(piece),
+                Some(Err(error)) => {
+                    self.ended = true;
+                    self.ready.push_back(error.body().to_string());
+                }
+                None => {
+                    self.ended = true;
+                    if self.include_usage {
+                        let usage = Some(Some(self.envelope.usage(&self.answer)));
+                        let none: Vec<S::Delta> = Vec::new();
+                        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, none, usage));
+                    }
+                    self.ready.push_back("[DONE]".to_owned());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What every handler may use: settings from the start, the engine once the model is loaded.
+
+use std::sync::{Arc, OnceLock};
+
+use frugal_models::template::ChatTemplate;
+use frugal_models::tokenizer::Tokenizer;
+use frugal_scheduler::handle::Handle;
+
+use crate::error::ApiError;
+use crate::settings::Settings;
+use crate::text::TextPool;
+
+/// Shared by all handlers; cloning shares.
+#[derive(Clone)]
+pub struct State(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    text: TextPool,
+    engine: OnceLock<Engine>,
+}
+
+/// Known once the model is loaded.
+pub struct Engine {
+    /// Where requests are submitted.
+    pub handle: Handle,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The model's chat template; None if it has none, and then there is no chat.
+    pub template: Option<Arc<ChatTemplate>>,
+}
+
+impl State {
+    /// A server whose model is still to come: it is alive and not ready.
+    ///
+    /// # Panics
+    /// If `settings` name no model.
+    pub fn new(settings: Settings) -> Self {
+        assert!(!settings.models.is_empty(), "a server serves a model");
+        let text = TextPool::new(settings.limits.text_threads, settings.limits.text_queue);
+        Self(Arc::new(Shared { settings, text, engine: OnceLock::new() }))
+    }
+
+    /// From now on requests are served.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub fn set_engine(&self, engine: Engine) {
+        assert!(self.0.engine.set(engine).is_ok(), "a server loads one model");
+    }
+
+    /// What was known from the start.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// Where requests become tokens.
+    pub fn text(&self) -> &TextPool {
+        &self.0.text
+    }
+
+    /// The engine, if the model is loaded.
+    pub fn try_engine(&self) -> Option<&Engine> {
+        self.0.engine.get()
+    }
+
+    /// The engine, or the error that says that the model is being loaded.
+    pub fn engine(&self) -> Result<&Engine, ApiError> {
+        self.try_engine().ok_or_else(ApiError::loading)
+    }
+
+    /// The name under which clients see the model.
+    pub fn model(&self) -> &str {
+        self.0.settings.models.first().map_or("", String::as_str)
+    }
+}

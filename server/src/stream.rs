@@ -1,0 +1,314 @@
+//! From the engine's events to pieces of an answer. Whole answers and streams are made of the same pieces, so their
+//! texts are equal.
+//!
+//! Text is shown as far as no stop string can take it back and no character is cut. Dropping an [`Answer`]
+//! drops its submissions, which cancels them: a client that is gone costs nothing more.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use frugal_models::detok::Detokenizer;
+use frugal_models::step::{TokenBytes, TokenId, TokenScore};
+use frugal_scheduler::handle::Submission;
+use frugal_scheduler::request::{Event, FinishReason};
+use futures_util::stream::{self, SelectAll, Stream, StreamExt};
+
+use crate::access::{End, Line};
+use crate::admit::{Admitted, Echo};
+use crate::error::{ApiError, from_submit};
+use crate::state::Engine;
+use crate::usage::Totals;
+
+/// A part of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// More of a choice: text, tokens or both.
+    More {
+        /// Which choice: prompt by prompt, `n` each.
+        choice: usize,
+        /// Whole characters; may be empty.
+        text: String,
+        /// The tokens that came, whether or not their text did; kept only if log-probabilities were asked for.
+        tokens: Vec<Scored>,
+    },
+    /// A choice's end.
+    Finish {
+        /// Which choice.
+        choice: usize,
+        /// OpenAI's word for why: `stop` or `length`.
+        reason: &'static str,
+    },
+}
+
+/// A token and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub token: TokenId,
+    /// None for the first of an echoed prompt.
+    pub score: Option<TokenScore>,
+    /// Characters of the choice's text that begin before this token's bytes.
+    pub text_offset: usize,
+}
+
+type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
+
+/// An answer in the making.
+pub struct Answer {
+    events: SelectAll<Events>,
+    bytes: Arc<TokenBytes>,
+    prompts: Vec<PromptState>,
+    choices: Vec<ChoiceState>,
+    ready: VecDeque<Result<Piece, ApiError>>,
+    totals: Totals,
+    /// Prompts whose last event has come.
+    done: usize,
+    /// Log-probabilities were asked for.
+    logprobs: bool,
+    /// Output tokens so far, for the log if the answer is abandoned.
+    tokens_seen: u64,
+    end: End,
+    line: Arc<Line>,
+}
+
+/// What is known of one prompt.
+struct PromptState {
+    /// Taken when the answer's choices begin with it.
+    echo: Option<Echo>,
+    ids: Arc<[TokenId]>,
+    scores: Vec<TokenScore>,
+    /// First of its choices.
+    first_choice: usize,
+    n: usize,
+    /// Choices that have not ended.
+    running: usize,
+    /// Why the request as a whole failed.
+    failed: Option<ApiError>,
+}
+
+/// What is known of one choice.
+#[derive(Default)]
+struct ChoiceState {
+    /// Bytes that a stop string may still take back.
+    held: VecDeque<u8>,
+    /// Bytes of the output that were shown, or wait in `text` for the rest of their character.
+    released: usize,
+    text: Detokenizer,
+    /// Characters that begin in the bytes so far, echoed ones included.
+    characters: usize,
+    finished: bool,
+}
+
+impl ChoiceState {
+    /// Takes over a token's bytes; returns where they begin.
+    fn take_bytes(&mut self, bytes: &[u8]) -> usize {
+        let offset = self.characters;
+        // UTF-8's continuation bytes are 10xxxxxx; each other byte begins a character.
+        self.characters += bytes.iter().filter(|&&b| b & 0xC0 != 0x80).count();
+        self.held.extend(bytes);
+        offset
+    }
+
+    /// Text of the bytes up to `until`, counted from the beginning of the output.
+    fn release(&mut self, until: usize) -> String {
+        let count = until.saturating_sub(self.released).min(self.held.len());
+        self.released += count;
+        let bytes: Vec<u8> = self.held.drain(..count).collect();
+        self.text.push(&bytes)
+    }
+}
+
+impl Answer {
+    /// Submits every prompt; all or none are taken.
+    ///
+    /// # Errors
+    /// What the engine said of the first that it did not take.
+    pub fn start(engine: &Engine, admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
+        let n = admitted.n as usize;
+        let mut events = SelectAll::new();
+        let mut prompts = Vec::with_capacity(admitted.prompts.len());
+        for (i, prompt) in admitted.prompts.into_iter().enumerate() {
+            let ids = prompt.request.prompt.clone();
+            let submission =
+                engine.handle.submit(prompt.request).map_err(|e| from_submit(e, admitted.prompt_field))?;
+            events.push(numbered(i, submission));
+            let (echo, scores, first_choice) = (prompt.echo, Vec::new(), i * n);
+            prompts.push(PromptState { echo, ids, scores, first_choice, n, running: n, failed: None });
+        }
+        let mut choices = Vec::new();
+        choices.resize_with(prompts.len() * n, ChoiceState::default);
+        Ok(Self {
+            events,
+            bytes: engine.tokenizer.token_bytes(),
+            prompts,
+            choices,
+            ready: VecDeque::new(),
+            totals: Totals::default(),
+            done: 0,
+            logprobs: admitted.logprobs,
+            tokens_seen: 0,
+            end: End::Abandoned,
+            line,
+        })
+    }
+
+    /// Number of choices.
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Tokens and money of what has ended; all of it once [`Answer::next`] returned None.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// The next piece; None once every choice has ended and every account is closed, or after an error.
+    ///
+    /// Cancelling the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(piece);
+            }
+            if self.end != End::Abandoned {
+                return None;
+            }
+            if self.done == self.prompts.len() {
+                self.end = End::Complete;
+                return None;
+            }
+            let result = match self.events.next().await {
+                Some((prompt, event)) => self.on_event(prompt, event),
+                // Every request is promised a last event; without it, the engine is gone.
+                None => Err(ApiError::internal("The engine stopped")),
+            };
+            if let Err(error) = result {
+                self.end = End::Failed;
+                self.events = SelectAll::new();
+                self.ready.push_back(Err(error));
+            }
+        }
+    }
+
+    fn on_event(&mut self, prompt: usize, event: Event) -> Result<(), ApiError> {
+        match event {
+            Event::PromptScores { scores, .. } => self.prompts[prompt].scores.extend(scores),
+            Event::Token { choice, token, score, release } => {
+                self.tokens_seen += 1;
+                self.begin(prompt);
+                self.on_token(self.choice(prompt, choice), token, score, release as usize);
+            }
+            Event::Finish { choice, reason, text_len } => {
+                self.begin(prompt);
+                return self.on_finish(prompt, self.choice(prompt, choice), reason, text_len as usize);
+            }
+            Event::Done(report) => {
+                self.done += 1;
+                self.totals.add(&report);
+                if let Some(error) = self.prompts[prompt].failed.take() {
+                    return Err(match &report.fault {
+                        Some(fault) => error.with_detail(fault),
+                        None => error,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn choice(&self, prompt: usize, choice: u32) -> usize {
+        let state = &self.prompts[prompt];
+        assert!((choice as usize) < state.n, "the engine knows how many choices there are");
+        state.first_choice + choice as usize
+    }
+
+    /// Choices begin with the prompt if it is to be repeated: by now its scores have come.
+    fn begin(&mut self, prompt: usize) {
+        let prompt = &mut self.prompts[prompt];
+        let Some(echo) = prompt.echo.take() else { return };
+        let scores = std::mem::take(&mut prompt.scores);
+        for choice in prompt.first_choice..prompt.first_choice + prompt.n {
+            let state = &mut self.choices[choice];
+            let mut tokens = Vec::new();
+            let mut scores = scores.iter().cloned();
+            let mut text = String::new();
+            for (i, (piece, &token)) in echo.pieces.iter().zip(prompt.ids.iter()).enumerate() {
+                let text_offset = state.take_bytes(piece);
+                if self.logprobs {
+                    let score = if i == 0 { None } else { scores.next() };
+                    tokens.push(Scored { token, score, text_offset });
+                }
+            }
+            let all: Vec<u8> = state.held.drain(..).collect();
+            text.push_str(&state.text.push(&all));
+            self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
+        }
+    }
+
+    fn on_token(&mut self, choice: usize, token: TokenId, score: Option<TokenScore>, release: usize) {
+        let state = &mut self.choices[choice];
+        let text_offset = state.take_bytes(self.bytes.get(token));
+        let text = state.release(release);
+        let tokens = if self.logprobs { vec![Scored { token, score, text_offset }] } else { Vec::new() };
+        if !text.is_empty() || !tokens.is_empty() {
+            self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
+        }
+    }
+
+    fn on_finish(
+        &mut self,
+        prompt: usize,
+        choice: usize,
+        reason: FinishReason,
+        text_len: usize,
+    ) -> Result<(), ApiError> {
+        let state = &mut self.choices[choice];
+        assert!(!state.finished, "a choice ends once");
+        state.finished = true;
+        let mut text = state.release(text_len);
+        text.push_str(&std::mem::take(&mut state.text).finish());
+        state.held = VecDeque::new();
+        let prompt = &mut self.prompts[prompt];
+        prompt.running -= 1;
+        if !text.is_empty() {
+            self.ready.push_back(Ok(Piece::More { choice, text, tokens: Vec::new() }));
+        }
+        match outcome(reason) {
+            Ok(reason) => self.ready.push_back(Ok(Piece::Finish { choice, reason })),
+            // What remains of the account, and the reason for a fault, come with the last event.
+            Err(error) if prompt.running == 0 => prompt.failed = Some(error),
+            // The others may run on for long.
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.totals.completion_tokens == 0 {
+            self.totals.completion_tokens = self.tokens_seen;
+        }
+        self.line.record(&self.totals, self.end);
+    }
+}
+
+fn numbered(index: usize, submission: Submission) -> Events {
+    stream::unfold(submission, move |mut submission| async move {
+        submission.events.recv().await.map(|event| ((index, event), submission))
+    })
+    .boxed()
+}
+
+/// OpenAI's word for an end, or the error it is.
+fn outcome(reason: FinishReason) -> Result<&'static str, ApiError> {
+    match reason {
+        FinishReason::EndToken | FinishReason::StopString(_) => Ok("stop"),
+        FinishReason::Length => Ok("length"),
+        FinishReason::Timeout => Err(ApiError::timeout()),
+        FinishReason::Shutdown => Err(ApiError::shutting_down()),
+        FinishReason::Cancelled => Err(ApiError::internal("The request was cancelled by the server")),
+        FinishReason::Fault => Err(ApiError::internal("The engine failed")),
+    }
+}
