@@ -1,13 +1,15 @@
 use std::fs;
 
 use super::*;
+use crate::quant;
 
 const HIDDEN: u64 = 256;
 const INNER: u64 = 1024;
 
+/// Bytes without the two highest bits: as a scale or a weight of any format, finite and less than 2.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
-    (0..len).map(|_| random.next() as u8).collect()
+    (0..len).map(|_| random.next() as u8 & 0x3f).collect()
 }
 
 /// A dense llama of two layers with random bytes for weights, after `change`.
@@ -77,6 +79,46 @@ fn every_expert_is_the_dense_feed_forward_reordered() {
             }
             let router = after.view(&name("gate_inp")).unwrap();
             assert_eq!((router.ty, router.cols, router.rows), (GgmlType::F32, HIDDEN as usize, 3));
+        }
+    }
+}
+
+/// `W x` in F64.
+fn product(matrix: &TensorView<'_>, x: &[f64]) -> Vec<f64> {
+    let mut weights = vec![0.0; matrix.cols];
+    let mut dot = |r| {
+        (quant::format(matrix.ty).dequantize)(matrix.row(0, r), &mut weights);
+        weights.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum()
+    };
+    (0..matrix.rows).map(&mut dot).collect()
+}
+
+fn feed_forward([gate, up, down]: [TensorView<'_>; 3], x: &[f64]) -> Vec<f64> {
+    let activated = product(&gate, x).into_iter().map(|g| g / (1.0 + (-g).exp()));
+    let inner: Vec<f64> = activated.zip(product(&up, x)).map(|(g, u)| g * u).collect();
+    product(&down, &inner)
+}
+
+#[test]
+fn every_expert_computes_the_dense_function() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in.gguf"), folder.path().join("out.gguf"));
+    let mut random = Random(3);
+    let x: Vec<f64> = (0..HIDDEN).map(|_| f64::from(random.normal()) / 16.0).collect();
+    for ty in GgmlType::ALL {
+        dense(&input, ty, ty, llama);
+        upcycle(&input, &output, 2, 1, 0, |_, _| {}).unwrap();
+        let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&output).unwrap());
+        let kinds = ["gate", "up", "down"];
+        let parent = kinds.map(|k| before.view(&format!("blk.1.ffn_{k}.weight")).unwrap());
+        let wanted = feed_forward(parent, &x);
+        let scale = wanted.iter().fold(0.0, |m: f64, w| m.max(w.abs()));
+        assert!(scale > 0.0 && scale.is_finite(), "{}", ty.name());
+        for e in 0..2 {
+            let expert = kinds.map(|k| after.view(&format!("blk.1.ffn_{k}_exps.weight")).unwrap().expert(e));
+            let found = feed_forward(expert, &x);
+            let worst = found.iter().zip(&wanted).fold(0.0, |m: f64, (f, w)| m.max((f - w).abs()));
+            assert!(worst < 1e-12 * scale, "{}: {worst} of {scale}", ty.name());
         }
     }
 }
