@@ -46,7 +46,11 @@ pub(crate) fn greedy(logprobs: u32) -> SamplingParams {
 impl Driver {
     pub(crate) fn new(gguf: &Gguf, backend: BackendKind, page: PageType, blocks: u32) -> Result<Self> {
         let kv = KvOptions { block_tokens: 16, page, size: KvSize::Blocks(blocks), context: None };
-        let runner = load_runner(gguf, &RunnerOptions { backend, threads: 2, pin: false, isa: None, kv })?;
+        Self::with(gguf, &RunnerOptions { backend, threads: 2, pin: false, isa: None, kv })
+    }
+
+    pub(crate) fn with(gguf: &Gguf, options: &RunnerOptions) -> Result<Self> {
+        let runner = load_runner(gguf, options)?;
         let blocks = runner.geometry().groups[0].blocks;
         // Neighbours in a table are never neighbours in memory.
         let stride = (blocks / 2..).find(|s| gcd(*s, blocks) == 1).unwrap_or(1);

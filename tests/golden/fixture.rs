@@ -66,37 +66,39 @@ pub(crate) fn open(name: &str) -> Result<(Gguf, Golden)> {
     Ok((Gguf::from_bytes(bytes)?, golden))
 }
 
+/// Whether `ours`, by token, is within `limits` of the golden's likeliest tokens.
+pub(crate) fn near(golden: &[(u32, f32)], ours: &[f32], limits: Limits) -> Result<(), String> {
+    let difference = |&(id, logprob): &(u32, f32)| (ours[id as usize] - logprob).abs();
+    let max = golden.iter().map(difference).fold(0.0, |a: f32, b| if b > a || b.is_nan() { b } else { a });
+    let squares: f32 = golden.iter().map(|best| difference(best).powi(2)).sum();
+    let rms = (squares / golden.len() as f32).sqrt();
+    let near = max <= limits.max && rms <= limits.rms; // false for NaN
+    near.then_some(()).ok_or_else(|| format!("max {max:.6}, rms {rms:.6}"))
+}
+
 impl Truth {
-    /// How far `logprobs` are from this, as (max, rms) over its 64 likeliest tokens.
-    fn distance(&self, logprobs: &[f32]) -> (f32, f32) {
-        let mut best: Vec<usize> = (0..self.logprobs.len()).collect();
-        best.sort_by(|&a, &b| self.logprobs[b].total_cmp(&self.logprobs[a]));
-        best.truncate(64);
-        let difference = |&i: &usize| (logprobs[i] - self.logprobs[i]).abs();
-        let max = best.iter().map(difference).fold(0.0, f32::max);
-        let squares: f32 = best.iter().map(|i| difference(i).powi(2)).sum();
-        (max, (squares / best.len() as f32).sqrt())
-    }
-
     fn near(&self, logprobs: &[f32], limits: Limits) -> Result<(), String> {
-        let (max, rms) = self.distance(logprobs);
-        let near = max <= limits.max && rms <= limits.rms; // false for NaN
-        near.then_some(()).ok_or_else(|| format!("max {max:.6}, rms {rms:.6}"))
+        let mut best: Vec<(u32, f32)> = (0..).zip(self.logprobs.iter().copied()).collect();
+        best.sort_by(|a, b| b.1.total_cmp(&a.1));
+        best.truncate(64);
+        near(&best, logprobs, limits)
     }
+}
 
+impl Greedy {
     /// A different token is a fault unless the two likeliest were as near as twice the limit at that step; from
-    /// such a step on the continuations need not agree.
-    fn follows(&self, ids: &[TokenId], limits: Limits) -> Result<(), String> {
-        let Greedy { ids: expected, margins } = &self.greedy;
-        for (step, ((&ours, &golden), &margin)) in ids.iter().zip(expected).zip(margins).enumerate() {
+    /// such a step on the continuations need not agree. Says how many steps were compared.
+    pub(crate) fn follows(&self, ours: &[TokenId], limits: Limits) -> Result<usize, String> {
+        let steps = ours.iter().zip(&self.ids).zip(&self.margins);
+        for (step, ((&ours, &golden), &margin)) in steps.enumerate() {
             if margin < 2.0 * limits.max {
-                break;
+                return Ok(step);
             }
             if ours.0 != golden {
                 return Err(format!("step {step}: token {} for {golden}, margin {margin}", ours.0));
             }
         }
-        Ok(())
+        Ok(ours.len())
     }
 }
 
@@ -121,6 +123,6 @@ impl Prompt {
         };
         ensure!(greedy.len() == self.exact.greedy.ids.len(), "{} greedy tokens", greedy.len());
         any(&|t| t.near(logprobs, limits))?;
-        any(&|t| t.follows(greedy, limits))
+        any(&|t| t.greedy.follows(greedy, limits).map(|_| ()))
     }
 }

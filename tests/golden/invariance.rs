@@ -3,8 +3,10 @@
 use anyhow::{Result, ensure};
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
-use frugal_models::model_runner::BackendKind;
-use frugal_models::step::{SamplingParams, TokenId};
+use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::model_runner::{BackendKind, RunnerOptions};
+use frugal_models::quant::Isa;
+use frugal_models::step::{SamplingParams, StepStats, TokenId};
 
 use crate::drive::{Driver, by_id, greedy};
 use crate::fixture::{Golden, open};
@@ -97,4 +99,55 @@ fn cpu_experts() -> Result<()> {
 #[test]
 fn cpu_experts_f32() -> Result<()> {
     check("llama-moe-F32", BackendKind::Cpu, PageType::F32, &[64])
+}
+
+/// Bits do not depend on instruction set, threads or the size of blocks either.
+#[test]
+fn cpu_machines() -> Result<()> {
+    for name in ["llama-Q4_K_M", "qwen3moe-Q8_0", "qwen3moe-F16"] {
+        let (gguf, mut golden) = open(name)?;
+        golden.prompts.truncate(3);
+        let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(32), context: None };
+        let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
+        let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
+        let others = [
+            RunnerOptions { isa: Some(Isa::Scalar), ..base.clone() },
+            RunnerOptions { threads: 3, pin: true, ..base.clone() },
+            RunnerOptions { kv: KvOptions { block_tokens: 64, ..kv }, ..base },
+        ];
+        for options in others {
+            let found = alone(&mut Driver::with(&gguf, &options)?, &golden, 1000)?;
+            ensure!(found == expected, "{name}: bits differ with {options:?}");
+        }
+    }
+    Ok(())
+}
+
+/// What a step is said to have cost does not depend on the backend. With F32 weights both choose the same experts.
+#[test]
+fn backends_count_the_same_work() -> Result<()> {
+    for name in ["llama-F32", "qwen3moe-F32"] {
+        let (gguf, golden) = open(name)?;
+        let counts = [BackendKind::Reference, BackendKind::Cpu].map(|backend| -> Result<Vec<StepStats>> {
+            let mut driver = Driver::new(&gguf, backend, PageType::F16, 64)?;
+            let prompts = &golden.prompts[1..4];
+            let mut all: Vec<_> = prompts.iter().map(|p| driver.sequence(&p.ids, greedy(0), 0)).collect();
+            let mut stats = Vec::new();
+            for chunk in [20, 20, 1] {
+                driver.step(&mut all.iter_mut().map(|s| (s, chunk)).collect::<Vec<_>>())?;
+                stats.push(driver.stats.clone());
+            }
+            Ok(stats)
+        });
+        let [reference, cpu] = counts;
+        let reference = reference?;
+        ensure!(
+            reference
+                .iter()
+                .all(|s| s.dense_bytes > 0 && s.rows.iter().all(|r| r.macs > 0 && r.kv_bytes > 0))
+        );
+        ensure!(name == "llama-F32" || reference.iter().all(|s| s.expert_bytes > 0 && s.experts_used > 0));
+        assert_eq!(reference, cpu?, "{name}");
+    }
+    Ok(())
 }

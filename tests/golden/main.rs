@@ -9,3 +9,4 @@ mod drive;
 mod fixture;
 mod fixtures;
 mod invariance;
+mod real;
