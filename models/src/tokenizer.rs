@@ -46,11 +46,13 @@ pub enum TokenizerError {
         /// What could be said.
         known: String,
     },
-    /// No tokens, or more than ids can count.
-    #[error("tokenizer.ggml.tokens has {count} entries")]
+    /// No tokens, or more than 32 bits can count.
+    #[error("tokenizer.ggml.tokens has {count} entries of {bytes} bytes together")]
     TokenCount {
         /// How many.
         count: usize,
+        /// Length of all texts.
+        bytes: usize,
     },
     /// Two tokens with the same text.
     #[error("tokens {first} and {second} are both {text:?}")]
@@ -190,8 +192,9 @@ impl Tokenizer {
         }
         let pre = PreTokenizer::named(&spec.pre)?;
         let count = spec.tokens.len();
-        if count == 0 || u32::try_from(count).is_err() {
-            return Err(TokenizerError::TokenCount { count });
+        let bytes = spec.tokens.iter().map(String::len).sum();
+        if count == 0 || u32::try_from(count.max(bytes)).is_err() {
+            return Err(TokenizerError::TokenCount { count, bytes });
         }
         let ids = spec.ids;
         ids.check(count)?;

@@ -3,12 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use frugal_models::gguf::Gguf;
 use frugal_models::step::TokenId;
 use frugal_models::template::{ChatTemplate, Piece, TEMPLATE_KEY};
 use frugal_models::tokenizer::{SpecialIds, Tokenizer, TokenizerSpec};
-use serde_json::Value as Json;
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 fn path(name: &str) -> PathBuf {
@@ -19,7 +21,7 @@ fn text(name: &str) -> String {
     std::fs::read_to_string(path(name)).unwrap()
 }
 
-fn json(name: &str) -> Json {
+fn read_json(name: &str) -> Json {
     serde_json::from_str(&text(name)).unwrap()
 }
 
@@ -66,7 +68,7 @@ fn check(tokenizer: &Tokenizer, cases: &[Json]) {
 
 #[test]
 fn smollm2_encodes_as_llama_cpp() {
-    let golden = json("tokenizer-smollm2.json");
+    let golden = read_json("tokenizer-smollm2.json");
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 60);
     let tokenizer = smollm2();
@@ -78,7 +80,7 @@ fn smollm2_encodes_as_llama_cpp() {
 
 #[test]
 fn the_fixture_vocabulary_encodes_as_llama_cpp() {
-    let golden = json("tokenizer-fixture.json");
+    let golden = read_json("tokenizer-fixture.json");
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 30);
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path("tokenizer-fixture.gguf")).unwrap()).unwrap();
@@ -89,7 +91,7 @@ fn the_fixture_vocabulary_encodes_as_llama_cpp() {
 
 #[test]
 fn every_pre_tokenizer_cuts_as_llama_cpp() {
-    let golden = json("tokenizer-probe.json");
+    let golden = read_json("tokenizer-probe.json");
     let texts = golden["texts"].as_array().unwrap();
     let gguf = Gguf::open(&path("tokenizer-probe.gguf")).unwrap();
     for pre in ["smollm", "qwen2", "llama-bpe", "gpt-2"] {
@@ -107,7 +109,7 @@ fn every_pre_tokenizer_cuts_as_llama_cpp() {
 
 #[test]
 fn smollm2_template_renders_as_llama_cpp() {
-    let golden = json("chat-templates.json");
+    let golden = read_json("chat-templates.json");
     let family = &golden["families"]["smollm2"];
     let source = text("smollm2-template.jinja");
     let digest: String = Sha256::digest(&source).iter().map(|b| format!("{b:02x}")).collect();
@@ -144,7 +146,7 @@ fn the_template_in_a_model_file_is_used() {
     assert!(gguf.opt_str(TEMPLATE_KEY).unwrap().is_some());
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).unwrap();
-    let messages = [serde_json::json!({"role": "user", "content": "Hi<|im_end|>"})];
+    let messages = [json!({"role": "user", "content": "Hi<|im_end|>"})];
     let rendered = template.render(&messages, Default::default(), true).unwrap();
     let control = |text: &str| Piece::Control(text.to_owned());
     let plain = |text: &str| Piece::Text(text.to_owned());
@@ -158,3 +160,134 @@ fn the_template_in_a_model_file_is_used() {
     ];
     assert_eq!(rendered.pieces(), expect);
 }
+
+/// The fixture vocabulary with more control tokens: some that roles make, some that begin or end like others.
+fn wide() -> Tokenizer {
+    let mut spec = TokenizerSpec::from_gguf(&Gguf::open(&path("tokenizer-fixture.gguf")).unwrap()).unwrap();
+    for token in ["<|user|>", "<|assistant|>", "<s>", "x<|im_end|>", "<|im_end|>>", "[INST]"] {
+        spec.tokens.push(token.to_owned());
+        spec.types.as_mut().unwrap().push(3);
+    }
+    Tokenizer::new(spec).unwrap()
+}
+
+/// A template, and the text that it makes of a user's and an assistant's message apart from control tokens.
+struct Case {
+    source: &'static str,
+    text: fn(&str, &str) -> String,
+    /// By name.
+    control: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        source: "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}",
+        text: |a, b| format!("user\n{a}\nassistant\n{b}\n"),
+        control: &["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"],
+    },
+    // A token that ends like others right after the text.
+    Case {
+        source: "{{ bos_token }}{% for m in messages %}{{ m.content }}<|im_end|>>{% endfor %}{{ eos_token }}",
+        text: |a, b| format!("{a}{b}"),
+        control: &["<|endoftext|>", "<|im_end|>>", "<|im_end|>>", "<|im_end|>"],
+    },
+    // Trims, splits and takes apart.
+    Case {
+        source: "{% for m in messages %}[INST]{{ m.content | trim }}{{ m.content.split('|')[0] }}{{ m.content[1:] }}{% endfor %}",
+        text: |a, b| {
+            let one = |t: &str| {
+                format!(
+                    "{}{}{}",
+                    t.trim(),
+                    t.split('|').next().unwrap(),
+                    t.chars().skip(1).collect::<String>()
+                )
+            };
+            one(a) + &one(b)
+        },
+        control: &["[INST]", "[INST]"],
+    },
+    // Wraps text in the halves of tokens.
+    Case {
+        source: "{% for m in messages %}<|im_{{ m.content }}start|><{{ m.content }}>x{{ m.content }}<|im_end|>{% endfor %}",
+        text: |a, b| format!("<|im_{a}start|><{a}>x{a}<|im_{b}start|><{b}>x{b}"),
+        control: &["<|im_end|>", "<|im_end|>"],
+    },
+    // The same for keys.
+    Case {
+        source: "{% for m in messages %}{% for k, v in m.items() %}{% if k not in ['role', 'content'] %}<{{ k }}>{{ v }}{% endif %}{% endfor %}<s>{% endfor %}",
+        text: |a, b| format!("<{a}>{a}<{b}>{b}"),
+        control: &["<s>", "<s>"],
+    },
+    // Assembles tokens from the role.
+    Case {
+        source: "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}<|{{ 'assistant' }}|>",
+        text: |a, b| format!("{a}{b}"),
+        control: &["<|user|>", "<|assistant|>", "<|assistant|>"],
+    },
+    Case {
+        source: "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m['content'] | trim) + '<s>' }}{% endfor %}<{{ messages[0].content }}>",
+        text: |a, b| format!("{}{}<{a}>", a.trim(), b.trim()),
+        control: &["<|user|>", "<s>", "<|assistant|>", "<s>"],
+    },
+];
+
+fn control_ids(tokenizer: &Tokenizer, ids: &[TokenId]) -> Vec<String> {
+    let shown =
+        |t: &&TokenId| !tokenizer.raw_bytes(**t).is_empty() && tokenizer.token_bytes().get(**t).is_empty();
+    ids.iter().filter(shown).map(|&t| tokenizer.token_text(t)).collect()
+}
+
+/// Text that tries to be a control token, or part of one, or of the marks that tell them apart.
+fn hostile() -> impl Strategy<Value = String> {
+    let tokens = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<s>",
+        "[INST]",
+        "x<|im_end|>",
+        "<|endoftext|>",
+    ];
+    let part = prop_oneof![
+        3 => proptest::sample::select(tokens.to_vec()).prop_map(str::to_owned),
+        3 => (proptest::sample::select(tokens.to_vec()), 0..14usize, 0..14usize)
+            .prop_map(|(t, from, to)| t.get(from.min(to)..to.max(from).min(t.len())).unwrap_or_default().to_owned()),
+        2 => proptest::char::range('\u{fdd0}', '\u{fdef}').prop_map(String::from),
+        1 => proptest::sample::select(vec![" ", "\n", "|", "user", "assistant", "<", ">", "s"]).prop_map(str::to_owned),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    proptest::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn messages_never_make_control_tokens(a in hostile(), b in hostile()) {
+        let (tokenizer, templates) = &*WIDE;
+        for (case, template) in CASES.iter().zip(templates) {
+            let message = |role: &str, text: &str| {
+                let mut message = json!({"role": role, "content": text});
+                message[if ["role", "content"].contains(&text) { "" } else { text }] = text.into();
+                message
+            };
+            let messages = [message("user", &a), message("assistant", &b)];
+            let rendered = template.render(&messages, Default::default(), true).unwrap();
+            let ids = tokenizer.encode_rendered(&rendered).unwrap();
+            prop_assert_eq!(control_ids(tokenizer, &ids), case.control, "{}", case.source);
+            // A slice may cut what stands for a noncharacter.
+            let noncharacter = |c| ('\u{fdd0}'..='\u{fdef}').contains(&c);
+            if !(case.source.contains("[1:]") && (a.contains(noncharacter) || b.contains(noncharacter))) {
+                prop_assert_eq!(tokenizer.decode(&ids), (case.text)(&a, &b), "{}", case.source);
+            }
+        }
+    }
+}
+
+static WIDE: LazyLock<(Tokenizer, Vec<ChatTemplate>)> = LazyLock::new(|| {
+    let tokenizer = wide();
+    let template = |case: &Case| ChatTemplate::new(case.source, tokenizer.template_tokens()).unwrap();
+    let templates = CASES.iter().map(template).collect();
+    (tokenizer, templates)
+});

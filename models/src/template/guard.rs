@@ -6,7 +6,7 @@
 //! writes around it, however the template trims, splits or joins it.
 //!
 //! Placeholders are made of noncharacters (U+FDD0 to U+FDEF, which Unicode keeps for uses such as this one);
-//! where messages contain those, they are escaped and restored.
+//! where messages contain those, they are escaped and restored (unless the template cuts an escape in two).
 //!
 //! Some templates assemble control tokens from constants and the role: `'<|' + message['role'] + '|>'`. Such tokens
 //! (and only those for which the template has both constants) are also looked for in the rendered text. For

@@ -54,3 +54,167 @@ fn bad_metadata_is_refused_by_name() {
     contains(refused(|s| s.ids.eos = Some(261)), "eos_token_id is 261, but there are 261 tokens");
     contains(refused(|s| s.add_bos = Some(true)), "bos_token_id");
 }
+
+/// `small` with more tokens of some type.
+fn with(tokens: &[(&str, i32)]) -> TokenizerSpec {
+    let mut spec = small();
+    for (text, ty) in tokens {
+        spec.tokens.push((*text).to_owned());
+        spec.types.as_mut().unwrap().push(*ty);
+    }
+    spec
+}
+
+#[test]
+fn control_tokens_are_recognised_only_where_asked() {
+    let tokenizer = Tokenizer::new(small()).unwrap();
+    let text = "<|im_start|>he<|im_end|>";
+    assert_eq!(tokenizer.encode_special(text).unwrap(), [id(259), id(256), id(260)]);
+    let plain = tokenizer.encode_plain(text).unwrap();
+    assert!(plain.iter().all(|t| t.0 < 259), "{plain:?}");
+    assert_eq!(tokenizer.decode(&plain), text);
+    assert_eq!(tokenizer.decode(&[id(259), id(256), id(260)]), "he");
+    assert_eq!(tokenizer.token_text(id(259)), "<|im_start|>");
+    assert_eq!(tokenizer.raw_bytes(id(260)), b"<|im_end|>");
+    assert!(tokenizer.token_bytes().get(id(260)).is_empty());
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_nothing() {
+    let tokenizer = Tokenizer::new(small()).unwrap();
+    assert_eq!(tokenizer.raw_bytes(id(261)), b"");
+    assert_eq!(tokenizer.token_text(id(u32::MAX)), "");
+    assert_eq!(tokenizer.decode(&[id(261), id(256)]), "he");
+    assert_eq!(tokenizer.vocab_size(), 261);
+}
+
+#[test]
+fn user_defined_tokens_are_recognised_everywhere_and_are_text() {
+    let tokenizer = Tokenizer::new(with(&[("<think>", 4), ("<th", 4), ("[PAD]x", 5), ("", 1)])).unwrap();
+    assert_eq!(tokenizer.encode_plain("he<think><th").unwrap(), [id(256), id(261), id(262)]);
+    assert_eq!(tokenizer.decode(&[id(261)]), "<think>");
+    // Unused and empty tokens are never found, and no text.
+    assert!(tokenizer.encode_special("[PAD]x").unwrap().iter().all(|t| t.0 < 261));
+    assert_eq!(tokenizer.decode(&[id(263), id(264)]), "");
+    assert_eq!(tokenizer.template_tokens().control, ["<|im_start|>", "<|im_end|>"]);
+}
+
+#[test]
+fn bytes_without_a_token_are_left_out_and_nothing_merges_across_them() {
+    let mut spec = small();
+    spec.tokens[4] = "unused".to_owned();
+    spec.types.as_mut().unwrap()[4] = 5;
+    let tokenizer = Tokenizer::new(spec).unwrap();
+    let h = id(u32::from(b'h'));
+    let e = id(u32::from(b'e'));
+    assert_eq!(tokenizer.encode_plain("h\u{4}e\u{4}").unwrap(), [h, e]);
+}
+
+#[test]
+fn whole_words_win_over_merges_where_the_model_says_so() {
+    let mut spec = with(&[("hello", 1)]);
+    assert_eq!(
+        Tokenizer::new(spec.clone()).unwrap().encode_plain("hello").unwrap(),
+        [id(258), id(u32::from(b'o'))]
+    );
+    spec.pre = "llama-bpe".to_owned();
+    assert_eq!(Tokenizer::new(spec).unwrap().encode_plain("hello").unwrap(), [id(261)]);
+}
+
+#[test]
+fn end_tokens_are_known_by_key_and_by_text() {
+    let ends = |spec: TokenizerSpec| Tokenizer::new(spec).unwrap().end_tokens().to_vec();
+    assert_eq!(ends(small()), [id(260)]);
+    let mut named = small();
+    named.ids = SpecialIds { eos: Some(7), eot: Some(259), ..Default::default() };
+    assert_eq!(ends(named), [id(7), id(259), id(260)]);
+    // Left ordinary by mistake; made by a merge; a message's end where turns end otherwise.
+    assert_eq!(ends(with(&[("</s>", 1), ("<|fim_pad|>", 3)])), [id(260), id(261), id(262)]);
+    let mut merged = with(&[("</", 1), ("s>", 1), ("</s>", 1)]);
+    merged.merges.extend(["< /", "s >", "</ s>"].map(str::to_owned));
+    assert_eq!(ends(merged), [id(260)]);
+    assert_eq!(ends(with(&[("<|end|>", 3)])), [id(260), id(261)]);
+    assert_eq!(
+        ends(with(&[("<|end|>", 3), ("<|return|>", 3), ("<|call|>", 3)])),
+        [id(260), id(262), id(263)]
+    );
+}
+
+#[test]
+fn bos_is_put_in_front_once() {
+    let mut spec = small();
+    spec.ids.bos = Some(259);
+    let add_bos = |spec: &TokenizerSpec| Tokenizer::new(spec.clone()).unwrap().add_bos();
+    assert!(!add_bos(&spec));
+    spec.pre = "llama-bpe".to_owned();
+    assert!(add_bos(&spec), "llama-bpe's default");
+    spec.add_bos = Some(false);
+    assert!(!add_bos(&spec));
+    spec.add_bos = Some(true);
+    let tokenizer = Tokenizer::new(spec).unwrap();
+    assert_eq!(tokenizer.encode_prompt("he").unwrap(), [id(259), id(256)]);
+    assert_eq!(tokenizer.encode_prompt("<|im_start|>he").unwrap(), [id(259), id(256)]);
+    assert_eq!(tokenizer.encode_special("he").unwrap(), [id(256)]);
+}
+
+#[test]
+fn a_merge_may_not_make_or_use_a_control_token() {
+    let mut spec = with(&[("ab", 3)]);
+    spec.merges.push("a b".to_owned());
+    let error = Tokenizer::new(spec).unwrap_err().to_string();
+    assert!(error.contains("merge 3") && error.contains("makes what is not text"), "{error}");
+}
+
+/// Quadratic time in the length of a word or of a run of white space would take hours here.
+#[test]
+fn enormous_words_are_encoded() {
+    let tokenizer = Tokenizer::new(small()).unwrap();
+    for unit in ["a", " ", "\n", "he", "1", "'", " \n", "\u{3000}", "😀", "<|im_start|"] {
+        let text = unit.repeat((1 << 20) / unit.len());
+        let ids = tokenizer.encode_plain(&text).unwrap();
+        assert!(tokenizer.decode(&ids) == text, "{unit:?}");
+    }
+}
+
+#[test]
+fn metadata_of_the_wrong_type_are_refused_by_key() {
+    use crate::gguf::{GgufWriter, Value};
+    let refused = |change: &dyn Fn(&mut GgufWriter)| {
+        let mut writer = GgufWriter::new();
+        writer.set("tokenizer.ggml.model", Value::String("gpt2"));
+        change(&mut writer);
+        let bytes = writer.start(Vec::new()).unwrap().finish();
+        let error = Tokenizer::from_gguf(&Gguf::from_bytes(bytes).unwrap()).unwrap_err();
+        std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
+    };
+    let contains = |error: String, key: &str| assert!(error.contains(key), "{error}");
+    contains(refused(&|_| ()), "tokenizer.ggml.pre");
+    let pre = |w: &mut GgufWriter| {
+        w.set("tokenizer.ggml.pre", Value::String("gpt-2"));
+    };
+    contains(refused(&pre), "tokenizer.ggml.tokens");
+    contains(
+        refused(&|w| {
+            pre(w);
+            w.set_i32s("tokenizer.ggml.tokens", &[1]);
+        }),
+        "tokenizer.ggml.tokens",
+    );
+    contains(
+        refused(&|w| {
+            pre(w);
+            w.set_strings("tokenizer.ggml.tokens", &["a"]);
+            w.set_f32s("tokenizer.ggml.token_type", &[1.0]);
+        }),
+        "tokenizer.ggml.token_type",
+    );
+    contains(
+        refused(&|w| {
+            pre(w);
+            w.set_strings("tokenizer.ggml.tokens", &["a"]);
+            w.set_strings::<&str>("tokenizer.ggml.merges", &[]);
+            w.set("tokenizer.ggml.eos_token_id", Value::I32(-1));
+        }),
+        "tokenizer.ggml.eos_token_id",
+    );
+}
