@@ -398,6 +398,11 @@ impl Engine {
         self.live.is_empty()
     }
 
+    /// Positions of the longest sequence that context and pools allow.
+    pub fn context_max(&self) -> u32 {
+        self.capacity
+    }
+
     /// The model and cache it decides for.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

@@ -86,7 +86,9 @@ impl KvCache {
                 }
             })
         };
-        (1..=run).rev().find(ends_well).unwrap_or(0)
+        // A window of one position needs nothing of the past, and yet only what was computed is a hit.
+        let known = |&blocks: &usize| self.index.get(self.link(kv, tokens, blocks - 1)).is_some();
+        (1..=run).rev().find(|blocks| known(blocks) && ends_well(blocks)).unwrap_or(0)
     }
 
     fn link<'a>(&self, kv: &SeqKv, tokens: &'a [TokenId], index: usize) -> Link<'a> {

@@ -1,0 +1,1 @@
+//! Worlds by hand: situations that chance would hardly find, each with its story.
