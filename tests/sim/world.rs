@@ -261,7 +261,7 @@ impl World {
         assert_eq!(s.counters.generated_tokens, told.map(|r| u64::from(r.completion_tokens)).sum::<u64>());
         assert_eq!(
             s.counters.finished.iter().sum::<u64>(),
-            self.clients.values().map(|c| u64::from(c.request.n)).sum()
+            self.clients.values().map(|c| u64::from(c.request.n)).sum::<u64>()
         );
         self.tally.worlds += 1;
         self.tally.preemptions += s.counters.preemptions;
