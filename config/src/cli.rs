@@ -158,19 +158,36 @@ pub fn from_process() -> Result<Command, ConfigError> {
 }
 
 fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError> {
+    let cache = cache_dir(&env);
+    let resolve = |layers: &Layers| -> Result<Box<Config>, ConfigError> {
+        let mut config = Box::new(Config::resolve(layers)?);
+        config.model.cache_dir = config.model.cache_dir.take().or(cache.clone());
+        Ok(config)
+    };
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
-        Sub::Serve(args) => Command::Serve(Box::new(Config::resolve(&args.layers(env)?)?)),
+        Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
         Sub::Bench(args) => {
             let layers = args.common.layers(env)?;
-            Command::Bench(Box::new(Config::resolve(&layers)?), args.bench)
+            Command::Bench(resolve(&layers)?, args.bench)
         }
         Sub::Upcycle(args) => Command::Upcycle(args.upcycle),
         Sub::Config(args) => {
             let layers = args.layers(env)?;
-            Config::resolve(&layers)?;
+            resolve(&layers)?;
             Command::Config(layers.to_toml())
         }
     })
+}
+
+/// By the XDG base directory specification: relative paths do not count.
+fn cache_dir(env: &[(String, String)]) -> Option<PathBuf> {
+    let absolute = |wanted: &str| {
+        let value = env.iter().find(|(name, _)| name == wanted).map(|(_, value)| PathBuf::from(value));
+        value.filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|cache| cache.join("frugal"))
 }
 
 impl Common {

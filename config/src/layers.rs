@@ -42,6 +42,8 @@ impl fmt::Display for Origin {
 
 /// Prefix of the environment variables that are ours.
 const PREFIX: &str = "FRUGAL_";
+/// In place of a value.
+pub(crate) const UNSET: &str = "unset";
 /// Its value is never shown.
 const SECRET_KEY: &str = "auth.keys";
 /// Names the configuration file; the only variable that is not a key.
@@ -178,7 +180,7 @@ impl Layers {
     pub(crate) fn setting(&self, key: &str) -> Setting {
         let (value, origin) = match self.entries.get(key) {
             Some((value, origin)) => (shown(key, value), origin.clone()),
-            None => ("unset".to_owned(), Origin::Default),
+            None => (UNSET.to_owned(), Origin::Default),
         };
         Setting { key: key.to_owned(), value, origin }
     }

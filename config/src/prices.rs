@@ -2,9 +2,9 @@
 
 use crate::units::{Decimal, PICO};
 
-/// What the machine costs: pico-units of currency per hour.
+/// What the machine costs: pico-units of currency per hour; 64 bits hold 18 million units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PicoPerHour(pub u128);
+pub struct PicoPerHour(pub u64);
 
 /// Electrical power in milliwatts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ pub(crate) struct Parts {
 impl Parts {
     /// GPU price x count + power x electricity price + hardware price / lifetime; each part is rounded down to a
     /// pico-unit per hour, far below anything that a bill shows. None without any part.
-    pub(crate) fn per_hour(&self) -> Option<PicoPerHour> {
+    pub(crate) fn per_hour(&self) -> Option<u128> {
         let gpus = self.gpus.map(|(price, count)| price.pico() * u128::from(count));
         // Pico-watts x pico-units per kWh: one factor of 10^12 and the thousand watts of a kW go.
         let electricity =
@@ -41,17 +41,11 @@ impl Parts {
             price.pico() * 1_000 / milli_hours.max(1)
         });
         let parts = [gpus, electricity, hardware];
-        parts.iter().any(Option::is_some).then(|| PicoPerHour(parts.iter().flatten().sum()))
+        parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum())
     }
 }
 
 const PICO_PER_MILLI: u128 = PICO / 1_000;
-
-impl From<Decimal> for PicoPerHour {
-    fn from(per_hour: Decimal) -> Self {
-        Self(per_hour.pico())
-    }
-}
 
 impl From<Decimal> for PicoPerMillion {
     fn from(per_million: Decimal) -> Self {
@@ -77,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_price_of_an_hour() {
-        let check = |parts: Parts, pico: Option<u128>| assert_eq!(parts.per_hour().map(|p| p.0), pico);
+        let check = |parts: Parts, pico: Option<u128>| assert_eq!(parts.per_hour(), pico);
         check(Parts::default(), None);
         check(Parts { gpus: Some((d("2.00"), 8)), ..Parts::default() }, Some(16 * PICO));
         // 500 W at 0.30 a kWh: 0.15 an hour.

@@ -32,6 +32,7 @@ pub struct Raw {
 pub struct Model {
     pub path: Option<PathBuf>,
     pub id: Option<String>,
+    pub cache_dir: Option<PathBuf>,
     pub chat_template: Option<PathBuf>,
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::ConfigError;
-use crate::layers::Layers;
+use crate::layers::{Layers, UNSET};
 use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerMillion};
 use crate::raw::{self, ApiKey, Isa, KvType, LogFormat, Raw, UnknownFields};
 use crate::units::{Decimal, PICO, Secret};
@@ -48,6 +48,8 @@ pub struct Model {
     pub path: Option<PathBuf>,
     /// Its name on the wire; None for the file's.
     pub id: Option<String>,
+    /// Folder for the default model; None if the user has no home.
+    pub cache_dir: Option<PathBuf>,
     /// The text of a template that replaces the file's.
     pub chat_template: Option<String>,
 }
@@ -181,7 +183,7 @@ pub struct Cpu {
 pub struct Cost {
     /// Label of all money.
     pub currency: String,
-    /// The machine; None: money is not shown. At most 10^9 units.
+    /// The machine; None: money is not shown. At most 10^6 units.
     pub per_hour: Option<PicoPerHour>,
     /// Power under load; None: energy is not shown.
     pub power: Option<Milliwatts>,
@@ -229,12 +231,12 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn model(&self, raw: &Raw) -> Result<Model, ConfigError> {
-        let raw::Model { path, id, chat_template } = raw.model.clone();
+        let raw::Model { path, id, cache_dir, chat_template } = raw.model.clone();
         if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 256 || id.contains(char::is_control)) {
             return Err(self.layers.wrong("model.id", "expected 1 to 256 bytes without control characters"));
         }
         let chat_template = chat_template.map(read).transpose()?;
-        Ok(Model { path, id, chat_template })
+        Ok(Model { path, id, cache_dir, chat_template })
     }
 
     fn listen(&self, raw: &Raw) -> Result<Listen, ConfigError> {
@@ -411,16 +413,31 @@ impl Check<'_> {
         let per_hour = match c.instance_per_hour {
             Some(price) => {
                 self.instance_price_stands_alone(c)?;
-                Some(price.into())
+                Some(price.pico())
             }
             None => self.parts(c)?.per_hour(),
         };
-        if per_hour.is_some_and(|p: PicoPerHour| p.0 > 1_000_000_000 * PICO) {
-            return Err(self.layers.wrong("cost.gpu_per_hour", "the machine costs more than 10^9 an hour"));
-        }
+        let per_hour = match per_hour {
+            Some(pico) => Some(self.price(pico)?),
+            None => None,
+        };
         let hosted = c.hosted.clone().unwrap_or_default();
         let hosted = hosted.into_iter().map(|(name, h)| (name, (h.input.into(), h.output.into()))).collect();
         Ok(Cost { currency: c.currency.clone(), per_hour, power, hosted })
+    }
+
+    /// At most a million an hour, so that the sums of years fit into 128 bits.
+    fn price(&self, pico: u128) -> Result<PicoPerHour, ConfigError> {
+        let fits = u64::try_from(pico).ok().filter(|_| pico <= 1_000_000 * PICO).map(PicoPerHour);
+        let set = |key: &&str| self.layers.setting(key).value != UNSET;
+        let keys = [
+            "cost.instance_per_hour",
+            "cost.gpu_per_hour",
+            "cost.electricity_per_kwh",
+            "cost.hardware_price",
+        ];
+        let key = keys.iter().find(|key| set(key)).copied().unwrap_or(keys[0]);
+        fits.ok_or_else(|| self.layers.wrong(key, "the machine would cost more than 10^6 an hour"))
     }
 
     /// An instance price includes everything: with another price beside it, something would be counted twice.

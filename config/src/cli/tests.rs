@@ -115,6 +115,7 @@ fn errors_name_key_value_and_origin() {
     check("", &[], &["--set", "server.host=example.com"]);
     check("[scheduler]\nmax_seqs = 100\n", &[], &["--set", "scheduler.step_tokens=50"]);
     check("[cost]\ninstance_per_hour = 1\n", &[("FRUGAL_COST__GPU_PER_HOUR", "2")], &[]);
+    check("", &[("FRUGAL_COST__INSTANCE_PER_HOUR", "1000001")], &[]);
     check("[cost]\nelectricity_per_kwh = 0.3\n", &[], &[]);
     check("[cost]\ninstance_per_hour = -1\n", &[], &[]);
     check("[cost]\ninstance_per_hour = 1e-15\n", &[], &[]);
@@ -188,4 +189,16 @@ proptest::proptest! {
         let mut layers = Layers::new();
         let _ = layers.file_text(Path::new("f"), &text).and_then(|()| Config::resolve(&layers));
     }
+}
+
+#[test]
+fn the_cache_folder_follows_xdg() {
+    let check = |env: &[(&str, &str)], folder: Option<&str>| {
+        let env: Vec<_> = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        assert_eq!(cache_dir(&env).as_deref(), folder.map(Path::new));
+    };
+    check(&[("HOME", "/home/u")], Some("/home/u/.cache/frugal"));
+    check(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "/c")], Some("/c/frugal"));
+    check(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "c")], Some("/home/u/.cache/frugal"));
+    check(&[], None);
 }
