@@ -7,6 +7,7 @@
 pub mod access;
 pub mod admit;
 pub mod answer;
+pub mod auth;
 pub mod error;
 pub mod logprobs;
 pub mod routes;
