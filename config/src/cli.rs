@@ -132,6 +132,9 @@ pub struct Upcycle {
     /// Experts that each token uses
     #[arg(long, default_value_t = 2, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub top_k: u32,
+    /// Seed of the router's weights
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
 }
 
 /// What the user asked for.

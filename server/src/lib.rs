@@ -10,6 +10,7 @@ pub mod answer;
 pub mod auth;
 pub mod error;
 pub mod logprobs;
+pub mod metrics;
 pub mod routes;
 pub mod settings;
 pub mod state;
@@ -21,6 +22,7 @@ use std::any::Any;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -35,10 +37,14 @@ pub fn app(state: State) -> Router {
         .merge(routes::models::route())
         .merge(routes::health::route())
         .merge(routes::version::route())
+        .merge(routes::metrics::route())
+        .merge(routes::debug::route(state.operations().selfcheck))
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(axum::middleware::from_fn(access::log))
+        .layer(from_fn_with_state(state.operations().keys.clone(), auth::require))
+        .layer(from_fn_with_state(state.http().clone(), metrics::count))
+        .layer(from_fn(access::log))
         .with_state(state)
 }
 

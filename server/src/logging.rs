@@ -1,5 +1,7 @@
 //! Log lines: text for people, JSON for collectors, on standard error. Never prompt text.
 
+use std::io::IsTerminal as _;
+
 use frugal_config::raw::LogFormat;
 use frugal_config::resolved::Log;
 use tracing_subscriber::EnvFilter;
@@ -7,18 +9,20 @@ use tracing_subscriber::EnvFilter;
 /// The level is not a filter that `tracing` understands.
 #[derive(Debug, thiserror::Error)]
 #[error("log.level = {level:?}: not a level or tracing filter")]
-pub struct BadFilter {
+pub(crate) struct BadFilter {
     level: String,
     #[source]
     source: tracing_subscriber::filter::ParseError,
 }
 
 /// Sets up the process's log. Called once, before anything is logged; later calls change nothing.
-pub fn init(log: &Log) -> Result<(), BadFilter> {
+pub(crate) fn init(log: &Log) -> Result<(), BadFilter> {
     let filter = EnvFilter::builder()
         .parse(&log.level)
         .map_err(|source| BadFilter { level: log.level.clone(), source })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let done = match log.format {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).try_init(),

@@ -1,33 +1,61 @@
 //! The binary `frugal`: what to do, and how it ended.
 
+mod bench;
+mod lifecycle;
+mod load;
+mod logging;
+mod serve;
+
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use frugal_config::cli::{self, Command};
+use anyhow::Context as _;
+use frugal_config::cli::{self, Command, Upcycle};
+use frugal_models::source::{Progress, Stage, progress_bar};
 
 /// Usage or configuration is wrong.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let command = match cli::from_process() {
         Ok(command) => command,
         Err(error) => return fail(&error.into(), EXIT_USAGE),
     };
-    match run(command) {
+    match run(command, started) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<logging::BadFilter>() => fail(&error, EXIT_USAGE),
         Err(error) => fail(&error, 1),
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command, started: Instant) -> anyhow::Result<()> {
     match command {
+        Command::Serve(config) => {
+            logging::init(&config.log)?;
+            serve::run(&config, started)
+        }
+        Command::Bench(config, bench) => {
+            logging::init(&config.log)?;
+            bench::run(&config, &bench)
+        }
+        Command::Upcycle(job) => upcycle(&job),
         Command::Config(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
-        Command::Serve(_) | Command::Bench(..) | Command::Upcycle(_) => anyhow::bail!("not in this build"),
     }
+}
+
+fn upcycle(job: &Upcycle) -> anyhow::Result<()> {
+    let mut bar = progress_bar();
+    let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
+    frugal_models::upcycle::upcycle(&job.input, &job.output, job.experts, job.top_k, job.seed, progress)
+        .with_context(|| format!("cannot upcycle {}", job.input.display()))
 }
 
 /// One line: what was attempted and why it did not work.
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("frugal: {error:#}");
+    let line = format!("frugal: {error:#}").replace('\n', " ");
+    // A closed stderr is no reason to panic.
+    let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(code)
 }

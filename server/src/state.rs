@@ -6,7 +6,9 @@ use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::handle::Handle;
 
+use crate::auth::Keys;
 use crate::error::ApiError;
+use crate::metrics::{Facts, HttpCounts};
 use crate::settings::Settings;
 use crate::text::TextPool;
 
@@ -16,8 +18,21 @@ pub struct State(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    operations: Operations,
+    http: HttpCounts,
     text: TextPool,
     engine: OnceLock<Engine>,
+}
+
+/// What concerns who runs the server rather than who asks it.
+#[derive(Clone, Default)]
+pub struct Operations {
+    /// Who is let in.
+    pub keys: Keys,
+    /// What metrics say beside the engine's numbers.
+    pub facts: Facts,
+    /// Serve `/debug/selfcheck`.
+    pub selfcheck: bool,
 }
 
 /// Known once the model is loaded.
@@ -31,14 +46,23 @@ pub struct Engine {
 }
 
 impl State {
-    /// A server whose model is still to come: it is alive and not ready.
+    /// A server whose model is still to come: it is alive and not ready. Everyone is let in.
     ///
     /// # Panics
     /// If `settings` name no model.
     pub fn new(settings: Settings) -> Self {
+        Self::operated(settings, Operations::default())
+    }
+
+    /// The same, operated as said.
+    ///
+    /// # Panics
+    /// If `settings` name no model.
+    pub fn operated(settings: Settings, operations: Operations) -> Self {
         assert!(!settings.models.is_empty(), "a server serves a model");
         let text = TextPool::new(settings.limits.text_threads, settings.limits.text_queue);
-        Self(Arc::new(Shared { settings, text, engine: OnceLock::new() }))
+        let http = HttpCounts::default();
+        Self(Arc::new(Shared { settings, operations, http, text, engine: OnceLock::new() }))
     }
 
     /// From now on requests are served.
@@ -52,6 +76,16 @@ impl State {
     /// What was known from the start.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// How it is operated.
+    pub fn operations(&self) -> &Operations {
+        &self.0.operations
+    }
+
+    /// Responses so far.
+    pub fn http(&self) -> &HttpCounts {
+        &self.0.http
     }
 
     /// Where requests become tokens.

@@ -2,7 +2,9 @@
 
 pub mod chat;
 pub mod completions;
+pub mod debug;
 pub mod health;
+pub mod metrics;
 pub mod models;
 pub mod version;
 

@@ -1,0 +1,217 @@
+//! `frugal bench`: the engine's runner alone, on random tokens.
+//!
+//! Sampling is greedy and counts; HTTP, templates, tokenizer, scheduler and ledger do not. Sequences grow from run to run, so
+//! that each prompt is paid once: the depth differs by a few tokens between runs.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use frugal_config::Config;
+use frugal_config::cli::Bench;
+use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::runner::Runner;
+use frugal_models::step::{
+    BlockId, BlockTable, GroupKind, Row, Sample, SamplingParams, SeqId, StepInput, TokenId,
+};
+use serde_json::{Map, Value, json};
+
+use crate::load;
+
+/// Ids below this are control tokens in most vocabularies.
+const FIRST_TOKEN: u32 = 3;
+
+/// Measures and prints.
+pub(crate) fn run(config: &Config, bench: &Bench) -> anyhow::Result<()> {
+    let path = load::file(config)?;
+    let gguf = load::open(&path)?;
+    let begin = Instant::now();
+    let runner = load::runner(config, &path, &gguf, cache(config, bench))?;
+    let load_s = begin.elapsed().as_secs_f64();
+    let results = Session::new(runner, config).measure(bench)?;
+    let threads = load::threads(config);
+    let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let text = match bench.json {
+        true => line(&model, threads, load_s, &results),
+        false => table(&model, threads, load_s, &results),
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// Just enough of a cache.
+fn cache(config: &Config, bench: &Bench) -> KvOptions {
+    let block = u64::from(config.kv.block_tokens);
+    let blocks = |tokens: u64| tokens.div_ceil(block);
+    let widest = bench.batches.iter().copied().max().unwrap_or(1);
+    let needed = blocks(bench.prompt.into()).max(u64::from(widest) * blocks(grown(bench)));
+    let size = KvSize::Blocks(u32::try_from(needed).unwrap_or(u32::MAX));
+    KvOptions { size, context: None, ..load::kv(config) }
+}
+
+/// Tokens of a decoding sequence after the last run.
+fn grown(bench: &Bench) -> u64 {
+    u64::from(bench.depth) + (u64::from(bench.runs) + 1) * u64::from(bench.decode)
+}
+
+/// A test's name, as peers call it, and its tokens per second.
+type Figure = (String, f64);
+
+fn line(model: &str, threads: usize, load_s: f64, results: &[Figure]) -> String {
+    let round = |x: f64| (x * 100.0).round() / 100.0;
+    let mut object = Map::new();
+    object.insert("engine".to_owned(), json!("frugal"));
+    object.insert("model".to_owned(), json!(model));
+    object.insert("threads".to_owned(), json!(threads));
+    object.insert("load_s".to_owned(), json!(round(load_s)));
+    object.extend(results.iter().map(|(name, rate)| (name.clone(), json!(round(*rate)))));
+    format!("{}\n", Value::Object(object))
+}
+
+fn table(model: &str, threads: usize, load_s: f64, results: &[Figure]) -> String {
+    let mut text = format!("{model}, {threads} threads, loaded in {load_s:.2} s\n\n   test   tokens/s\n");
+    for (name, rate) in results {
+        text += &format!("{name:>7} {rate:>10.2}\n");
+    }
+    text
+}
+
+/// A sequence and its blocks.
+struct Sequence {
+    id: SeqId,
+    computed: u32,
+    tables: Vec<BlockTable>,
+}
+
+/// A runner, and what it takes to drive it without a scheduler.
+struct Session {
+    runner: Box<dyn Runner>,
+    step_tokens: usize,
+    greedy: Arc<SamplingParams>,
+    random: u64,
+    sequences: u64,
+    /// First block that is not in use, in every group.
+    free: u32,
+}
+
+impl Session {
+    fn new(runner: Box<dyn Runner>, config: &Config) -> Self {
+        let greedy = Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+        let step_tokens = config.scheduler.step_tokens as usize;
+        Self { runner, step_tokens, greedy, random: 1, sequences: 0, free: 0 }
+    }
+
+    fn measure(&mut self, bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+        let longest = u64::from(self.runner.geometry().context_max);
+        let asked = grown(bench).max(bench.prompt.into());
+        anyhow::ensure!(asked <= longest, "{asked} tokens do not fit into the context of {longest}");
+        let mut results = vec![(format!("pp{}", bench.prompt), self.prefill(bench)?)];
+        for &batch in &bench.batches {
+            results.push((format!("tg{batch}"), self.decode(bench, batch)?));
+        }
+        Ok(results)
+    }
+
+    /// Tokens per second of one prompt.
+    fn prefill(&mut self, bench: &Bench) -> anyhow::Result<f64> {
+        median_after_warm_up(bench.runs, || {
+            self.free = 0;
+            let mut sequence = self.sequence(bench.prompt.into());
+            let tokens = self.tokens(bench.prompt);
+            let begin = Instant::now();
+            self.fill(&mut sequence, &tokens)?;
+            Ok(f64::from(bench.prompt) / begin.elapsed().as_secs_f64())
+        })
+    }
+
+    /// Tokens per second of `batch` sequences together.
+    fn decode(&mut self, bench: &Bench, batch: u32) -> anyhow::Result<f64> {
+        self.free = 0;
+        let mut sequences = Vec::new();
+        for _ in 0..batch {
+            let mut sequence = self.sequence(grown(bench));
+            let tokens = self.tokens(bench.depth);
+            self.fill(&mut sequence, &tokens)?;
+            sequences.push(sequence);
+        }
+        median_after_warm_up(bench.runs, || {
+            let begin = Instant::now();
+            for _ in 0..bench.decode {
+                let tokens = self.tokens(batch);
+                let rows = sequences.iter_mut().zip(&tokens).map(|(s, &t)| self.row(s, &[t], true)).collect();
+                self.step(rows)?;
+            }
+            Ok(f64::from(batch * bench.decode) / begin.elapsed().as_secs_f64())
+        })
+    }
+
+    /// Computes a prompt in steps of the configured size.
+    fn fill(&mut self, sequence: &mut Sequence, tokens: &[TokenId]) -> anyhow::Result<()> {
+        let mut chunks = tokens.chunks(self.step_tokens).peekable();
+        while let Some(chunk) = chunks.next() {
+            let row = self.row(sequence, chunk, chunks.peek().is_none());
+            self.step(vec![row])?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, rows: Vec<Row>) -> anyhow::Result<()> {
+        self.runner.submit(Arc::new(StepInput { copies: Vec::new(), rows }));
+        let output = self.runner.wait()?;
+        output.rows.into_iter().try_for_each(|row| row.map(drop)).context("a row failed")
+    }
+
+    fn row(&self, sequence: &mut Sequence, tokens: &[TokenId], sample: bool) -> Row {
+        let start = sequence.computed;
+        sequence.computed += tokens.len() as u32;
+        let sample = sample.then(|| Sample {
+            params: self.greedy.clone(),
+            seed: 0,
+            choice: 0,
+            history: Vec::new(),
+            prompt_len: 0,
+            forbid: Arc::new([]),
+        });
+        let tables = sequence.tables.clone();
+        Row { seq: sequence.id, start, tokens: tokens.to_vec(), tables, sample, score: None }
+    }
+
+    /// A sequence with blocks for `tokens` positions.
+    fn sequence(&mut self, tokens: u64) -> Sequence {
+        let geometry = self.runner.geometry();
+        let paged = u32::try_from(tokens.div_ceil(geometry.block_tokens.into())).unwrap_or(u32::MAX);
+        let tables = geometry.groups.iter().map(|group| {
+            let count = if group.kind == GroupKind::State { 1 } else { paged };
+            BlockTable {
+                first: 0,
+                blocks: (self.free..self.free.saturating_add(count)).map(BlockId).collect(),
+            }
+        });
+        let tables = tables.collect();
+        self.free = self.free.saturating_add(paged);
+        self.sequences += 1;
+        Sequence { id: SeqId(self.sequences), computed: 0, tables }
+    }
+
+    /// Random ids (SplitMix64).
+    fn tokens(&mut self, count: u32) -> Vec<TokenId> {
+        let vocab = u64::from(self.runner.geometry().vocab);
+        let first = u64::from(FIRST_TOKEN).min(vocab.saturating_sub(1));
+        let mut next = || {
+            self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            TokenId((first + (z ^ (z >> 31)) % (vocab - first).max(1)) as u32)
+        };
+        (0..count).map(|_| next()).collect()
+    }
+}
+
+/// The median of `runs` figures; the first of `runs + 1` is not counted.
+fn median_after_warm_up(runs: u32, mut run: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<f64> {
+    run()?;
+    let mut rates = (0..runs).map(|_| run()).collect::<anyhow::Result<Vec<f64>>>()?;
+    rates.sort_by(f64::total_cmp);
+    let middle = rates.len() / 2;
+    Ok(if rates.len() % 2 == 1 { rates[middle] } else { (rates[middle - 1] + rates[middle]) / 2.0 })
+}

@@ -1,0 +1,422 @@
+//! The table of metrics: name, type, meaning, labels, and where its samples are read.
+//!
+//! Names that begin with `vllm:` are those that dashboards, autoscalers and inference gateways already read, with
+//! vLLM's labels and buckets; the others are ours.
+
+use frugal_scheduler::snapshot::{Account, Snapshot, UnitCost, UnitCosts};
+
+use super::{Kind, Metric, Read};
+
+const PICO: f64 = 1e12;
+const NANO: f64 = 1e9;
+
+const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: Read,
+) -> Metric {
+    Metric { name, kind: Kind::Counter, help, labels, read }
+}
+
+const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: Read,
+) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, labels, read }
+}
+
+const fn histogram(name: &'static str, help: &'static str, read: Read) -> Metric {
+    Metric { name, kind: Kind::Histogram, help, labels: &[], read }
+}
+
+/// Every metric there is.
+pub const METRICS: &[Metric] = &[
+    gauge(
+        "frugal_build_info",
+        &["version"],
+        "1; the build is in the label.",
+        Read::Server(|_, out| out.put(&[env!("CARGO_PKG_VERSION")], 1.0)),
+    ),
+    gauge(
+        "frugal_ready",
+        &[],
+        "Whether the model is loaded and requests are taken: 1 or 0.",
+        Read::Server(|v, out| {
+            out.put(&[], v.engine.map_or(0.0, |(s, _)| if s.gauges.draining { 0.0 } else { 1.0 }));
+        }),
+    ),
+    counter(
+        "frugal_http_responses_total",
+        &["route", "status"],
+        "HTTP responses by route and status.",
+        Read::Server(|v, out| {
+            for (route, status, n) in v.http.all() {
+                out.put(&[&route, &status.to_string()], n as f64);
+            }
+        }),
+    ),
+    // Cost.
+    counter(
+        "frugal_cost_total",
+        &["account", "currency"],
+        "Money by account; all accounts together are price times time since start. Absent without a price.",
+        Read::Both(|s, v, out| {
+            for account in priced_accounts(s) {
+                let amount = s.cost.accounts[account as usize];
+                out.put(&[account.name(), &v.facts.currency], amount.pico as f64 / PICO);
+            }
+        }),
+    ),
+    counter(
+        "frugal_cost_seconds_total",
+        &["account"],
+        "Machine time by account; all accounts together are the time since start.",
+        Read::Engine(|s, out| {
+            for account in Account::ALL {
+                out.put(&[account.name()], s.cost.accounts[account as usize].ns as f64 / NANO);
+            }
+        }),
+    ),
+    counter(
+        "frugal_joules_total",
+        &["account"],
+        "Energy by account, at the configured power. Absent without one.",
+        Read::Engine(|s, out| {
+            for account in Account::ALL {
+                if let Some(joules) = s.cost.joules(account) {
+                    out.put(&[account.name()], joules);
+                }
+            }
+        }),
+    ),
+    gauge(
+        "frugal_cost_per_million_tokens",
+        &["tokens", "basis", "window", "currency"],
+        "Money per million tokens; basis `marginal` is the accounts prefill and decode, `loaded` spreads idle time and \
+         all else over them; window `5m` or `start`. Absent without a price or without tokens.",
+        Read::Both(|s, v, out| {
+            unit_costs(s, |labels, cost, loaded| {
+                let money = if loaded { cost.money_loaded } else { cost.money_marginal };
+                if let Some(money) = money {
+                    let [tokens, basis, window] = labels;
+                    out.put(&[tokens, basis, window, &v.facts.currency], money);
+                }
+            });
+        }),
+    ),
+    gauge(
+        "frugal_seconds_per_million_tokens",
+        &["tokens", "basis", "window"],
+        "Machine time per million tokens, with or without a price.",
+        Read::Engine(|s, out| {
+            unit_costs(s, |labels, cost, loaded| {
+                let seconds = if loaded { cost.seconds_loaded } else { cost.seconds_marginal };
+                if let Some(seconds) = seconds {
+                    out.put(&labels, seconds);
+                }
+            });
+        }),
+    ),
+    counter(
+        "frugal_saved_cost_total",
+        &["currency"],
+        "Money that prefix cache hits saved, estimated. Absent without a price.",
+        Read::Both(|s, v, out| {
+            if s.cost.price_per_hour.is_some() {
+                out.put(&[&v.facts.currency], s.cost.saved.pico as f64 / PICO);
+            }
+        }),
+    ),
+    counter(
+        "frugal_saved_seconds_total",
+        &[],
+        "Machine time that prefix cache hits saved, estimated.",
+        Read::Engine(|s, out| out.put(&[], s.cost.saved.ns as f64 / NANO)),
+    ),
+    gauge(
+        "frugal_price_per_hour",
+        &["currency"],
+        "Configured price of this machine. Absent without one.",
+        Read::Both(|s, v, out| {
+            if let Some(pico) = s.cost.price_per_hour {
+                out.put(&[&v.facts.currency], pico as f64 / PICO);
+            }
+        }),
+    ),
+    counter(
+        "frugal_hosted_cost_total",
+        &["api", "currency"],
+        "What the same tokens would have cost at a configured list price of a hosted API.",
+        Read::Both(|s, v, out| {
+            for (api, (input, output)) in &v.facts.hosted {
+                let pico = s.counters.prompt_tokens as f64 * input.0 as f64
+                    + s.counters.generated_tokens as f64 * output.0 as f64;
+                out.put(&[api, &v.facts.currency], pico / PICO / 1e6);
+            }
+        }),
+    ),
+    // Tokens and requests.
+    counter(
+        "frugal_tokens_total",
+        &["kind"],
+        "Tokens: `prompt` (each request's once), `cached` (of these, from the prefix cache), `generated`, and \
+         `recomputed` after a preemption.",
+        Read::Engine(|s, out| {
+            let c = &s.counters;
+            out.put(&["prompt"], c.prompt_tokens as f64);
+            out.put(&["cached"], c.cached_tokens as f64);
+            out.put(&["generated"], c.generated_tokens as f64);
+            out.put(&["recomputed"], c.recomputed_tokens as f64);
+        }),
+    ),
+    counter(
+        "frugal_requests_total",
+        &[],
+        "Requests that the engine accepted.",
+        Read::Engine(|s, out| out.put(&[], s.counters.requests as f64)),
+    ),
+    counter(
+        "frugal_choices_finished_total",
+        &["reason"],
+        "Choices that ended, by the exact reason.",
+        Read::Engine(|s, out| {
+            let reasons = ["end_token", "stop_string", "length", "cancelled", "timeout", "fault", "shutdown"];
+            for (reason, n) in reasons.iter().zip(s.counters.finished) {
+                out.put(&[reason], n as f64);
+            }
+        }),
+    ),
+    counter(
+        "frugal_steps_total",
+        &[],
+        "Engine steps.",
+        Read::Engine(|s, out| out.put(&[], s.counters.steps as f64)),
+    ),
+    counter(
+        "frugal_faults_total",
+        &["kind"],
+        "Steps and rows that failed.",
+        Read::Engine(|s, out| {
+            out.put(&["step"], s.counters.step_faults as f64);
+            out.put(&["row"], s.counters.row_faults as f64);
+        }),
+    ),
+    // Work.
+    counter(
+        "frugal_work_bytes_total",
+        &["kind"],
+        "Bytes that steps read: `dense` and `expert` weights, and `kv`.",
+        Read::Engine(|s, out| {
+            out.put(&["dense"], s.work.dense_bytes as f64);
+            out.put(&["expert"], s.work.expert_bytes as f64);
+            out.put(&["kv"], s.work.kv_bytes as f64);
+        }),
+    ),
+    counter(
+        "frugal_work_macs_total",
+        &[],
+        "Multiply-adds.",
+        Read::Engine(|s, out| out.put(&[], s.work.macs as f64)),
+    ),
+    counter(
+        "frugal_experts_read_total",
+        &[],
+        "Experts read, counted once per layer and step however many tokens share them.",
+        Read::Engine(|s, out| out.put(&[], s.work.experts_used as f64)),
+    ),
+    counter(
+        "frugal_expert_tokens_total",
+        &[],
+        "Assignments of tokens to experts; over `frugal_experts_read_total` it says how well batches share experts.",
+        Read::Engine(|s, out| out.put(&[], s.work.expert_tokens as f64)),
+    ),
+    gauge(
+        "frugal_cost_coefficient_ns",
+        &["per"],
+        "Fitted nanoseconds per `byte` read and per `mac` (multiply-add): how work is turned into shares of a step.",
+        Read::Engine(|s, out| {
+            out.put(&["byte"], s.gauges.coefficients.ns_per_byte);
+            out.put(&["mac"], s.gauges.coefficients.ns_per_mac);
+        }),
+    ),
+    // State.
+    gauge(
+        "frugal_kv_blocks",
+        &["group", "state"],
+        "Cache blocks by group: `referenced` by sequences, `cached` for prefixes, `free`.",
+        Read::Engine(|s, out| {
+            for (i, group) in s.gauges.groups.iter().enumerate() {
+                let name = i.to_string();
+                out.put(&[&name, "referenced"], f64::from(group.referenced));
+                out.put(&[&name, "cached"], f64::from(group.cached));
+                out.put(&[&name, "free"], f64::from(group.free));
+            }
+        }),
+    ),
+    gauge(
+        "frugal_queue_requests",
+        &[],
+        "Requests that were not scheduled yet.",
+        Read::Engine(|s, out| out.put(&[], f64::from(s.gauges.queue_requests))),
+    ),
+    gauge(
+        "frugal_queue_tokens",
+        &[],
+        "Prompt tokens of requests that were not scheduled yet.",
+        Read::Engine(|s, out| out.put(&[], s.gauges.queue_tokens as f64)),
+    ),
+    // Names that other tools read.
+    gauge(
+        "vllm:num_requests_running",
+        &[],
+        "Sequences that hold cache blocks.",
+        Read::Engine(|s, out| out.put(&[], f64::from(s.gauges.running))),
+    ),
+    gauge(
+        "vllm:num_requests_waiting",
+        &[],
+        "Sequences that wait for cache blocks.",
+        Read::Engine(|s, out| out.put(&[], f64::from(s.gauges.waiting))),
+    ),
+    gauge(
+        "vllm:kv_cache_usage_perc",
+        &[],
+        "Share of cache blocks that sequences hold, 0 to 1.",
+        Read::Engine(|s, out| out.put(&[], s.gauges.kv_usage)),
+    ),
+    gauge(
+        "vllm:cache_config_info",
+        &["block_size", "num_gpu_blocks"],
+        "1; the labels say the cache's shape (its blocks, wherever they are).",
+        Read::Both(|s, v, out| {
+            let blocks: u32 = s.gauges.groups.first().map_or(0, |g| g.referenced + g.cached + g.free);
+            let size = v.engine.map_or(0, |(_, block_tokens)| block_tokens);
+            out.put(&[&size.to_string(), &blocks.to_string()], 1.0);
+        }),
+    ),
+    counter(
+        "vllm:prompt_tokens_total",
+        &[],
+        "Prompt tokens.",
+        Read::Engine(|s, out| out.put(&[], s.counters.prompt_tokens as f64)),
+    ),
+    counter(
+        "vllm:prompt_tokens_cached_total",
+        &[],
+        "Prompt tokens taken from the prefix cache.",
+        Read::Engine(|s, out| out.put(&[], s.counters.cached_tokens as f64)),
+    ),
+    counter(
+        "vllm:generation_tokens_total",
+        &[],
+        "Output tokens.",
+        Read::Engine(|s, out| out.put(&[], s.counters.generated_tokens as f64)),
+    ),
+    counter(
+        "vllm:request_success_total",
+        &["finished_reason"],
+        "Choices that ended: `stop`, `length`, `abort` or `error`.",
+        Read::Engine(|s, out| {
+            let [end, stop, length, cancelled, timeout, fault, shutdown] = s.counters.finished;
+            out.put(&["stop"], (end + stop) as f64);
+            out.put(&["length"], length as f64);
+            out.put(&["abort"], (cancelled + timeout + shutdown) as f64);
+            out.put(&["error"], fault as f64);
+        }),
+    ),
+    counter(
+        "vllm:num_preemptions_total",
+        &[],
+        "Sequences that lost their blocks to an older one.",
+        Read::Engine(|s, out| out.put(&[], s.counters.preemptions as f64)),
+    ),
+    counter(
+        "vllm:prefix_cache_queries_total",
+        &[],
+        "Prompt tokens looked up in the prefix cache.",
+        Read::Engine(|s, out| out.put(&[], s.counters.prefix_queries as f64)),
+    ),
+    counter(
+        "vllm:prefix_cache_hits_total",
+        &[],
+        "Prompt tokens found there.",
+        Read::Engine(|s, out| out.put(&[], s.counters.cached_tokens as f64)),
+    ),
+    counter(
+        "vllm:admission_rejections_total",
+        &["reason"],
+        "Requests that the engine did not take.",
+        Read::Engine(|s, out| {
+            let r = s.counters.rejections;
+            out.put(&["queue_full"], r.queue_full as f64);
+            out.put(&["tenant_limit"], r.tenant_limit as f64);
+            out.put(&["too_long"], r.too_long as f64);
+            out.put(&["shutting_down"], r.shutting_down as f64);
+        }),
+    ),
+    histogram(
+        "vllm:time_to_first_token_seconds",
+        "From submission to the first token.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.first_token)),
+    ),
+    histogram(
+        "vllm:inter_token_latency_seconds",
+        "Between two tokens of a choice.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.inter_token)),
+    ),
+    histogram(
+        "vllm:e2e_request_latency_seconds",
+        "From submission to the end.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.total)),
+    ),
+    histogram(
+        "vllm:request_queue_time_seconds",
+        "From submission to the first planned step.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.queue)),
+    ),
+    histogram(
+        "vllm:request_prefill_time_seconds",
+        "From the first planned step to the first token.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.prefill)),
+    ),
+    histogram(
+        "vllm:request_decode_time_seconds",
+        "From the first token to the end.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.decode)),
+    ),
+    histogram(
+        "vllm:request_prompt_tokens",
+        "Prompt tokens of a request.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.prompt_tokens)),
+    ),
+    histogram(
+        "vllm:request_generation_tokens",
+        "Output tokens of a request.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.generation_tokens)),
+    ),
+    histogram(
+        "vllm:iteration_tokens_total",
+        "Tokens of a step.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.step_tokens)),
+    ),
+];
+
+/// All accounts if there is a price, none otherwise.
+fn priced_accounts(s: &Snapshot) -> impl Iterator<Item = Account> {
+    let priced = s.cost.price_per_hour.is_some();
+    Account::ALL.into_iter().filter(move |_| priced)
+}
+
+/// Calls `put([tokens, basis, window], cost, loaded)` for each combination.
+fn unit_costs(s: &Snapshot, mut put: impl FnMut([&str; 3], UnitCost, bool)) {
+    let windows: [(&str, &UnitCosts); 2] = [("5m", &s.cost.recent), ("start", &s.cost.total)];
+    for (window, costs) in windows {
+        for (tokens, cost) in [("input", costs.input), ("output", costs.output), ("all", costs.all)] {
+            put([tokens, "marginal", window], cost, false);
+            put([tokens, "loaded", window], cost, true);
+        }
+    }
+}

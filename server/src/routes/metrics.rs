@@ -1,0 +1,26 @@
+//! `GET /metrics`: the engine's numbers in Prometheus' text format.
+
+use axum::Router;
+use axum::extract::State as Shared;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use crate::metrics::{CONTENT_TYPE, View, render};
+use crate::state::State;
+
+/// The endpoint.
+pub fn route() -> Router<State> {
+    Router::new().route("/metrics", get(metrics))
+}
+
+async fn metrics(Shared(state): Shared<State>) -> impl IntoResponse {
+    let engine = state.try_engine().map(|e| (e.handle.snapshot(), e.handle.geometry().block_tokens));
+    let view = View {
+        model: state.model(),
+        facts: &state.operations().facts,
+        http: state.http(),
+        engine: engine.as_ref().map(|(snapshot, block_tokens)| (&**snapshot, *block_tokens)),
+    };
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&view))
+}

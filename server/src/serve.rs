@@ -1,0 +1,191 @@
+//! `frugal serve`: listen, load, announce, drain.
+//!
+//! The listener opens first, so that probes get answers (alive, not ready) while a model is fetched and loaded, and a
+//! port in use is known before the work is done.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use frugal::auth::Keys;
+use frugal::metrics::Facts;
+use frugal::settings::{self, Settings, UnknownFields};
+use frugal::state::{Engine, Operations, State};
+use frugal_config::{Config, raw};
+use frugal_models::runner::Runner;
+use frugal_models::step::SamplingParams;
+use frugal_models::template::{ChatTemplate, TemplateError};
+use frugal_models::tokenizer::Tokenizer;
+use frugal_scheduler::options::{EngineOptions, Prices};
+use tokio::net::TcpListener;
+
+use crate::lifecycle::{Drain, Server, Signals, until_drained};
+use crate::load;
+
+/// Threads of the HTTP runtime: few, because the cores belong to the model.
+const RUNTIME_THREADS: usize = 2;
+
+/// Serves until a signal; `started` is when the process began.
+pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime =
+        runtime.worker_threads(RUNTIME_THREADS).enable_all().build().context("cannot start threads")?;
+    let result = runtime.block_on(serve(config, started));
+    // Neither a model that is still being loaded nor a client that does not read keeps the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let address = SocketAddr::new(config.listen.host, config.listen.port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let state = State::operated(settings(config), operations(config));
+    let server = Server::start(listener, frugal::app(state.clone()), &config.listen);
+    tracing::info!(%address, model = state.model(), "loading");
+    let loaded = tokio::select! {
+        loaded = load_aside(config) => loaded?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "stopped while loading");
+            return Ok(());
+        }
+    };
+    let options = engine_options(config, started, &loaded.tokenizer);
+    let (handle, _thread) = frugal_scheduler::handle::start(loaded.runner, options);
+    let engine = Engine { handle: handle.clone(), tokenizer: loaded.tokenizer, template: loaded.template };
+    state.set_engine(engine);
+    announce(address, state.model())?;
+    let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
+    match drained {
+        Ok(Drain::Now) => anyhow::bail!("stopped at once by a second signal"),
+        Ok(Drain::Done) => {
+            server.finish().await;
+            Ok(())
+        }
+        Err(error) => {
+            server.finish().await;
+            Err(error)
+        }
+    }
+}
+
+struct Loaded {
+    runner: Box<dyn Runner>,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+}
+
+/// Loads on a thread of its own, which the end of the process does not wait for.
+async fn load_aside(config: &Config) -> anyhow::Result<Loaded> {
+    let (sender, loaded) = tokio::sync::oneshot::channel();
+    let config = config.clone();
+    std::thread::Builder::new()
+        .name("load".to_owned())
+        .spawn(move || sender.send(load(&config)))
+        .context("cannot start a thread")?;
+    loaded.await.context("the model's loader panicked")?
+}
+
+fn load(config: &Config) -> anyhow::Result<Loaded> {
+    let path = load::file(config)?;
+    let gguf = load::open(&path)?;
+    let of = || format!("cannot load model {}", path.display());
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).with_context(of)?);
+    let tokens = tokenizer.template_tokens();
+    let template = match &config.model.chat_template {
+        Some(source) => Some(ChatTemplate::new(source, tokens).context("cannot use model.chat_template")?),
+        None => match ChatTemplate::from_gguf(&gguf, tokens) {
+            Err(TemplateError::Missing) => None,
+            template => Some(template.with_context(of)?),
+        },
+    };
+    let runner = load::runner(config, &path, &gguf, load::kv(config))?;
+    Ok(Loaded { runner, tokenizer, template: template.map(Arc::new) })
+}
+
+fn settings(config: &Config) -> Settings {
+    let limits = &config.limits;
+    let sampling = &config.sampling;
+    Settings {
+        models: vec![load::id(config)],
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        limits: settings::Limits {
+            body_bytes: limits.body_bytes_max,
+            body_time: limits.body_timeout,
+            request_time: Some(limits.request_timeout),
+            n: limits.n_max,
+            prompts: limits.prompts_max,
+            prompt_bytes: limits.prompt_bytes_max,
+            stop: limits.stop_max,
+            stop_bytes: limits.stop_bytes_max,
+            logit_bias: limits.logit_bias_max,
+            logprobs: limits.logprobs_max,
+            response_entries: limits.response_entries_max,
+            text_threads: config.text.threads,
+            text_queue: config.text.queue,
+        },
+        unknown_fields: match limits.unknown_fields {
+            raw::UnknownFields::Refuse => UnknownFields::Refuse,
+            raw::UnknownFields::Ignore => UnknownFields::Ignore,
+        },
+        sampling: SamplingParams {
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            ..SamplingParams::default()
+        },
+        currency: config.cost.per_hour.map(|_| config.cost.currency.clone()),
+        keep_alive: config.listen.keep_alive,
+    }
+}
+
+fn operations(config: &Config) -> Operations {
+    Operations {
+        keys: Keys::new(&config.auth.keys),
+        facts: Facts { currency: config.cost.currency.clone(), hosted: config.cost.hosted.clone() },
+        selfcheck: config.selfcheck,
+    }
+}
+
+fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> EngineOptions {
+    let scheduler = &config.scheduler;
+    EngineOptions {
+        max_seqs: scheduler.seqs_max,
+        step_tokens: scheduler.step_tokens,
+        queue_requests_max: scheduler.queue_requests,
+        queue_tokens_max: scheduler.queue_tokens,
+        tenant_requests_max: config.auth.requests_per_key_max.map(Into::into),
+        prefix_cache: scheduler.prefix_cache,
+        prices: Prices {
+            instance_per_hour: config.cost.per_hour.map(|p| p.0),
+            power_milliwatts: config.cost.power.map(|p| p.0),
+            ..Prices::default()
+        },
+        startup: started.elapsed(),
+        stall_timeout: scheduler.stall_timeout,
+        token_bytes: tokenizer.token_bytes(),
+        ..EngineOptions::default()
+    }
+}
+
+/// One line with the address, one to try it with.
+fn announce(address: SocketAddr, model: &str) -> anyhow::Result<()> {
+    let reachable = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    };
+    let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "Serving {model} on http://{address}")?;
+    writeln!(
+        out,
+        "Try: curl http://{reachable}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )?;
+    Ok(out.flush()?)
+}
