@@ -327,3 +327,44 @@ impl WorkMeter {
         std::mem::take(&mut self.stats)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(lengths: &[u32]) -> WorkMeter {
+        let mut end = 0;
+        let mut span = |n: &u32| {
+            end += n;
+            Span { begin: end - n, end, ..Span::default() }
+        };
+        let mut meter = WorkMeter::default();
+        meter.begin(&Batch { spans: lengths.iter().map(&mut span).collect(), ..Batch::default() });
+        meter
+    }
+
+    fn work(expert_bytes: u64, macs: u64) -> RowWork {
+        RowWork { expert_bytes, macs, kv_bytes: 0 }
+    }
+
+    #[test]
+    fn rows_share_the_experts_they_were_routed_to() {
+        let mut meter = meter(&[2, 1]);
+        // Tokens 0 and 1 are the first row's, token 2 the second's; expert 3 serves both.
+        meter.experts(&[0, 3, 3, 1, 3, 2], 2, 4, 100, 7);
+        let stats = meter.take();
+        assert_eq!((stats.expert_bytes, stats.experts_used, stats.expert_tokens), (400, 4, 6));
+        assert_eq!(stats.rows, [work(250, 28), work(150, 14)]);
+    }
+
+    #[test]
+    fn selected_tokens_count_for_their_own_rows() {
+        let mut meter = meter(&[2, 1, 3]);
+        meter.experts_selected(&[1, 5], &[0, 1, 1, 2], 2, 3, 100, 7);
+        meter.dense_selected(10, 3, &[1, 5]);
+        let stats = meter.take();
+        assert_eq!((stats.expert_bytes, stats.experts_used, stats.expert_tokens), (300, 3, 4));
+        assert_eq!(stats.dense_bytes, 10);
+        assert_eq!(stats.rows, [work(150, 17), work(0, 0), work(150, 17)]);
+    }
+}

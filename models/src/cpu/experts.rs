@@ -103,13 +103,12 @@ impl Env {
     ) {
         let product = weight.format.product(self.isa);
         let mut results = [[0.0; PANEL]; COLUMNS_MAX];
-        for panel in rows.start / PANEL..rows.end.div_ceil(PANEL) {
-            let bytes = weight.panel(expert, panel);
-            let at = panel * PANEL - rows.start;
-            for group in groups(tokens.len()) {
-                let acts = Group::new(columns, tokens[group.clone()].iter().copied());
-                let results = acts.times(product, bytes, weight.cols, &mut results);
-                for (c, result) in group.zip(results) {
+        for group in groups(tokens.len()) {
+            let acts = Group::new(columns, tokens[group.clone()].iter().copied());
+            for panel in rows.start / PANEL..rows.end.div_ceil(PANEL) {
+                let results = acts.times(product, weight.panel(expert, panel), weight.cols, &mut results);
+                let at = panel * PANEL - rows.start;
+                for (c, result) in group.clone().zip(results) {
                     to[c * BLOCK_ROWS + at..][..PANEL].copy_from_slice(result);
                 }
             }
@@ -214,7 +213,8 @@ impl Core {
         let experts = Disjoint::new(&mut routing.experts);
         let weights = Disjoint::new(&mut routing.weights);
         let env = &self.env;
-        self.rows(rows, logits.width, |worker, row| {
+        // Choosing looks at every logit once per choice.
+        self.rows(rows, logits.width * top_k, |worker, row| {
             let mut scratch = env.scratch(worker);
             // SAFETY: each row is done once.
             let out = unsafe { (experts.slice(row * top_k, top_k), weights.slice(row * top_k, top_k)) };

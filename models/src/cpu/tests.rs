@@ -107,7 +107,7 @@ struct Sizes {
 impl Sizes {
     fn new(ty: GgmlType) -> Self {
         let (hidden, heads, kv_heads, head_dim) = (256, 8, 2, 32);
-        Self { ty, hidden, heads, kv_heads, head_dim, inner: 256, experts: 5, top_k: 2, vocab: 67 }
+        Self { ty, hidden, heads, kv_heads, head_dim, inner: 256, experts: 5, top_k: 3, vocab: 67 }
     }
 }
 
@@ -601,15 +601,15 @@ fn work_is_counted_once_a_step_and_per_row() {
     let others = matrix(&model.table) + matrix(&model.router);
     assert_eq!(stats.dense_bytes, norms + attention + dense + others);
     let expert: u64 = model.layers[0][4..].iter().map(matrix).sum();
-    assert_eq!(stats.expert_tokens, 4 * 2);
-    assert!((2..=5).contains(&stats.experts_used));
+    assert_eq!(stats.expert_tokens, 4 * 3);
+    assert!((3..=5).contains(&stats.experts_used));
     assert_eq!(stats.expert_bytes, stats.experts_used * expert);
     // F32 pages, two layers, keys and values of two heads of 32.
     let position = 2 * 2 * 2 * 32 * 4;
     assert_eq!(stats.rows.iter().map(|r| r.kv_bytes).collect::<Vec<_>>(), [3 * position, position]);
     let norm_macs = 2 * (2 * 256 + 256 + 64);
     let macs = |tokens: u64, seen: u64, outputs: u64| {
-        let matrices = 2 * (256 * 256 * 2 + 256 * 64 * 2) + (2 + 1) * 3 * 256 * 256 + 256 * 5;
+        let matrices = 2 * (256 * 256 * 2 + 256 * 64 * 2) + (3 + 1) * 3 * 256 * 256 + 256 * 5;
         tokens * (matrices + norm_macs) + 2 * 2 * seen * 256 + outputs * (256 * 67 + 256)
     };
     assert_eq!(stats.rows.iter().map(|r| r.macs).collect::<Vec<_>>(), [macs(3, 6, 1), macs(1, 1, 0)]);
