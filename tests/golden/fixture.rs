@@ -55,9 +55,14 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
+/// Where a fixture lies.
+pub(crate) fn path(name: &str) -> PathBuf {
+    folder().join(format!("{name}.gguf"))
+}
+
 /// Opens a fixture and its golden, which must be of the same bytes.
 pub(crate) fn open(name: &str) -> Result<(Gguf, Golden)> {
-    let path = folder().join(format!("{name}.gguf"));
+    let path = path(name);
     let golden = std::fs::read(folder().join("golden").join(format!("{name}.json")))?;
     let golden: Golden = serde_json::from_slice(&golden)?;
     let bytes = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;

@@ -1,16 +1,28 @@
 //! Every fixture, on every backend, within the limits.
 
 use anyhow::{Context, Result};
+use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
 use crate::drive::{Driver, Sequence, by_id, greedy};
-use crate::fixture::{EXACT, EXACT_F16_PAGES, Limits, ROUNDED, open};
+use crate::fixture::{EXACT, EXACT_F16_PAGES, Golden, Limits, ROUNDED, open};
 
-/// Runs all prompts together, each with its greedy continuation.
 fn check(name: &str, backend: BackendKind, page: PageType, limits: Limits, native_too: bool) -> Result<()> {
     let (gguf, golden) = open(name)?;
-    let mut driver = Driver::new(&gguf, backend, page, 128)?;
+    compare(&gguf, &golden, backend, page, limits, native_too).context(name.to_owned())
+}
+
+/// Runs all prompts together, each with its greedy continuation.
+pub(crate) fn compare(
+    gguf: &Gguf,
+    golden: &Golden,
+    backend: BackendKind,
+    page: PageType,
+    limits: Limits,
+    native_too: bool,
+) -> Result<()> {
+    let mut driver = Driver::new(gguf, backend, page, 128)?;
     let vocab = driver.vocab();
     let mut sequences: Vec<Sequence> =
         golden.prompts.iter().map(|p| driver.sequence(&p.ids, greedy(vocab), 0)).collect();
@@ -23,7 +35,7 @@ fn check(name: &str, backend: BackendKind, page: PageType, limits: Limits, nativ
     let first = first.context("a step ran")?;
     for ((prompt, sequence), output) in golden.prompts.iter().zip(&sequences).zip(&first) {
         let logprobs = by_id(output, vocab);
-        prompt.check(&logprobs, sequence.output(), limits, native_too).context(name.to_owned())?;
+        prompt.check(&logprobs, sequence.output(), limits, native_too)?;
     }
     Ok(())
 }

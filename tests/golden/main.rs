@@ -10,3 +10,4 @@ mod fixture;
 mod fixtures;
 mod invariance;
 mod real;
+mod upcycle;
