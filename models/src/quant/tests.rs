@@ -6,7 +6,7 @@ use proptest::sample::select;
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X256_BYTES, Q8X256_D};
 use super::*;
 
-const WIDTHS: [usize; 5] = [32, 64, 256, 576, 2048];
+const WIDTHS: [usize; 8] = [1, 7, 33, 32, 64, 256, 576, 2048];
 /// Half a unit in the last place of 1.
 const EPS: f64 = 5.960_464_477_539_063e-8;
 
