@@ -17,6 +17,8 @@ pub(super) const F32: Format = Format {
     scalar: scalar::<Single>,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product::<Single>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
 };
 
 pub(super) const F16: Format = Format {
@@ -32,6 +34,8 @@ pub(super) const F16: Format = Format {
     scalar: scalar::<Half>,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product::<Half>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
 };
 
 /// A kind of value.

@@ -26,6 +26,8 @@ mod q6_k;
 mod q8_0;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use act::{act_bytes, encode};
 
@@ -90,6 +92,14 @@ impl Isa {
 /// If lengths do not fit each other, or the processor lacks the instructions.
 pub type PanelProduct = fn(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]);
 
+/// `out[c][p][r]` = dot product of row r of `panels[p]` with activation column c: a [`PanelProduct`] of two panels and
+/// any number of columns, with the same bits. It decodes weights once, so it pays above [`COLUMNS_MAX`] columns; beyond
+/// about a hundred the results (64 bytes a column) no longer stay in L1.
+///
+/// # Panics
+/// As [`PanelProduct`].
+pub type WideProduct = fn(panels: [&[u8]; 2], cols: usize, acts: &[&[u8]], out: &mut [[[f32; PANEL]; 2]]);
+
 /// One row of [`FORMATS`].
 #[derive(Debug)]
 pub struct Format {
@@ -116,6 +126,9 @@ pub struct Format {
     /// The same bits with AVX2, FMA and F16C; panics where the processor lacks them.
     #[cfg(target_arch = "x86_64")]
     pub avx2: PanelProduct,
+    /// The same bits with AVX2 for two panels and many columns, where that is faster than groups of eight.
+    #[cfg(target_arch = "x86_64")]
+    pub avx2_wide: Option<WideProduct>,
 }
 
 /// Every format, in the order of [`GgmlType`].
@@ -191,6 +204,15 @@ impl Format {
             Isa::Scalar => self.scalar,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => self.avx2,
+        }
+    }
+
+    /// The product of two panels with more than [`COLUMNS_MAX`] columns, if `isa` has one for this format.
+    pub fn wide(&self, isa: Isa) -> Option<WideProduct> {
+        match isa {
+            Isa::Scalar => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => self.avx2_wide,
         }
     }
 

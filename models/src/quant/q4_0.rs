@@ -18,6 +18,8 @@ pub(super) const FORMAT: Format = Format {
     scalar: block32::scalar::<Q4_0>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q4_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);

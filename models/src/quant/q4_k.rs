@@ -28,6 +28,8 @@ pub(super) const FORMAT: Format = Format {
     scalar,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: Some(avx2::wide),
 };
 
 const BYTES: usize = 144;
@@ -187,6 +189,11 @@ mod avx2 {
     use crate::quant::avx2::{
         available, by_columns, dword, halves, high_nibbles, load, low_nibbles, prefetch, single,
     };
+    use crate::quant::wide::{self, Decoded, Rest, Wide};
+
+    pub(super) fn wide(panels: [&[u8]; 2], cols: usize, acts: &[&[u8]], out: &mut [[[f32; PANEL]; 2]]) {
+        wide::product::<Q4K>(panels, cols, acts, out);
+    }
 
     pub(super) fn product(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
         let count = FORMAT.check(panel, cols, acts, out);
@@ -280,22 +287,10 @@ mod avx2 {
                         *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(sum, scale));
                     }
                 }
-                let mins = [
-                    _mm256_shuffle_epi8(mins0, pair_of(0, 1)),
-                    _mm256_shuffle_epi8(mins0, pair_of(2, 3)),
-                    _mm256_shuffle_epi8(mins1, pair_of(0, 1)),
-                    _mm256_shuffle_epi8(mins1, pair_of(2, 3)),
-                ];
-                let (d, dmin) = (halves(p.add(PANEL_D)), halves(p.add(PANEL_DMIN)));
+                let rest = rest(p, mins0, mins1);
                 for ((x, isum), total) in x.iter().zip(isums).zip(&mut sums) {
                     let act = x.add(b * Q8X256_BYTES);
-                    let mut msum = _mm256_setzero_si256();
-                    for (i, &min) in mins.iter().enumerate() {
-                        let pair = dword(act.add(Q8X256_SUMS + 4 * i));
-                        msum = _mm256_add_epi32(msum, _mm256_madd_epi16(pair, min));
-                    }
-                    let value = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), d);
-                    let value = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum), dmin, value);
+                    let value = Q4K::value(isum, &rest, act);
                     *total = _mm256_fmadd_ps(value, single(act.add(Q8X256_D)), *total);
                 }
             }
@@ -303,6 +298,62 @@ mod avx2 {
         for (out, sum) in out.iter_mut().zip(sums) {
             // SAFETY: eight values; the store may be unaligned.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+    /// # Safety
+    /// `p` is readable for a panel block.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn rest(p: *const u8, mins0: __m256i, mins1: __m256i) -> Rest {
+        // SAFETY: the caller's promise.
+        let (d, dmin) = unsafe { (halves(p.add(PANEL_D)), halves(p.add(PANEL_DMIN))) };
+        let mins = [
+            _mm256_shuffle_epi8(mins0, pair_of(0, 1)),
+            _mm256_shuffle_epi8(mins0, pair_of(2, 3)),
+            _mm256_shuffle_epi8(mins1, pair_of(0, 1)),
+            _mm256_shuffle_epi8(mins1, pair_of(2, 3)),
+        ];
+        Rest { d, dmin, mins }
+    }
+
+    pub(super) struct Q4K;
+
+    impl Wide for Q4K {
+        const FORMAT: Format = FORMAT;
+        const SUBS: usize = 8;
+        const BIASED: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn decode(p: *const u8, panel: usize, to: &mut Decoded) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                prefetch::<PANEL_QS>(p);
+                let [scales0, scales1, mins0, mins1] = scales_mins(p);
+                to.rest[panel] = rest(p, mins0, mins1);
+                for j in 0..8 {
+                    let scales = if j < 4 { scales0 } else { scales1 };
+                    to.scales[j][panel] = _mm256_shuffle_epi8(scales, pair_of(j as i32 % 4, j as i32 % 4));
+                    let p = p.add(PANEL_QS + 128 * j);
+                    prefetch::<128>(p);
+                    for (to, code) in to.codes[8 * j..8 * j + 8].iter_mut().zip(codes(p)) {
+                        to[panel] = code;
+                    }
+                }
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn value(isum: __m256i, rest: &Rest, act: *const u8) -> __m256 {
+            let mut msum = _mm256_setzero_si256();
+            for (i, &min) in rest.mins.iter().enumerate() {
+                // SAFETY: the sums lie within the activation block.
+                let pair = unsafe { dword(act.add(Q8X256_SUMS + 4 * i)) };
+                msum = _mm256_add_epi32(msum, _mm256_madd_epi16(pair, min));
+            }
+            let value = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), rest.d);
+            _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum), rest.dmin, value)
         }
     }
 }

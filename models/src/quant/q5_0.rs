@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     scalar: block32::scalar::<Q5_0>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q5_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + 4 + FORMAT.block / 2);

@@ -27,6 +27,8 @@ pub(super) const FORMAT: Format = Format {
     scalar,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: Some(avx2::wide),
 };
 
 const BYTES: usize = 210;
@@ -165,6 +167,11 @@ mod avx2 {
     use crate::quant::avx2::{
         available, by_columns, dword, halves, high_nibbles, load, low_nibbles, prefetch, single,
     };
+    use crate::quant::wide::{self, Decoded, Rest, Wide};
+
+    pub(super) fn wide(panels: [&[u8]; 2], cols: usize, acts: &[&[u8]], out: &mut [[[f32; PANEL]; 2]]) {
+        wide::product::<Q6K>(panels, cols, acts, out);
+    }
 
     pub(super) fn product(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
         let count = FORMAT.check(panel, cols, acts, out);
@@ -243,16 +250,59 @@ mod avx2 {
                         }
                     }
                 }
-                let d = halves(p.add(PANEL_D));
+                let rest = rest(p);
                 for ((x, isum), total) in x.iter().zip(isums).zip(&mut sums) {
-                    let value = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), d);
-                    *total = _mm256_fmadd_ps(value, single(x.add(b * Q8X256_BYTES + Q8X256_D)), *total);
+                    let act = x.add(b * Q8X256_BYTES);
+                    let value = Q6K::value(isum, &rest, act);
+                    *total = _mm256_fmadd_ps(value, single(act.add(Q8X256_D)), *total);
                 }
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {
             // SAFETY: eight values; the store may be unaligned.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        }
+    }
+    /// # Safety
+    /// `p` is readable for a panel block.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn rest(p: *const u8) -> Rest {
+        // SAFETY: the caller's promise.
+        let d = unsafe { halves(p.add(PANEL_D)) };
+        Rest { d, dmin: _mm256_setzero_ps(), mins: [_mm256_setzero_si256(); 4] }
+    }
+
+    pub(super) struct Q6K;
+
+    impl Wide for Q6K {
+        const FORMAT: Format = FORMAT;
+        const SUBS: usize = 16;
+        const BIASED: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn decode(p: *const u8, panel: usize, to: &mut Decoded) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                prefetch::<PANEL_QS>(p);
+                to.rest[panel] = rest(p);
+                for sub in 0..16 {
+                    let scales = load(p.add(32 * (sub / 4)));
+                    to.scales[sub][panel] = scale(scales, sub as i32 % 4);
+                    let p = p.add(PANEL_QS + SUB * sub);
+                    prefetch::<SUB>(p);
+                    for (to, code) in to.codes[4 * sub..4 * sub + 4].iter_mut().zip(codes(p)) {
+                        to[panel] = code;
+                    }
+                }
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn value(isum: __m256i, rest: &Rest, _act: *const u8) -> __m256 {
+            _mm256_mul_ps(_mm256_cvtepi32_ps(isum), rest.d)
         }
     }
 }

@@ -268,6 +268,25 @@ proptest! {
         }
     }
 
+    /// The law for two panels and many columns.
+    #[test]
+    fn wide_products_have_the_bits_of_panel_products(case in cases(), columns in 0usize..20) {
+        let (f, case) = (format(case.ty), Case { columns, ..case });
+        let (first, second) = (make(&case), make(&Case { seed: !case.seed, ..case.clone() }));
+        let acts: Vec<&[u8]> = first.acts.iter().map(Vec::as_slice).collect();
+        for wide in isas().into_iter().filter_map(|isa| f.wide(isa)) {
+            let mut out = vec![[[f32::NAN; PANEL]; 2]; columns];
+            wide([&first.panel, &second.panel], case.cols, &acts, &mut out);
+            for (c, out) in out.into_iter().enumerate() {
+                for (panel, out) in [&first.panel, &second.panel].into_iter().zip(out) {
+                    let mut expected = [[0.0; PANEL]];
+                    (f.scalar)(panel, case.cols, &acts[c..=c], &mut expected);
+                    prop_assert_eq!(out.map(f32::to_bits), expected[0].map(f32::to_bits), "column {}", c);
+                }
+            }
+        }
+    }
+
     /// Rounding is all that separates a product from f64 on the encoded column, and half a step of its
     /// code all that separates that from the column itself.
     #[test]
@@ -429,6 +448,15 @@ fn wrong_lengths_are_refused_before_any_kernel_runs() {
             assert!(call(&panel, &act[1..], 1, 1).is_err(), "{}: short column", f.name);
             assert!(call(&panel, &act, 2, 1).is_err(), "{}: missing result", f.name);
             assert!(call(&panel, &act, 9, 9).is_err(), "{}: too many columns", f.name);
+            let Some(wide) = f.wide(isa) else { continue };
+            let call = |panels: [&[u8]; 2], act: &[u8], results: usize| {
+                let mut out = vec![[[0.0; PANEL]; 2]; results];
+                std::panic::catch_unwind(move || wide(panels, 256, &[act; 9], &mut out))
+            };
+            assert!(call([&panel, &panel], &act, 9).is_ok());
+            assert!(call([&panel, &panel[1..]], &act, 9).is_err(), "{}: short second panel", f.name);
+            assert!(call([&panel, &panel], &act[1..], 9).is_err(), "{}: short column", f.name);
+            assert!(call([&panel, &panel], &act, 8).is_err(), "{}: missing result", f.name);
         }
     }
 }
