@@ -98,7 +98,7 @@ pub struct CompletionLogprobs {
     token_logprobs: Vec<Option<f32>>,
     /// The best ones, and the token itself if it is not among them.
     top_logprobs: Vec<Option<Ranked>>,
-    /// Characters of the choice's text before the token.
+    /// Characters of the choice's text that are complete before the token.
     text_offset: Vec<usize>,
 }
 

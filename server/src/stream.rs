@@ -48,7 +48,7 @@ pub struct Scored {
     pub token: TokenId,
     /// None for the first of an echoed prompt.
     pub score: Option<TokenScore>,
-    /// Characters of the choice's text that begin before this token's bytes.
+    /// Characters of the choice's text that are complete before this token's bytes.
     pub text_offset: usize,
 }
 
@@ -95,18 +95,17 @@ struct ChoiceState {
     /// Bytes of the output that were shown, or wait in `text` for the rest of their character.
     released: usize,
     text: Detokenizer,
-    /// Characters that begin in the bytes so far, echoed ones included.
+    /// Characters complete in the bytes so far, held and echoed ones included; counted for log-probabilities only.
     characters: usize,
+    counter: Detokenizer,
     finished: bool,
 }
 
 impl ChoiceState {
-    /// Takes over a token's bytes; returns where they begin.
-    fn take_bytes(&mut self, bytes: &[u8]) -> usize {
+    /// How many characters of the text are complete before `bytes`, which come next.
+    fn offset_of(&mut self, bytes: &[u8]) -> usize {
         let offset = self.characters;
-        // UTF-8's continuation bytes are 10xxxxxx; each other byte begins a character.
-        self.characters += bytes.iter().filter(|&&b| b & 0xC0 != 0x80).count();
-        self.held.extend(bytes);
+        self.characters += self.counter.push(bytes).chars().count();
         offset
     }
 
@@ -234,23 +233,25 @@ impl Answer {
             let mut scores = scores.iter().cloned();
             let mut text = String::new();
             for (i, (piece, &token)) in echo.pieces.iter().zip(prompt.ids.iter()).enumerate() {
-                let text_offset = state.take_bytes(piece);
+                text.push_str(&state.text.push(piece));
                 if self.logprobs {
                     let score = if i == 0 { None } else { scores.next() };
-                    tokens.push(Scored { token, score, text_offset });
+                    tokens.push(Scored { token, score, text_offset: state.offset_of(piece) });
                 }
             }
-            let all: Vec<u8> = state.held.drain(..).collect();
-            text.push_str(&state.text.push(&all));
             self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
         }
     }
 
     fn on_token(&mut self, choice: usize, token: TokenId, score: Option<TokenScore>, release: usize) {
         let state = &mut self.choices[choice];
-        let text_offset = state.take_bytes(self.bytes.get(token));
+        let bytes = self.bytes.get(token);
+        state.held.extend(bytes);
         let text = state.release(release);
-        let tokens = if self.logprobs { vec![Scored { token, score, text_offset }] } else { Vec::new() };
+        let mut tokens = Vec::new();
+        if self.logprobs {
+            tokens.push(Scored { token, score, text_offset: state.offset_of(bytes) });
+        }
         if !text.is_empty() || !tokens.is_empty() {
             self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
         }

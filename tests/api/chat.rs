@@ -1,0 +1,153 @@
+//! `/v1/chat/completions`.
+
+use serde_json::{Value, json};
+
+use crate::harness::{CONTEXT, MODEL, Server, Setup, chunks, stable, user, with};
+
+fn request() -> Value {
+    json!({"model": MODEL, "messages": user("Hello"), "temperature": 0, "max_tokens": 8, "ignore_eos": true})
+}
+
+#[tokio::test]
+async fn a_whole_answer() {
+    let server = Server::new().await;
+    insta::assert_json_snapshot!("chat", stable(server.chat(&request()).await));
+}
+
+#[tokio::test]
+async fn a_stream_with_usage() {
+    let server = Server::new().await;
+    let ask =
+        with(request(), &json!({"stream": true, "stream_options": {"include_usage": true}, "max_tokens": 3}));
+    let events = server.stream("/v1/chat/completions", &ask).await;
+    let chunks: Vec<Value> = chunks(&events).into_iter().map(stable).collect();
+    insta::assert_json_snapshot!("chat_stream", chunks);
+}
+
+#[tokio::test]
+async fn logprobs_have_text_and_bytes() {
+    let server = Server::new().await;
+    let ask = with(request(), &json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 3}));
+    insta::assert_json_snapshot!("chat_logprobs", stable(server.chat(&ask).await)["choices"]);
+    let by_id = server.chat(&with(ask, &json!({"return_tokens_as_token_ids": true}))).await;
+    for entry in by_id["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        assert!(entry["token"].as_str().unwrap().starts_with("token_id:"), "{entry}");
+    }
+}
+
+#[tokio::test]
+async fn the_prompt_is_what_the_template_renders() {
+    let server = Server::new().await;
+    let messages = json!([
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "x"},
+        {"role": "assistant", "content": null},
+        {"role": "user", "content": "<|im_end|>"},
+    ]);
+    let chat = server.chat(&with(request(), &json!({"messages": messages}))).await;
+    let written = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na\nb<|im_end|>\n\
+                   <|im_start|>assistant\n<|im_end|>\n<|im_start|>user\n";
+    let special = |text: &str| server.tokenizer.encode_special(text).unwrap();
+    let mut prompt = special(written);
+    // A control token that a user writes is ordinary text.
+    prompt.extend(server.tokenizer.encode_plain("<|im_end|>").unwrap());
+    prompt.extend(special("<|im_end|>\n<|im_start|>assistant\n"));
+    assert_eq!(chat["usage"]["prompt_tokens"], prompt.len());
+
+    let ids: Vec<u32> = prompt.iter().map(|t| t.0).collect();
+    let raw = json!({"prompt": ids, "temperature": 0, "max_tokens": 8, "ignore_eos": true});
+    let raw = server.complete(&raw).await;
+    assert_eq!(raw["choices"][0]["text"], chat["choices"][0]["message"]["content"]);
+}
+
+#[tokio::test]
+async fn seeds_decide_and_choices_differ() {
+    let server = Server::new().await;
+    let seeded =
+        |seed: Value| with(request(), &json!({"temperature": 1, "seed": seed, "n": 3, "max_tokens": 12}));
+    let texts = |answer: &Value| -> Vec<String> {
+        let choices = answer["choices"].as_array().unwrap();
+        choices.iter().map(|c| c["message"]["content"].as_str().unwrap().to_owned()).collect()
+    };
+    let a = server.chat(&seeded(json!(1))).await;
+    assert_eq!(a["choices"][2]["index"], 2);
+    assert_eq!(texts(&a), texts(&server.chat(&seeded(json!(1))).await));
+    assert_ne!(texts(&a), texts(&server.chat(&seeded(json!(2))).await));
+    assert_ne!(texts(&a)[0], texts(&a)[1]);
+    // Without a seed, answers differ; -1 and the largest number of 64 bits are the same bits.
+    assert_ne!(
+        texts(&server.chat(&seeded(json!(null))).await),
+        texts(&server.chat(&seeded(json!(null))).await)
+    );
+    let (minus, large) = (server.chat(&seeded(json!(-1))).await, server.chat(&seeded(json!(u64::MAX))).await);
+    assert_eq!(texts(&minus), texts(&large));
+}
+
+#[tokio::test]
+async fn a_repeated_prompt_is_cached_and_salt_keeps_apart() {
+    let server = Setup::priced().start().await;
+    let long = with(request(), &json!({"messages": user(&"word ".repeat(100))}));
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&server.chat(&long).await), 0);
+    let again = server.chat(&long).await;
+    assert!(cached(&again) > 100, "{again}");
+    let salted = with(long, &json!({"cache_salt": "secret"}));
+    assert_eq!(cached(&server.chat(&salted).await), 0);
+    assert!(cached(&server.chat(&salted).await) > 100);
+}
+
+#[tokio::test]
+async fn money_is_shown_with_a_price_only() {
+    let free = Server::new().await.chat(&request()).await;
+    assert_eq!(free["usage"].get("cost"), None);
+    let server = Setup::priced().start().await;
+    let usage = server.chat(&request()).await["usage"].clone();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{usage}"));
+    let details = &usage["cost_details"];
+    let parts = number(&details["upstream_inference_prompt_cost"])
+        + number(&details["upstream_inference_completions_cost"]);
+    assert!(number(&usage["cost"]) > 0.0);
+    assert!((number(&usage["cost"]) - parts).abs() < 1e-12, "{usage}");
+    assert_eq!(details["upstream_inference_cost"], usage["cost"]);
+    assert_eq!(details["currency"], "USD");
+    assert!(number(&details["saved"]) >= 0.0);
+}
+
+#[tokio::test]
+async fn without_max_tokens_the_context_is_the_limit() {
+    let server = Server::new().await;
+    let mut ask = request();
+    ask.as_object_mut().unwrap().remove("max_tokens");
+    let answer = server.chat(&ask).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["total_tokens"], CONTEXT);
+}
+
+#[tokio::test]
+async fn end_tokens_end_unless_ignored_or_too_early() {
+    let server = Server::new().await;
+    let end = server.tokenizer.end_tokens()[0].0;
+    let ask = |more: Value| {
+        let mut ask = with(request(), &json!({"logit_bias": {end.to_string(): 100}}));
+        ask.as_object_mut().unwrap().remove("ignore_eos");
+        with(ask, &more)
+    };
+    let ended = server.chat(&ask(json!({}))).await;
+    assert_eq!(ended["choices"][0]["finish_reason"], "stop");
+    assert_eq!(ended["choices"][0]["message"]["content"], "");
+    assert_eq!(ended["usage"]["completion_tokens"], 1);
+    let ignored = server.chat(&ask(json!({"ignore_eos": true}))).await;
+    assert_eq!(ignored["choices"][0]["finish_reason"], "length");
+    assert_eq!(ignored["usage"]["completion_tokens"], 8);
+    let later = server.chat(&ask(json!({"min_tokens": 4}))).await;
+    assert_eq!(later["choices"][0]["finish_reason"], "stop");
+    assert_eq!(later["usage"]["completion_tokens"], 5);
+}
+
+#[tokio::test]
+async fn a_model_without_template_completes_but_does_not_chat() {
+    let server = Setup { template: false, ..Setup::default() }.start().await;
+    let refused = server.post("/v1/chat/completions", &request()).await;
+    assert_eq!((refused.status.as_u16(), &refused.json["error"]["param"]), (400, &json!("messages")));
+    server.complete(&json!({"prompt": "Hi"})).await;
+}

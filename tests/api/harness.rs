@@ -1,0 +1,207 @@
+//! A server in this process, and clients for it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use frugal::settings::{Limits, Settings, UnknownFields};
+use frugal::state::{Engine, State};
+use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
+use frugal_models::gguf::Gguf;
+use frugal_models::step::{CacheGroup, Geometry, GroupKind, SamplingParams};
+use frugal_models::template::ChatTemplate;
+use frugal_models::tokenizer::Tokenizer;
+use frugal_scheduler::handle::{Handle, start};
+use frugal_scheduler::options::{EngineOptions, Prices};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// The name the server gives its model.
+pub(crate) const MODEL: &str = "tests/qwen3moe";
+
+/// Tokens of prompt and output together.
+pub(crate) const CONTEXT: u32 = 2048;
+
+/// What a server is started with.
+pub(crate) struct Setup {
+    pub(crate) settings: Settings,
+    pub(crate) engine: EngineOptions,
+    pub(crate) template: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let settings = Settings {
+            models: vec![MODEL.to_owned(), "alias".to_owned()],
+            created: 1_700_000_000,
+            limits: Limits::default(),
+            unknown_fields: UnknownFields::Refuse,
+            sampling: SamplingParams::default(),
+            currency: None,
+            keep_alive: Duration::from_secs(10),
+        };
+        Self { settings, engine: EngineOptions::default(), template: true }
+    }
+}
+
+impl Setup {
+    /// With a price of 3.6 dollars an hour: a thousandth a second.
+    pub(crate) fn priced() -> Self {
+        let mut setup = Self::default();
+        setup.settings.currency = Some("USD".to_owned());
+        setup.engine.prices = Prices { instance_per_hour: Some(3_600_000_000_000), ..Prices::default() };
+        setup
+    }
+
+    pub(crate) async fn start(self) -> Server {
+        let gguf = Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
+        let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).expect("a template");
+        let geometry = Geometry {
+            vocab: u32::try_from(tokenizer.vocab_size()).expect("512 tokens"),
+            context_max: CONTEXT,
+            block_tokens: 16,
+            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 1024 }],
+            digest: [7; 32],
+        };
+        let runner = FakeRunner::new(geometry, FakeModel::default());
+        let control = runner.control();
+        let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..self.engine };
+        let (handle, _thread) = start(Box::new(runner), options);
+        let state = State::new(self.settings);
+        let engine = Engine {
+            handle: handle.clone(),
+            tokenizer: tokenizer.clone(),
+            template: self.template.then(|| Arc::new(template)),
+        };
+        state.set_engine(engine);
+        let url = serve(state).await;
+        Server { url, control, handle, tokenizer, client: reqwest::Client::new() }
+    }
+}
+
+/// Serves a state on a port of the system's choice.
+pub(crate) async fn serve(state: State) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move { axum::serve(listener, frugal::app(state)).await });
+    format!("http://{address}")
+}
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// A server and what is behind it.
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) control: FakeControl,
+    pub(crate) handle: Handle,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) client: reqwest::Client,
+}
+
+/// A whole answer.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) json: Value,
+}
+
+impl Server {
+    /// With everything as usual.
+    pub(crate) async fn new() -> Self {
+        Setup::default().start().await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        reply(self.client.get(format!("{}{path}", self.url))).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        reply(self.client.post(format!("{}{path}", self.url)).json(body)).await
+    }
+
+    /// An answer that must be good.
+    pub(crate) async fn ask(&self, path: &str, body: &Value) -> Value {
+        let reply = self.post(path, body).await;
+        assert_eq!(reply.status, StatusCode::OK, "{body} -> {}", reply.json);
+        reply.json
+    }
+
+    pub(crate) async fn chat(&self, body: &Value) -> Value {
+        self.ask("/v1/chat/completions", body).await
+    }
+
+    pub(crate) async fn complete(&self, body: &Value) -> Value {
+        self.ask("/v1/completions", body).await
+    }
+
+    /// A streamed answer: the data of its events.
+    pub(crate) async fn stream(&self, path: &str, body: &Value) -> Vec<String> {
+        let response = self.client.post(format!("{}{path}", self.url)).json(body).send().await.expect("sent");
+        assert_eq!(response.status(), StatusCode::OK, "{body}");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        data(&response.text().await.expect("a whole stream"))
+    }
+
+    /// All is at rest and every invariant holds. Each try is a round trip, so that the server gets on.
+    pub(crate) async fn settle(&self) {
+        for _ in 0..10_000 {
+            let check = self.handle.self_check().await.expect("the engine lives");
+            assert_eq!(check.violation, None);
+            if check.requests == 0 && check.sequences == 0 {
+                return;
+            }
+            self.get("/livez").await;
+        }
+        panic!("requests are left over");
+    }
+}
+
+async fn reply(request: reqwest::RequestBuilder) -> Reply {
+    let response = request.send().await.expect("an answer");
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = response.text().await.expect("a body");
+    let json = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{status}: {e}: {text}"));
+    Reply { status, headers, json }
+}
+
+/// The events of a stream; comments are none.
+pub(crate) fn data(stream: &str) -> Vec<String> {
+    let lines = stream.split("\n\n").filter(|event| !event.is_empty() && !event.starts_with(':'));
+    lines.map(|event| event.strip_prefix("data: ").expect("only data").to_owned()).collect()
+}
+
+/// The chunks of a stream that ended well.
+pub(crate) fn chunks(events: &[String]) -> Vec<Value> {
+    let (last, chunks) = events.split_last().expect("an end");
+    assert_eq!(last, "[DONE]");
+    chunks.iter().map(|c| serde_json::from_str(c).expect("JSON")).collect()
+}
+
+/// Replaces what differs from run to run.
+pub(crate) fn stable(mut body: Value) -> Value {
+    if let Some(id) = body.get_mut("id") {
+        let prefix = id.as_str().and_then(|id| id.split_once('-')).expect("a prefix").0;
+        *id = json!(format!("{prefix}-ID"));
+    }
+    if let Some(created) = body.get_mut("created") {
+        assert!(created.as_u64().is_some_and(|t| t > 1_700_000_000));
+        *created = json!(0);
+    }
+    body
+}
+
+/// One message of a user.
+pub(crate) fn user(text: &str) -> Value {
+    json!([{"role": "user", "content": text}])
+}
+
+/// A request with more fields.
+pub(crate) fn with(mut body: Value, more: &Value) -> Value {
+    let more = more.as_object().expect("fields").clone();
+    body.as_object_mut().expect("a request").extend(more);
+    body
+}

@@ -1,0 +1,11 @@
+//! The HTTP API as clients see it: a server on a loopback port, the fixture's tokenizer and chat template, and the
+//! fake runner, whose tokens are hashes of what came before.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+mod chat;
+mod completions;
+mod harness;
+mod lifecycle;
+mod refusals;
+mod streaming;

@@ -1,0 +1,158 @@
+"""OpenAI's own Python client against a running server: `test_openai.py URL`.
+
+Plain asserts, no test framework: what is checked is that the client's types accept our answers and that its errors
+are the ones its users catch.
+"""
+
+import asyncio
+import sys
+
+import openai
+
+BASE = sys.argv[1].rstrip("/") + "/v1"
+KEY = sys.argv[2] if len(sys.argv) > 2 else "none"
+CLIENT = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0, timeout=300)
+MODEL = CLIENT.models.list().data[0].id
+MESSAGES = [
+    {"role": "system", "content": "You are brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Say hello."}]},
+]
+
+
+def chat(**more):
+    fields = {"model": MODEL, "messages": MESSAGES, "max_tokens": 12, "temperature": 0} | more
+    return CLIENT.chat.completions.create(**fields)
+
+
+def test_models():
+    models = CLIENT.models.list().data
+    assert all(m.object == "model" and m.created > 0 for m in models)
+    assert CLIENT.models.retrieve(MODEL).id == MODEL
+
+
+def test_chat():
+    answer = chat(n=2)
+    assert answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == MODEL
+    assert [c.index for c in answer.choices] == [0, 1]
+    assert answer.choices[0].message.role == "assistant"
+    # Greedy choices of one prompt are the same.
+    assert answer.choices[0].message.content == answer.choices[1].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    usage = answer.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 24
+    assert usage.prompt_tokens_details.cached_tokens >= 0
+
+
+def test_stream():
+    whole = chat()
+    chunks = list(chat(stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == [] and all(c.usage is None for c in chunks[:-1])
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    text = "".join(c.choices[0].delta.content or "" for c in chunks[:-1])
+    assert text == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert len({c.id for c in chunks}) == 1
+
+
+def test_stream_helper():
+    with CLIENT.chat.completions.stream(model=MODEL, messages=MESSAGES, max_tokens=12, temperature=0) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == chat().choices[0].message.content
+
+
+def test_leaving_a_stream():
+    stream = chat(stream=True, max_tokens=200)
+    next(iter(stream))
+    stream.close()
+
+
+def test_logprobs():
+    answer = chat(logprobs=True, top_logprobs=3)
+    content = answer.choices[0].logprobs.content
+    assert len(content) > 0
+    for entry in content:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        assert [t.logprob for t in entry.top_logprobs] == sorted((t.logprob for t in entry.top_logprobs), reverse=True)
+    shown = b"".join(bytes(entry.bytes) for entry in content).decode(errors="replace")
+    assert shown == answer.choices[0].message.content
+
+
+def test_seeds():
+    def text(seed):
+        return chat(temperature=1, seed=seed, max_tokens=24).choices[0].message.content
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_completions():
+    fields = {"model": MODEL, "max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    answer = CLIENT.completions.create(prompt="Once upon a time", logprobs=2, echo=True, **fields)
+    choice = answer.choices[0]
+    assert answer.object == "text_completion" and choice.text.startswith("Once upon a time")
+    logprobs = choice.logprobs
+    lengths = {len(x) for x in (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, logprobs.text_offset)}
+    assert lengths == {answer.usage.total_tokens}
+    assert logprobs.token_logprobs[0] is None and logprobs.text_offset[0] == 0
+    both = CLIENT.completions.create(prompt=["a b c", "d e f"], n=2, **fields)
+    assert [c.index for c in both.choices] == [0, 1, 2, 3]
+    stream = CLIENT.completions.create(prompt="a b c", stream=True, **fields)
+    assert "".join(c.choices[0].text for c in stream) == both.choices[0].text
+
+
+def test_stop():
+    fields = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+    text = CLIENT.completions.create(**fields).choices[0].text
+    stop = next((text[i : i + 2] for i in range(4, len(text) - 2) if "\ufffd" not in text[i : i + 2]), None)
+    if stop:
+        stopped = CLIENT.completions.create(stop=[stop], **fields).choices[0]
+        assert stopped.text == text[: text.index(stop)] and stopped.finish_reason == "stop"
+
+
+def refusal(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"not refused with {kind.__name__}")
+
+
+def test_errors():
+    missing = refusal(openai.NotFoundError, lambda: chat(model="nothing-like-it"))
+    assert missing.code == "model_not_found" and missing.request_id
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    assert refusal(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools"
+    assert refusal(openai.BadRequestError, lambda: chat(temperature=9)).param == "temperature"
+    unknown = refusal(openai.BadRequestError, lambda: chat(extra_body={"no_such_field": 1}))
+    assert unknown.param == "no_such_field" and unknown.type == "invalid_request_error"
+    long = [{"role": "user", "content": "word " * 300_000}]
+    assert refusal(openai.BadRequestError, lambda: chat(messages=long)).code == "context_length_exceeded"
+
+
+def test_many_at_once():
+    client = openai.AsyncOpenAI(base_url=BASE, api_key=KEY, max_retries=0, timeout=300)
+
+    async def one(i):
+        messages = [{"role": "user", "content": f"Tell me about the number {i}."}]
+        fields = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0.8, "seed": i}
+        stream = await client.chat.completions.create(stream=True, **fields)
+        return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    async def run():
+        together = await asyncio.gather(*(one(i) for i in range(16)))
+        return together, [await one(i) for i in range(16)]
+
+    together, alone = asyncio.run(run())
+    assert together == alone
+
+
+if __name__ == "__main__":
+    for name, test in list(globals().items()):
+        if name.startswith("test_"):
+            test()
+            print(f"ok {name}", flush=True)
+    print(f"openai {openai.__version__}: all good")
