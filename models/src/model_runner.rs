@@ -25,6 +25,9 @@ use crate::runner::{Invariance, Runner};
 use crate::sampling::Sampler;
 use crate::step::{CacheGroup, Geometry, Row, RowFault, RowOutput, StepFault, StepInput, StepOutput};
 
+/// Logits that are held at once; more are computed in pieces. 128 MiB: 200 rows of the largest vocabularies.
+const LOGITS_MAX: usize = 32 << 20;
+
 /// How to run a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunnerOptions {
@@ -109,6 +112,8 @@ pub struct ModelRunner<B: Backend> {
     geometry: Geometry,
     invariance: Invariance,
     sampler: Sampler,
+    /// Outputs whose logits are held at once.
+    piece: usize,
     pending: Option<Arc<StepInput>>,
     /// What a panic said, once one happened.
     broken: Option<String>,
@@ -118,27 +123,55 @@ impl<B: Backend> ModelRunner<B> {
     /// `model` was loaded into `backend`, whose cache is as `geometry` says.
     pub fn new(backend: B, model: Box<dyn Model<B>>, geometry: Geometry, invariance: Invariance) -> Self {
         let (sampler, pending, broken) = (Sampler::default(), None, None);
-        Self { backend, model, geometry, invariance, sampler, pending, broken }
+        let piece = (LOGITS_MAX / geometry.vocab.max(1) as usize).max(1);
+        Self { backend, model, geometry, invariance, sampler, piece, pending, broken }
     }
 
     fn run(&mut self, step: &StepInput) -> Result<StepOutput, BackendError> {
         let batch = Batch::new(step);
         self.backend.begin(&batch)?;
-        let logits = match batch.tokens.is_empty() {
+        let hidden = match batch.tokens.is_empty() {
             true => None,
             false => self.model.forward(&mut self.backend, &batch)?,
         };
-        let logits = logits.map(|l| self.backend.read(&l)).transpose()?.unwrap_or_default();
-        let vocab = self.geometry.vocab as usize;
-        assert_eq!(logits.len(), batch.outputs.len() * vocab, "one row of logits per output");
-        let mut rest = &logits[..];
-        let mut rows = Vec::with_capacity(step.rows.len());
-        for row in &step.rows {
-            let (own, others) = rest.split_at(outputs(row) * vocab);
-            rows.push(choose(&mut self.sampler, row, own, vocab));
-            rest = others;
+        let mut rows = vec![Ok(RowOutput::default()); step.rows.len()];
+        if let Some(hidden) = hidden {
+            self.answer(step, &hidden, batch.outputs.len(), &mut rows)?;
         }
         Ok(StepOutput { rows, stats: self.backend.take_stats() })
+    }
+
+    /// Turns what the model gave for each output into tokens and scores, in pieces that bound the logits' memory.
+    fn answer(
+        &mut self,
+        step: &StepInput,
+        hidden: &B::Tensor,
+        outputs: usize,
+        rows: &mut [Result<RowOutput, RowFault>],
+    ) -> Result<(), BackendError> {
+        let vocab = self.geometry.vocab as usize;
+        let wanted = wanted(step);
+        assert_eq!(wanted.len(), outputs, "the batch asks for the same");
+        for (part, begin) in wanted.chunks(self.piece).zip((0..).step_by(self.piece)) {
+            let logits = match part.len() == outputs {
+                true => self.model.logits(&mut self.backend, hidden)?,
+                false => {
+                    let indices: Vec<u32> = (begin..begin + part.len() as u32).collect();
+                    let some = self.backend.select(hidden, &indices)?;
+                    self.model.logits(&mut self.backend, &some)?
+                }
+            };
+            let logits = self.backend.read(&logits)?;
+            assert_eq!(logits.len(), part.len() * vocab, "a row of logits per output");
+            for (&(row, token), logits) in part.iter().zip(logits.chunks_exact(vocab)) {
+                if let Ok(output) = &mut rows[row]
+                    && let Err(fault) = choose(&mut self.sampler, &step.rows[row], token, logits, output)
+                {
+                    rows[row] = Err(fault);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -175,26 +208,39 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 }
 
-/// How many rows of logits a row asks for; the same rule as [`Batch::new`]'s.
-fn outputs(row: &Row) -> usize {
-    let scored = row.score.as_ref().map_or(0, |s| s.targets.len());
-    scored + usize::from(row.sample.is_some() && scored < row.tokens.len())
-}
-
-/// One row's part of a step, from its own logits `[outputs, vocab]`.
-fn choose(sampler: &mut Sampler, row: &Row, logits: &[f32], vocab: usize) -> Result<RowOutput, RowFault> {
-    let mut output = RowOutput::default();
-    if let Some(score) = &row.score {
-        for (&target, logits) in score.targets.iter().zip(logits.chunks_exact(vocab)) {
-            output.prompt_scores.push(sampler.score(logits, target, score.top)?);
+/// The (row, token within it) of each output, by the same rule and in the same order as [`Batch::new`]'s.
+fn wanted(step: &StepInput) -> Vec<(usize, usize)> {
+    let mut wanted = Vec::new();
+    for (index, row) in step.rows.iter().enumerate() {
+        let scored = row.score.as_ref().map_or(0, |s| s.targets.len());
+        wanted.extend((0..scored).map(|token| (index, token)));
+        if row.sample.is_some() && scored < row.tokens.len() {
+            wanted.push((index, row.tokens.len() - 1));
         }
     }
-    if let Some(sample) = &row.sample {
-        let last = &logits[logits.len() - vocab..];
+    wanted
+}
+
+/// What a row asked for after one of its tokens.
+fn choose(
+    sampler: &mut Sampler,
+    row: &Row,
+    token: usize,
+    logits: &[f32],
+    output: &mut RowOutput,
+) -> Result<(), RowFault> {
+    if let Some(score) = &row.score
+        && let Some(&target) = score.targets.get(token)
+    {
+        output.prompt_scores.push(sampler.score(logits, target, score.top)?);
+    }
+    if let Some(sample) = &row.sample
+        && token + 1 == row.tokens.len()
+    {
         let position = row.start + row.tokens.len() as u32;
-        let (token, score) = sampler.sample(last, sample, position)?;
+        let (token, score) = sampler.sample(logits, sample, position)?;
         output.token = Some(token);
         output.score = score;
     }
-    Ok(output)
+    Ok(())
 }

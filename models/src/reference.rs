@@ -281,9 +281,10 @@ impl Backend for ReferenceBackend {
     }
 
     fn select(&mut self, x: &Rows, indices: &[u32]) -> Result<Rows, BackendError> {
-        assert!(x.selected.is_none(), "rows are selected once");
         let values = indices.iter().flat_map(|&i| &x.values[i as usize * x.width..][..x.width]).copied();
-        Ok(Rows { width: x.width, values: values.collect(), selected: Some(indices.to_vec()) })
+        let token = |&i: &u32| x.selected.as_ref().map_or(i, |tokens| tokens[i as usize]);
+        let selected = Some(indices.iter().map(token).collect());
+        Ok(Rows { width: x.width, values: values.collect(), selected })
     }
 
     fn read(&mut self, x: &Rows) -> Result<Vec<f32>, BackendError> {

@@ -149,14 +149,81 @@ impl Sampler {
             return TokenId(logits.iter().position(|&l| l == max).unwrap_or(0) as u32);
         }
         let u = philox::uniform(ask.seed, ask.choice, position);
-        let keeps_all = params.top_k == 0 || params.top_k as usize >= logits.len();
-        if keeps_all && params.top_p >= 1.0 {
-            self.weigh(logits, max, params);
-            return TokenId(draw(&self.weights, u) as u32);
+        match self.narrow(logits, max, params) {
+            Kept::Best => TokenId(self.best[draw(&self.weights, u)].id),
+            Kept::ById => TokenId(draw(&self.weights, u) as u32),
         }
-        let limit = if keeps_all { None } else { Some(params.top_k as usize) };
-        self.narrow(logits, max, limit, params);
-        TokenId(self.best[draw(&self.weights, u)].id)
+    }
+
+    /// Fills `weights` with the unnormalised probabilities of what min-p, top-k and top-p leave.
+    fn narrow(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> Kept {
+        let top_k = match params.top_k as usize {
+            0 => logits.len(),
+            k => k.min(logits.len()),
+        };
+        if top_k <= FEW {
+            self.find_best(logits, top_k);
+            self.weigh_best(max, params);
+            self.cut(self.weights.iter().map(|&w| f64::from(w)).sum(), params);
+            return Kept::Best;
+        }
+        self.weigh(logits, max, params);
+        if top_k == logits.len() {
+            if params.top_p >= 1.0 {
+                return Kept::ById;
+            }
+            // The nucleus is nearly always small.
+            let total = sums(&self.weights).iter().sum();
+            let all = std::mem::take(&mut self.weights);
+            self.find_best(logits, FEW);
+            self.weigh_best(max, params);
+            if self.cut(total, params) {
+                return Kept::Best;
+            }
+            self.weights = all;
+        }
+        self.narrow_many(logits, top_k, params);
+        Kept::ById
+    }
+
+    /// Sets to 0 the `weights` of what top-k and top-p drop; without sorting the vocabulary.
+    fn narrow_many(&mut self, logits: &[f32], top_k: usize, params: &SamplingParams) {
+        let best = &mut self.best;
+        best.clear();
+        let possible = self.weights.iter().zip(logits).enumerate().filter(|(_, (w, _))| **w > 0.0);
+        best.extend(possible.map(|(id, (_, &logit))| Candidate { logit, id: id as u32 }));
+        if top_k < best.len() {
+            let last = *best.select_nth_unstable_by(top_k - 1, Candidate::order).1;
+            best.truncate(top_k);
+            drop_after(&mut self.weights, logits, last);
+        }
+        if params.top_p >= 1.0 {
+            return;
+        }
+        let goal = sums(&self.weights).iter().sum::<f64>() * f64::from(params.top_p);
+        // Halve the range in which the goal is reached, then walk what is left.
+        let weight = |c: &Candidate| f64::from(self.weights[c.id as usize]);
+        let (mut range, mut reached) = (&mut best[..], 0.0);
+        while range.len() > 32 {
+            let middle = range.len() / 2;
+            range.select_nth_unstable_by(middle, Candidate::order);
+            let (likelier, others) = range.split_at_mut(middle);
+            let sum: f64 = likelier.iter().map(weight).sum();
+            if reached + sum >= goal {
+                range = likelier;
+            } else {
+                reached += sum;
+                range = others;
+            }
+        }
+        range.sort_unstable_by(Candidate::order);
+        let last = range.iter().find(|c| {
+            reached += weight(c);
+            reached >= goal
+        });
+        if let Some(&last) = last.or(range.last()) {
+            drop_after(&mut self.weights, logits, last);
+        }
     }
 
     /// Fills `weights` with every token's unnormalised probability, 0 where min-p drops it.
@@ -166,30 +233,6 @@ impl Sampler {
             let weight = exp((l - max) / params.temperature);
             if weight < params.min_p { 0.0 } else { weight }
         }));
-    }
-
-    /// Fills `best` with what min-p, top-k and top-p leave, likeliest first, and `weights` to match.
-    fn narrow(&mut self, logits: &[f32], max: f32, top_k: Option<usize>, params: &SamplingParams) {
-        if let Some(k) = top_k {
-            self.find_best(logits, k);
-            self.weigh_best(max, params);
-            let total = self.weights.iter().map(|&w| f64::from(w)).sum();
-            self.cut(total, params);
-            return;
-        }
-        self.weigh(logits, max, params);
-        let total = sums(&self.weights).iter().sum();
-        // The nucleus is nearly always small: look for it among ever more of the likeliest.
-        let mut count = 64;
-        loop {
-            self.find_best(logits, count);
-            self.weigh_best(max, params);
-            let all_seen = count >= logits.len() || self.weights.len() < self.best.len();
-            if self.cut(total, params) || all_seen {
-                return;
-            }
-            count *= 8;
-        }
     }
 
     fn weigh_best(&mut self, max: f32, params: &SamplingParams) {
@@ -240,6 +283,27 @@ impl Sampler {
             best.truncate(count);
         }
         best.sort_unstable_by(Candidate::order);
+    }
+}
+
+/// So many candidates are sorted; more are not.
+const FEW: usize = 256;
+
+/// What `Sampler::weights` are the weights of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// `Sampler::best`, in order.
+    Best,
+    /// The vocabulary; 0 for what was dropped.
+    ById,
+}
+
+/// Drops what comes after `last` in the order of likelihood.
+fn drop_after(weights: &mut [f32], logits: &[f32], last: Candidate) {
+    for (id, (weight, &logit)) in weights.iter_mut().zip(logits).enumerate() {
+        if (Candidate { logit, id: id as u32 }).order(&last).is_gt() {
+            *weight = 0.0;
+        }
     }
 }
 

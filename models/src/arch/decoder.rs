@@ -292,8 +292,12 @@ impl<B: Backend> Model<B> for Decoder<B> {
             let fed = self.feed_forward(backend, batch, block, &x)?;
             backend.add(&mut x, &fed)?;
         }
-        let x = backend.rms_norm(&x, &self.norm, self.eps)?;
-        Ok(backend.linear(&x, &[&self.head])?.pop())
+        backend.rms_norm(&x, &self.norm, self.eps).map(Some)
+    }
+
+    fn logits(&self, backend: &mut B, x: &B::Tensor) -> Result<B::Tensor, BackendError> {
+        let [logits] = take(backend.linear(x, &[&self.head])?);
+        Ok(logits)
     }
 }
 

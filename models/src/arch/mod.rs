@@ -19,12 +19,18 @@ use crate::step::GroupKind;
 
 /// A loaded model.
 pub trait Model<B: Backend>: Send {
-    /// Runs a batch that the backend has begun: writes its keys and values into the cache and gives the logits
-    /// `[outputs, vocab]` after the tokens of `batch.outputs`; None if there are none.
+    /// Runs a batch that the backend has begun: writes its keys and values into the cache and gives what
+    /// [`Model::logits`] takes, one row for each of `batch.outputs`; None if there are none.
     ///
     /// # Errors
     /// Those of the device.
     fn forward(&self, backend: &mut B, batch: &Batch) -> Result<Option<B::Tensor>, BackendError>;
+
+    /// The logits `[rows, vocab]` of rows of [`Model::forward`]'s result.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn logits(&self, backend: &mut B, x: &B::Tensor) -> Result<B::Tensor, BackendError>;
 }
 
 /// What has to be known of a model before its backend exists.

@@ -41,6 +41,14 @@ impl Model<ReferenceBackend> for Echo {
         backend.rope(&mut x, VOCAB, &still, batch)?;
         Ok(Some(backend.select(&x, &batch.outputs)?))
     }
+
+    fn logits(
+        &self,
+        _: &mut ReferenceBackend,
+        x: &<ReferenceBackend as Backend>::Tensor,
+    ) -> Result<<ReferenceBackend as Backend>::Tensor, BackendError> {
+        Ok(x.clone())
+    }
 }
 
 fn runner() -> ModelRunner<ReferenceBackend> {
@@ -91,7 +99,10 @@ fn each_row_gets_its_own_logits() {
     };
     let silent = Row { sample: None, ..row(3, 0, &[5], &[4]) };
     let rows = vec![scored(&[1, 0], true), silent, row(1, 0, &[4, 0], &[0]), scored(&[1, 2, 3], true)];
-    let output = run(&mut runner(), rows).unwrap();
+    let output = run(&mut runner(), rows.clone()).unwrap();
+    for piece in [1, 2, 5] {
+        assert_eq!(run(&mut ModelRunner { piece, ..runner() }, rows.clone()).unwrap().rows, output.rows);
+    }
     let rows: Vec<_> = output.rows.into_iter().map(Result::unwrap).collect();
     let tokens: Vec<_> = rows.iter().map(|r| r.token.map(|t| t.0)).collect();
     assert_eq!(tokens, [Some(3), None, Some(0), Some(3)]);

@@ -88,8 +88,8 @@ fn draws_have_the_exact_distribution() {
 #[test]
 fn draws_over_a_large_vocabulary_have_the_exact_distribution_by_octile() {
     let logits = logits_of(50_000, 8.0);
-    for top_p in [1.0, 0.95, 0.3] {
-        let params = SamplingParams { top_p, ..Default::default() };
+    for (top_p, top_k) in [(1.0, 0), (0.95, 0), (0.3, 20_000), (1.0, 30_000)] {
+        let params = SamplingParams { top_p, top_k, ..Default::default() };
         let probability = exact(&logits, &params);
         let ask = ask(params, 5);
         let mut sampler = Sampler::default();
@@ -226,18 +226,21 @@ proptest! {
     #[test]
     fn what_is_kept_is_what_the_definition_keeps(
         grid in prop::collection::vec(-40i8..40, 1..900),
-        top_k in 0u32..80,
-        top_p in 0.01f32..1.0,
+        scale in prop_oneof![Just(8.0f32), Just(200.0)],
+        top_k in prop_oneof![Just(0u32), 0u32..80, 200u32..1000],
+        top_p in prop_oneof![Just(1.0f32), 0.01f32..1.0],
         min_p in prop_oneof![Just(0.0f32), 0.0f32..0.5],
     ) {
-        let logits: Vec<f32> = grid.iter().map(|&g| f32::from(g) / 8.0).collect();
+        let logits: Vec<f32> = grid.iter().map(|&g| f32::from(g) / scale).collect();
         let params = SamplingParams { top_k, top_p, min_p, ..Default::default() };
         let probability = exact(&logits, &params);
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let limit = (top_k > 0 && (top_k as usize) < logits.len()).then_some(top_k as usize);
         let mut sampler = Sampler::default();
-        sampler.narrow(&logits, max, limit, &params);
-        let kept: Vec<u32> = sampler.best[..sampler.weights.len()].iter().map(|c| c.id).collect();
+        let mut kept: Vec<u32> = match sampler.narrow(&logits, max, &params) {
+            Kept::Best => sampler.best[..sampler.weights.len()].iter().map(|c| c.id).collect(),
+            Kept::ById => (0..).zip(&sampler.weights).filter(|(_, w)| **w > 0.0).map(|(id, _)| id).collect(),
+        };
+        kept.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
         let count = probability.iter().filter(|&&p| p > 0.0).count();
         // f32 weights may put the boundary one token aside when the sum meets top_p almost exactly.
         prop_assert!(kept.len().abs_diff(count) <= 1, "{} kept, {count} by definition", kept.len());
