@@ -143,7 +143,9 @@ pub enum BackendError {
 /// A device's implementation of a transformer's operations.
 ///
 /// Shapes: `T` tokens of the batch; a [`Backend::Tensor`] is `[T, width]`. Weights are row-major `[out, in]`
-/// as in GGUF (`in` contiguous). Programmer errors (mismatched widths) panic; device errors are values.
+/// as in GGUF (`in` contiguous). After [`Backend::select`], T is the selected tokens: what does not place tokens
+/// in sequences (all but rope and attend) takes such tensors too, and counts their work to the right rows.
+/// Programmer errors (mismatched widths) panic; device errors are values.
 pub trait Backend: Send {
     /// Activations `[rows, width]`.
     type Tensor;
@@ -221,7 +223,8 @@ pub trait Backend: Send {
     ) -> Result<Self::Tensor, BackendError>;
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<(), BackendError>;
-    /// The rows of `x` at these token indices: `[indices, width]`.
+    /// The rows of `x` at these indices, which are tokens of the batch unless `x` was selected itself:
+    /// `[indices, width]`.
     fn select(&mut self, x: &Self::Tensor, indices: &[u32]) -> Result<Self::Tensor, BackendError>;
     /// Brings a tensor to the host: `rows * width` values, row-major.
     fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>, BackendError>;
