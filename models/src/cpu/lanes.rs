@@ -1,6 +1,6 @@
-//! Eight F32 lanes, for the loops that the compiler does not turn into vectors by itself.
+//! Eight F32 lanes, and attention's inner loops on them: what the compiler does not turn into vectors by itself.
 
-use super::math::sum8;
+use super::math::{per_isa, sum8};
 
 /// Eight values. Every implementation gives the same bits.
 pub(super) trait Lanes: Copy {
@@ -91,5 +91,97 @@ impl Lanes for Avx2 {
             _mm_storeu_ps(sums.as_mut_ptr(), all);
         }
         sums
+    }
+}
+
+per_isa! {
+    /// `out[j] = scale * q.keys[j]`, keys as rows of q's length.
+    pub(super) fn dots[L](q: &[f32], keys: &[f32], scale: f32, out: &mut [f32]) {
+        let dim = q.len();
+        let (fours, rest) = out.as_chunks_mut::<4>();
+        for (out, keys) in fours.iter_mut().zip(keys.chunks_exact(4 * dim)) {
+            let (a, b) = keys.split_at(2 * dim);
+            let ((a, b), (c, d)) = (a.split_at(dim), b.split_at(dim));
+            *out = products::<L>(q, [a, b, c, d]).map(|dot| dot * scale);
+        }
+        let keys = keys[4 * dim * fours.len()..].chunks_exact(dim);
+        for (out, key) in rest.iter_mut().zip(keys) {
+            *out = products::<L>(q, [key; 4])[0] * scale;
+        }
+    }
+}
+
+/// q times each of four keys of its length.
+#[inline(always)]
+fn products<L: Lanes>(q: &[f32], keys: [&[f32]; 4]) -> [f32; 4] {
+    let (chunks, rest) = q.as_chunks::<8>();
+    let [mut a, mut b, mut c, mut d] = [L::zero(); 4];
+    let [ka, kb, kc, kd] = keys.map(|k| k.as_chunks::<8>().0);
+    for ((((q, ka), kb), kc), kd) in chunks.iter().zip(ka).zip(kb).zip(kc).zip(kd) {
+        let q = L::load(q);
+        a = q.mul_add(L::load(ka), a);
+        b = q.mul_add(L::load(kb), b);
+        c = q.mul_add(L::load(kc), c);
+        d = q.mul_add(L::load(kd), d);
+    }
+    let mut sums = [a, b, c, d];
+    if !rest.is_empty() {
+        for (sum, key) in sums.iter_mut().zip(keys) {
+            let mut p = [0.0; 8];
+            sum.store(&mut p);
+            for (l, (q, k)) in rest.iter().zip(&key[8 * chunks.len()..]).enumerate() {
+                p[l] = q.mul_add(*k, p[l]);
+            }
+            *sum = L::load(&p);
+        }
+    }
+    L::sums(sums)
+}
+
+per_isa! {
+    /// `to += weights[j] * values[j]` for ascending j, values as rows of `to`'s length.
+    pub(super) fn accumulate[L](weights: &[f32], values: &[f32], to: &mut [f32]) {
+        let dim = to.len();
+        let (lanes, rest) = to.as_chunks_mut::<8>();
+        // Eight chains hide the latency of the addition.
+        let (eights, ones) = lanes.as_chunks_mut::<8>();
+        for (c, to) in eights.iter_mut().enumerate() {
+            accumulate_lanes::<L, 8>(weights, values, dim, 64 * c, to);
+        }
+        let done = 64 * eights.len();
+        let (fours, ones) = ones.as_chunks_mut::<4>();
+        for to in fours.iter_mut() {
+            accumulate_lanes::<L, 4>(weights, values, dim, done, to);
+        }
+        let done = done + 32 * fours.len();
+        for (c, to) in ones.iter_mut().enumerate() {
+            accumulate_lanes::<L, 1>(weights, values, dim, done + 8 * c, std::array::from_mut(to));
+        }
+        let done = done + 8 * ones.len();
+        for (w, row) in weights.iter().zip(values.chunks_exact(dim)) {
+            for (to, v) in rest.iter_mut().zip(&row[done..]) {
+                *to = w.mul_add(*v, *to);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate_lanes<L: Lanes, const N: usize>(
+    weights: &[f32],
+    values: &[f32],
+    dim: usize,
+    at: usize,
+    to: &mut [[f32; 8]; N],
+) {
+    let mut sums: [L; N] = std::array::from_fn(|i| L::load(&to[i]));
+    for (w, row) in weights.iter().zip(values.chunks_exact(dim)) {
+        let w = L::splat(*w);
+        let row: &[[f32; 8]; N] =
+            row[at..].as_chunks().0.first_chunk().expect("the row is as wide as the sum");
+        sums = std::array::from_fn(|i| w.mul_add(L::load(&row[i]), sums[i]));
+    }
+    for (to, sum) in to.iter_mut().zip(sums) {
+        sum.store(to);
     }
 }
