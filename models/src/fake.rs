@@ -182,6 +182,13 @@ impl FakeRunner {
             m.step_ns + bytes / m.bytes_per_ns.max(1) + macs / m.macs_per_ns.max(1);
         if let Some(FakeFault::Step(what)) = fault {
             step.rows.iter().for_each(|row| self.spoil(row));
+            for copy in &step.copies {
+                if let Block::State { positions, .. } =
+                    &mut self.blocks[copy.group as usize][copy.to.0 as usize]
+                {
+                    *positions = u32::MAX;
+                }
+            }
             return Err(StepFault(what.clone()));
         }
         let rows = step.rows.iter().enumerate().map(|(i, row)| match fault {

@@ -18,6 +18,7 @@ pub struct Gate {
     tokens_max: u64,
     tenant_max: Option<u32>,
     capacity: u32,
+    vocab: u32,
     next_id: u64,
     closed: bool,
     queued: BTreeMap<RequestId, u64>,
@@ -36,6 +37,7 @@ impl Gate {
             tokens_max: options.queue_tokens_max,
             tenant_max: options.tenant_requests_max,
             capacity: capacity(geometry),
+            vocab: geometry.vocab,
             next_id: 1,
             closed: false,
             queued: BTreeMap::new(),
@@ -50,9 +52,11 @@ impl Gate {
     /// Takes a request into the queue, or says why not.
     ///
     /// # Panics
-    /// If the request has no prompt or asks for nothing: the front end has let through what it must not.
+    /// If the request has no prompt, a token out of the vocabulary, or asks for nothing: the front end has let through
+    /// what it must not.
     pub fn admit(&mut self, request: &Request) -> Result<RequestId, SubmitError> {
         assert!(!request.prompt.is_empty() && request.n > 0, "a request has a prompt and a choice");
+        assert!(request.prompt.iter().all(|t| t.0 < self.vocab), "a token is one of the vocabulary");
         assert!(request.max_tokens > 0 || request.prompt_logprobs.is_some(), "a request asks for something");
         let tokens = (request.prompt.len() as u64).saturating_mul(u64::from(request.n));
         let needed =
@@ -151,7 +155,7 @@ mod tests {
     fn gate(options: EngineOptions) -> Gate {
         let group = CacheGroup { kind: GroupKind::Full, block_bytes: 1, blocks: 10 };
         let geometry =
-            Geometry { vocab: 8, context_max: 1000, block_tokens: 4, groups: vec![group], digest: [0; 32] };
+            Geometry { vocab: 99, context_max: 1000, block_tokens: 4, groups: vec![group], digest: [0; 32] };
         Gate::new(&options, &geometry)
     }
 

@@ -98,7 +98,7 @@ impl Handle {
     /// Queues a request, or says why not.
     ///
     /// # Panics
-    /// If the request has no prompt or asks for nothing.
+    /// If the request has no prompt, a token out of the vocabulary, or asks for nothing.
     pub fn submit(&self, request: Request) -> Result<Submission, SubmitError> {
         let (sender, events) = mpsc::channel(self.room(&request));
         let mut inbox = self.shared.inbox();

@@ -64,6 +64,16 @@ impl Client {
         }
     }
 
+    /// Tokens of a choice.
+    pub(crate) fn said(&self, choice: usize) -> Vec<TokenId> {
+        self.choices[choice].tokens.clone()
+    }
+
+    /// How a choice ended.
+    pub(crate) fn ended(&self, choice: usize) -> FinishReason {
+        self.choices[choice].finish.expect("it has ended").0
+    }
+
     /// Compares what was told with what had to be.
     pub(crate) fn judge(&self, geometry: &Geometry, options: &EngineOptions, room: u32) -> Vec<FinishReason> {
         let report = self.report.as_ref().expect("I6: the end was told");

@@ -67,6 +67,23 @@ impl Params {
         }
     }
 
+    /// A world where nothing happens by itself.
+    pub(crate) fn by_hand(geometry: Geometry, options: EngineOptions) -> Self {
+        Self {
+            geometry,
+            options,
+            model: FakeModel::default(),
+            requests: 0,
+            arrival: 0,
+            cancel: 0,
+            step_fault: 0,
+            row_fault: 0,
+            drain: 0,
+            deadline: 0,
+            bases: Vec::new(),
+        }
+    }
+
     pub(crate) fn request(&self, rng: &mut Rng, now: Tick) -> Request {
         let base = rng.pick(&self.bases);
         let keep = rng.range(0, base.len() as u32) as usize;

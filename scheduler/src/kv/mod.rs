@@ -7,6 +7,8 @@ pub(crate) mod group;
 pub(crate) mod pool;
 pub(crate) mod prefix;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 
 use frugal_models::step::{BlockCopy, BlockId, Geometry, GroupKind, TokenId};
 

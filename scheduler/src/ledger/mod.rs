@@ -6,6 +6,8 @@
 
 mod fit;
 mod split;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use frugal_models::step::StepStats;

@@ -1,0 +1,149 @@
+//! The ledger against sums that know nothing of it.
+
+use frugal_models::step::{RowWork, StepStats};
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Idle(u64),
+    Fault(u64),
+    Step(u64, u64, Vec<(RowWork, RowTokens)>),
+    /// The request that was charged for the row ended in a fault.
+    Fail(usize),
+    Count(u64, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let work = (0u64..1 << 40, 0u64..1 << 45, 0u64..1 << 35)
+        .prop_map(|(expert_bytes, macs, kv_bytes)| RowWork { expert_bytes, macs, kv_bytes });
+    let tokens = (0u32..50, 0u32..50, 0u32..5).prop_map(|(recompute, prefill, decode)| RowTokens {
+        recompute,
+        prefill,
+        decode: decode.max(1),
+    });
+    let ns = || prop_oneof![Just(0), 0u64..100, 0u64..20_000_000_000];
+    prop_oneof![
+        2 => ns().prop_map(Op::Idle),
+        1 => ns().prop_map(Op::Fault),
+        6 => (ns(), 0u64..1 << 40, prop::collection::vec((work, tokens), 1..6))
+            .prop_map(|(ns, dense, rows)| Op::Step(ns, dense, rows)),
+        2 => (0usize..100).prop_map(Op::Fail),
+        1 => (0u64..1000, 0u64..1000).prop_map(|(input, output)| Op::Count(input, output)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_nanosecond_and_every_pico_unit_is_somewhere(
+        ops in prop::collection::vec(op(), 0..60),
+        price in prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000]),
+        startup in 0u64..10_000_000_000,
+    ) {
+        let prices = Prices { instance_per_hour: price, ..Prices::default() };
+        let mut ledger = Ledger::new(&prices, Coefficients::default(), startup);
+        let (mut now, mut charged, mut requests) = (0, Amount::default(), Vec::new());
+        for op in ops {
+            let before = ledger.cost().accounts;
+            match op {
+                Op::Idle(ns) => { now += ns; ledger.idle(Tick(now)); }
+                Op::Fault(ns) => { now += ns; ledger.fault(Tick(now)); }
+                Op::Step(ns, dense_bytes, rows) => {
+                    now += ns;
+                    let (work, tokens): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+                    let expert_bytes = work.iter().map(|w| w.expert_bytes).sum();
+                    let stats = StepStats { dense_bytes, expert_bytes, rows: work, ..StepStats::default() };
+                    let charges = ledger.step(Tick(now), &stats, &tokens);
+                    let all = |c: &RowCharge| c.prefill.ns + c.decode.ns + c.recompute.ns;
+                    prop_assert_eq!(charges.iter().map(all).sum::<u64>(), ns);
+                    for (charge, tokens) in charges.iter().zip(&tokens) {
+                        prop_assert!(tokens.prefill > 0 || charge.prefill == Amount::default());
+                        let mut cost = RequestCost::default();
+                        charge.add_to(&mut cost, price.is_some());
+                        charged.ns += cost.prefill_ns + cost.decode_ns;
+                        charged.pico += cost.prefill.unwrap_or(0) + cost.decode.unwrap_or(0);
+                        requests.push(cost);
+                    }
+                }
+                Op::Fail(i) if !requests.is_empty() => {
+                    let cost = requests.swap_remove(i % requests.len());
+                    charged.ns -= cost.prefill_ns + cost.decode_ns;
+                    charged.pico -= cost.prefill.unwrap_or(0) + cost.decode.unwrap_or(0);
+                    ledger.fail(&cost);
+                }
+                Op::Fail(_) => {}
+                Op::Count(input, output) => ledger.count(input, output),
+            }
+            prop_assert_eq!(ledger.check().map(|a| a.ns), Ok(startup + now));
+            let after = ledger.cost().accounts;
+            for (a, b) in before.iter().zip(&after) {
+                prop_assert!(a.ns <= b.ns && a.pico <= b.pico, "an account went down");
+            }
+            let (p, d) = (after[Account::Prefill as usize], after[Account::Decode as usize]);
+            let (op, od) = (ledger.owed(Account::Prefill), ledger.owed(Account::Decode));
+            prop_assert_eq!(p.ns + d.ns, charged.ns + op.ns + od.ns);
+            prop_assert_eq!(p.pico + d.pico, charged.pico + op.pico + od.pico);
+        }
+    }
+}
+
+/// 3.60 an hour: a milliunit a second.
+const PRICES: Prices = Prices {
+    instance_per_hour: Some(3_600_000_000_000),
+    amortisation_per_hour: None,
+    power_milliwatts: Some(50_000),
+    electricity_per_kwh: None,
+};
+const SECOND: u64 = 1_000_000_000;
+
+#[test]
+fn loaded_cost_reconciles_with_the_bill() {
+    let mut ledger = Ledger::new(&PRICES, Coefficients::default(), 10 * SECOND);
+    let rows =
+        [RowTokens { prefill: 90, ..RowTokens::default() }, RowTokens { decode: 1, ..RowTokens::default() }];
+    let work = |macs| RowWork { macs, ..RowWork::default() };
+    let stats = StepStats { rows: vec![work(300), work(100)], ..StepStats::default() };
+    ledger.idle(Tick(50 * SECOND));
+    ledger.step(Tick(90 * SECOND), &stats, &rows);
+    ledger.count(2_000_000, 500_000);
+    let cost = ledger.cost();
+    assert_eq!(cost.accounts[Account::Prefill as usize].ns, 30 * SECOND);
+    assert_eq!(cost.accounts[Account::Decode as usize].pico, 10 * 1_000_000_000);
+    let near =
+        |a: Option<f64>, b: f64| assert!((a.expect("there were tokens") / b - 1.0).abs() < 1e-9, "{a:?} {b}");
+    near(cost.total.input.money_marginal, 0.030 / 2.0);
+    near(cost.total.output.money_marginal, 0.010 / 0.5);
+    near(cost.total.all.money_loaded, 0.100 / 2.5);
+    let bill =
+        cost.total.input.money_loaded.zip(cost.total.output.money_loaded).map(|(i, o)| i * 2.0 + o * 0.5);
+    near(bill, 0.100);
+    near(cost.recent.all.seconds_loaded, 100.0 / 2.5);
+    near(cost.joules(Account::Idle), 50.0 * 50.0);
+}
+
+#[test]
+fn without_a_price_there_is_no_money() {
+    let mut ledger = Ledger::new(&Prices::default(), Coefficients::default(), 0);
+    ledger.count(5, 5);
+    ledger.idle(Tick(SECOND));
+    let cost = ledger.cost();
+    assert_eq!(
+        (cost.price_per_hour, cost.total.all.money_loaded, cost.total.all.money_marginal),
+        (None, None, None)
+    );
+    assert_eq!(cost.total.all.seconds_marginal, Some(0.0));
+    assert_eq!(cost.joules(Account::Idle), None);
+}
+
+#[test]
+fn savings_are_what_computing_would_have_cost() {
+    let mut ledger = Ledger::new(&PRICES, Coefficients { ns_per_byte: 1.0, ns_per_mac: 1.0 }, 0);
+    assert_eq!(ledger.save(100), Amount::default(), "nothing is known of prompts yet");
+    let stats =
+        StepStats { rows: vec![RowWork { macs: 4000, ..RowWork::default() }], ..StepStats::default() };
+    ledger.step(Tick(4000), &stats, &[RowTokens { prefill: 40, ..RowTokens::default() }]);
+    let saved = ledger.save(100);
+    assert!((9_999..=10_000).contains(&saved.ns) && (9_999..=10_000).contains(&saved.pico), "{saved:?}");
+    assert_eq!(ledger.cost().saved, saved);
+}
