@@ -104,7 +104,7 @@ impl World {
         let end = seq.computed + count;
         self.kv.grow(&mut seq.kv, end);
         let mut copies = self.kv.restore(&seq.kv);
-        if seq.computed > 0 && seq.computed % BLOCK == 0 {
+        if seq.computed > 0 && seq.computed.is_multiple_of(BLOCK) {
             copies.extend(self.kv.checkpoint(&mut seq.kv, &seq.tokens, seq.computed));
         }
         for BlockCopy { group, from, to } in copies {
