@@ -88,7 +88,7 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let _in = self.span.enter();
-        let ms = self.begin.elapsed().as_secs_f64() * 1e3;
+        let ms = self.begin.elapsed().as_micros() as f64 / 1e3;
         let (method, path, status) = (self.method.as_str(), self.path.as_str(), self.status);
         let record = self.line.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match record {

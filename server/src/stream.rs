@@ -288,8 +288,11 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if self.totals.completion_tokens == 0 {
-            self.totals.completion_tokens = self.tokens_seen;
+        if self.end != End::Complete {
+            // Accounts that no one waited for are not known; what was asked and seen is.
+            let asked = self.prompts.iter().map(|p| p.ids.len() as u64).sum();
+            self.totals.prompt_tokens = self.totals.prompt_tokens.max(asked);
+            self.totals.completion_tokens = self.totals.completion_tokens.max(self.tokens_seen);
         }
         self.line.record(&self.totals, self.end);
     }

@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 mod chat;
+mod clients;
 mod completions;
 mod harness;
 mod lifecycle;
+mod log;
 mod refusals;
 mod streaming;

@@ -1,0 +1,72 @@
+//! One line per request, and nothing of what was said.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::harness::{Server, user};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Log {
+    /// Lines about requests.
+    fn lines(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains("status=")).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn one_line_a_request_without_its_text() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
+    let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();
+    // The test's runtime has one thread, so the server's tasks log here, too.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Server::new().await;
+    let ask = json!({
+        "messages": user("XYZZY"), "max_tokens": 3, "logit_bias": {"70": 100}, "ignore_eos": true, "stop": ["PLUGH"],
+    });
+    let said = server.chat(&ask).await["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let refused = json!({"messages": user("XYZZY"), "stop": [7]});
+    server.post("/v1/chat/completions", &refused).await;
+    server.get("/nowhere?q=XYZZY").await;
+    // Probes are not worth a line at this level.
+    server.get("/livez").await;
+    // An answer's line may follow its last byte.
+    for _ in 0..1000 {
+        if log.lines().len() >= 3 {
+            break;
+        }
+        server.get("/livez").await;
+    }
+    let lines = log.lines();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines[0].contains("completion_tokens=3") && lines[0].contains("end=Complete"), "{}", lines[0]);
+    assert!(lines[1].contains("status=400") && lines[2].contains("status=404"), "{lines:#?}");
+    for line in &lines {
+        assert!(line.contains("request_id="), "{line}");
+        assert!(["XYZZY", "PLUGH", said.as_str()].iter().all(|word| !line.contains(word)), "{line}");
+    }
+}
