@@ -8,6 +8,10 @@ use frugal::settings::{Limits, Settings, UnknownFields};
 use frugal::state::{Engine, State};
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
 use frugal_models::gguf::Gguf;
+use frugal_models::kv::PageType;
+use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
+use frugal_models::runner::Runner;
 use frugal_models::step::{CacheGroup, Geometry, GroupKind, SamplingParams};
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
@@ -28,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) settings: Settings,
     pub(crate) engine: EngineOptions,
     pub(crate) template: bool,
+    /// Runs the fixture itself instead of the fake, on this.
+    pub(crate) backend: Option<BackendKind>,
 }
 
 impl Default for Setup {
@@ -41,7 +47,7 @@ impl Default for Setup {
             currency: None,
             keep_alive: Duration::from_secs(10),
         };
-        Self { settings, engine: EngineOptions::default(), template: true }
+        Self { settings, engine: EngineOptions::default(), template: true, backend: None }
     }
 }
 
@@ -58,17 +64,12 @@ impl Setup {
         let gguf = Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
         let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).expect("a template");
-        let geometry = Geometry {
-            vocab: u32::try_from(tokenizer.vocab_size()).expect("512 tokens"),
-            context_max: CONTEXT,
-            block_tokens: 16,
-            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 1024 }],
-            digest: [7; 32],
+        let (runner, control) = match self.backend {
+            None => fake(&tokenizer),
+            Some(backend) => (real(&gguf, backend), FakeControl::default()),
         };
-        let runner = FakeRunner::new(geometry, FakeModel::default());
-        let control = runner.control();
         let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..self.engine };
-        let (handle, _thread) = start(Box::new(runner), options);
+        let (handle, _thread) = start(runner, options);
         let state = State::new(self.settings);
         let engine = Engine {
             handle: handle.clone(),
@@ -81,6 +82,32 @@ impl Setup {
     }
 }
 
+fn fake(tokenizer: &Tokenizer) -> (Box<dyn Runner>, FakeControl) {
+    let runner = FakeRunner::new(
+        Geometry {
+            vocab: u32::try_from(tokenizer.vocab_size()).expect("512 tokens"),
+            context_max: CONTEXT,
+            block_tokens: 16,
+            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 1024 }],
+            digest: [7; 32],
+        },
+        FakeModel::default(),
+    );
+    let control = runner.control();
+    (Box::new(runner), control)
+}
+
+fn real(gguf: &Gguf, backend: BackendKind) -> Box<dyn Runner> {
+    let kv = KvOptions {
+        block_tokens: 16,
+        page: PageType::F32,
+        size: KvSize::Blocks(512),
+        context: Some(CONTEXT),
+    };
+    let options = RunnerOptions { backend, threads: 2, pin: false, isa: None, kv };
+    load_runner(gguf, &options).expect("the fixture runs")
+}
+
 /// Serves a state on a port of the system's choice.
 pub(crate) async fn serve(state: State) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -89,7 +116,7 @@ pub(crate) async fn serve(state: State) -> String {
     format!("http://{address}")
 }
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 

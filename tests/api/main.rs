@@ -9,5 +9,6 @@ mod completions;
 mod harness;
 mod lifecycle;
 mod log;
+mod model;
 mod refusals;
 mod streaming;
