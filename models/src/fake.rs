@@ -4,14 +4,21 @@
 //! table, a lost block or a missed copy shows as a wrong token ([`expected_token`] says what is right) or as a panic that names
 //! what is malformed. Faults and panics come by script. Absent on purpose: randomness, clocks, weights.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod control;
+mod law;
+
+use std::sync::Arc;
 
 use crate::runner::{Invariance, Runner};
 use crate::step::{
-    BlockTable, CacheGroup, Geometry, GroupKind, Row, RowFault, RowOutput, RowWork, Sample, StepFault,
-    StepInput, StepOutput, StepStats, TokenId, TokenScore,
+    BlockTable, CacheGroup, Geometry, GroupKind, Row, RowFault, RowOutput, RowWork, StepFault, StepInput,
+    StepOutput, StepStats, TokenId,
 };
+
+use self::law::{EMPTY, choose, mix, oldest_visible, score_of};
+
+pub use self::control::{FakeControl, FakeFault};
+pub use self::law::{expected_prompt_score, expected_token};
 
 /// What the fake model is made of: the formula of its work and time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,80 +53,6 @@ impl Default for FakeModel {
             bytes_per_ns: 10,
             macs_per_ns: 20,
         }
-    }
-}
-
-/// Something that goes wrong in a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FakeFault {
-    /// The step fails after its blocks were half written.
-    Step(String),
-    /// Row `index % rows` fails.
-    Row(usize, RowFault),
-    /// The runner panics in `wait`.
-    Panic,
-}
-
-/// Remote control of a [`FakeRunner`] that someone else owns. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct FakeControl {
-    shared: Arc<(Mutex<ControlState>, Condvar)>,
-}
-
-#[derive(Debug, Default)]
-struct ControlState {
-    faults: VecDeque<FakeFault>,
-    /// Steps that may still be finished; None for any number.
-    permits: Option<u64>,
-    steps: u64,
-    last_step_ns: u64,
-}
-
-impl FakeControl {
-    /// The next step without a fault of its own gets this one; more queue up.
-    pub fn inject(&self, fault: FakeFault) {
-        self.state().faults.push_back(fault);
-    }
-
-    /// Steps begun from now on do not finish until [`Self::allow`] or [`Self::resume`].
-    pub fn pause(&self) {
-        self.state().permits.get_or_insert(0);
-    }
-
-    /// Lets so many more steps finish.
-    pub fn allow(&self, steps: u64) {
-        let mut state = self.state();
-        state.permits = state.permits.map(|p| p.saturating_add(steps));
-        self.shared.1.notify_all();
-    }
-
-    /// Lets all steps finish.
-    pub fn resume(&self) {
-        self.state().permits = None;
-        self.shared.1.notify_all();
-    }
-
-    /// Steps finished, faulted ones included.
-    pub fn steps(&self) -> u64 {
-        self.state().steps
-    }
-
-    /// Virtual nanoseconds that the last step took, by the formula.
-    pub fn last_step_ns(&self) -> u64 {
-        self.state().last_step_ns
-    }
-
-    fn state(&self) -> MutexGuard<'_, ControlState> {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for leave to finish a step, and takes the fault that is due.
-    fn pass(&self) -> Option<FakeFault> {
-        let held = |s: &mut ControlState| s.permits == Some(0);
-        let mut state = self.shared.1.wait_while(self.state(), held).unwrap_or_else(PoisonError::into_inner);
-        state.permits = state.permits.map(|p| p - 1);
-        state.steps += 1;
-        state.faults.pop_front()
     }
 }
 
@@ -178,8 +111,7 @@ impl FakeRunner {
             stats.dense_bytes + stats.expert_bytes + stats.rows.iter().map(|r| r.kv_bytes).sum::<u64>();
         let macs: u64 = stats.rows.iter().map(|r| r.macs).sum();
         let m = &self.model;
-        self.control.state().last_step_ns =
-            m.step_ns + bytes / m.bytes_per_ns.max(1) + macs / m.macs_per_ns.max(1);
+        self.control.took(m.step_ns + bytes / m.bytes_per_ns.max(1) + macs / m.macs_per_ns.max(1));
         if let Some(FakeFault::Step(what)) = fault {
             step.rows.iter().for_each(|row| self.spoil(row));
             for copy in &step.copies {
@@ -404,77 +336,10 @@ impl Runner for FakeRunner {
     }
 }
 
-/// The token that follows `tokens`, by definition: what every engine over a [`FakeRunner`] must arrive at, however it batches,
-/// cuts, caches or preempts. None if nothing may be chosen.
-///
-/// Depends on `sample.params` only by `temperature` (0: seed and choice do not matter) and `logit_bias` (100 and more forces,
-/// -100 and less forbids).
-pub fn expected_token(geometry: &Geometry, tokens: &[TokenId], sample: &Sample) -> Option<TokenId> {
-    choose(expected_past(geometry, tokens, true), geometry.vocab, sample)
-}
-
-/// The score, by definition, of `target` after `tokens` when it is a prompt's.
-pub fn expected_prompt_score(
-    geometry: &Geometry,
-    tokens: &[TokenId],
-    target: TokenId,
-    top: u32,
-) -> TokenScore {
-    score_of(expected_past(geometry, tokens, false), geometry.vocab, target, top)
-}
-
-fn expected_past(geometry: &Geometry, tokens: &[TokenId], with_state: bool) -> u64 {
-    let last = (tokens.len() as u32).saturating_sub(1);
-    let groups = geometry.groups.iter().filter(|g| with_state || g.kind != GroupKind::State);
-    groups.fold(EMPTY, |hash, group| {
-        let seen = &tokens[oldest_visible(group.kind, last)..];
-        mix(hash, seen.iter().fold(EMPTY, |hash, t| mix(hash, u64::from(t.0))))
-    })
-}
-
-fn score_of(past: u64, vocab: u32, token: TokenId, top: u32) -> TokenScore {
-    let first = (mix(past, 1) % u64::from(vocab)) as u32;
-    let rivals = (0..top.min(vocab)).map(|i| (TokenId((first + i) % vocab), -0.5 - i as f32));
-    let logprob = -((mix(past, u64::from(token.0)) % 1000) as f32) / 100.0;
-    TokenScore { token, logprob, top: rivals.collect() }
-}
-
-fn choose(past: u64, vocab: u32, sample: &Sample) -> Option<TokenId> {
-    let bias = &sample.params.logit_bias;
-    let forbidden =
-        |t: TokenId| sample.forbid.contains(&t) || bias.iter().any(|&(b, x)| b == t && x <= -100.0);
-    if let Some(&(forced, _)) = bias.iter().find(|&&(t, x)| x >= 100.0 && !forbidden(t)) {
-        return Some(forced);
-    }
-    let keyed = match sample.params.temperature {
-        0.0 => past,
-        _ => mix(mix(past, sample.seed), u64::from(sample.choice)),
-    };
-    let first = (keyed % u64::from(vocab)) as u32;
-    (0..vocab).map(|i| TokenId((first + i) % vocab)).find(|&t| !forbidden(t))
-}
-
-fn oldest_visible(kind: GroupKind, position: u32) -> usize {
-    match kind {
-        GroupKind::Window { window } => (position + 1).saturating_sub(window) as usize,
-        GroupKind::Full | GroupKind::State => 0,
-    }
-}
-
-const EMPTY: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// A step of SplitMix64 over both.
-fn mix(hash: u64, value: u64) -> u64 {
-    let mut z = hash.rotate_left(23) ^ value.wrapping_mul(0xff51_afd7_ed55_8ccd).wrapping_add(EMPTY);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::step::{BlockCopy, BlockId, SeqId};
+    use crate::step::{BlockCopy, BlockId, Sample, SeqId};
 
     fn geometry() -> Geometry {
         let group = |kind, blocks| CacheGroup { kind, block_bytes: 64, blocks };

@@ -26,7 +26,8 @@ pub enum GroupKind {
         /// Positions visible to a query, itself included; at least 1.
         window: u32,
     },
-    /// One block holds the state after all computed positions, whatever their number (recurrent layers).
+    /// One block holds the state after all computed positions, whatever their number (recurrent layers). A row from position
+    /// 0 begins a new state, whatever its block held.
     State,
 }
 

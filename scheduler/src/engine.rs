@@ -1,4 +1,4 @@
-//! The state of all requests, and what changes it: commands, plans, commits.
+//! The state of all requests, and how they come and go; `policy` plans, `commit` takes in what came of it.
 //!
 //! Pure: time is an argument, effects are collected and taken. Between `plan` and `commit` nothing else happens.
 //! Absent on purpose: channels, threads, clocks.
@@ -6,17 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use frugal_models::step::{
-    Geometry, RowOutput, SeqId, StepFault, StepOutput, StepStats, TokenId, TokenScore,
-};
+use frugal_models::step::{Geometry, SeqId, TokenId};
 
 use crate::kv::KvCache;
 use crate::kv::group::capacity;
 use crate::kv::prefix::{Key, Scope};
 use crate::kv::table::SeqKv;
-use crate::ledger::{Ledger, RowTokens};
+use crate::ledger::Ledger;
 use crate::options::EngineOptions;
-use crate::policy::{Plan, Planned};
 use crate::request::{Event, FinishReason, Report, Request, RequestCost, RequestId, Tick};
 use crate::seq::{Live, Seq};
 use crate::snapshot::{Amount, Counters, Gauges, Histograms, Snapshot, Work, finish_index};
@@ -66,12 +63,12 @@ pub struct Engine {
     pub(crate) ledger: Ledger,
     pub(crate) counters: Counters,
     pub(crate) histograms: Histograms,
-    work: Work,
+    pub(crate) work: Work,
     /// Prefill and decode of requests that ended well.
     pub(crate) ended: [Amount; 2],
     pub(crate) outbox: Outbox,
     pub(crate) in_flight: bool,
-    now: Tick,
+    pub(crate) now: Tick,
     next_seq: u64,
     pub(crate) nothing: Arc<[TokenId]>,
 }
@@ -190,133 +187,6 @@ impl Engine {
         }
     }
 
-    /// Takes in what a step produced; the step owns the time since the previous commit.
-    ///
-    /// # Panics
-    /// If the output does not answer the plan.
-    pub fn commit(&mut self, plan: Plan, result: Result<StepOutput, StepFault>, now: Tick) {
-        assert!(self.in_flight && now >= self.now, "a commit follows its plan");
-        self.in_flight = false;
-        self.now = now;
-        self.counters.steps += 1;
-        self.histograms.step_tokens.observe(plan.input.tokens() as u64);
-        match result {
-            Ok(output) => self.commit_output(&plan, output),
-            Err(fault) => self.commit_fault(&plan, &fault),
-        }
-    }
-
-    fn commit_output(&mut self, plan: &Plan, output: StepOutput) {
-        assert_eq!(output.rows.len(), plan.rows.len(), "every row is answered");
-        let tokens: Vec<RowTokens> = plan.rows.iter().map(|r| r.tokens).collect();
-        let charges = self.ledger.step(self.now, &output.stats, &tokens);
-        self.count_work(&output.stats);
-        for (i, (planned, charge)) in plan.rows.iter().zip(charges).enumerate() {
-            self.counters.recomputed_tokens += u64::from(planned.tokens.recompute);
-            let priced = self.ledger.is_priced();
-            let request = self.seqs[&planned.seq].request;
-            if let Some(live) = self.live.get_mut(&request) {
-                charge.add_to(&mut live.report.cost, priced);
-            }
-            // All pins go before any row's outcome, which may free or end what others read.
-            self.unpin(planned, output.rows[i].is_ok());
-        }
-        for (planned, row) in plan.rows.iter().zip(output.rows) {
-            match row {
-                Ok(row) => self.commit_row(planned, row),
-                Err(fault) => {
-                    self.counters.row_faults += 1;
-                    self.fault(planned.seq, &fault.to_string());
-                }
-            }
-        }
-    }
-
-    fn count_work(&mut self, stats: &StepStats) {
-        self.work.dense_bytes += stats.dense_bytes;
-        self.work.expert_bytes += stats.expert_bytes;
-        self.work.experts_used += stats.experts_used;
-        self.work.expert_tokens += stats.expert_tokens;
-        for row in &stats.rows {
-            self.work.kv_bytes += row.kv_bytes;
-            self.work.macs += row.macs;
-        }
-    }
-
-    /// No row counts, and nothing that the step wrote is known to the prefix cache: blocks become known at commit.
-    fn commit_fault(&mut self, plan: &Plan, fault: &StepFault) {
-        self.ledger.fault(self.now);
-        self.counters.step_faults += 1;
-        plan.rows.iter().for_each(|p| self.unpin(p, false));
-        plan.rows.iter().for_each(|p| self.fault(p.seq, &fault.to_string()));
-    }
-
-    fn unpin(&mut self, planned: &Planned, good: bool) {
-        if let Some(seq) = self.seqs.get_mut(&planned.seq) {
-            self.kv.unpin(&mut seq.kv, &seq.tokens, good);
-        }
-    }
-
-    fn commit_row(&mut self, planned: &Planned, row: RowOutput) {
-        // A sibling may have ended it since: a request that is only scored ends as a whole.
-        let Some(seq) = self.seqs.get_mut(&planned.seq) else { return };
-        let Some(live) = self.live.get_mut(&seq.request) else { return };
-        let from = seq.computed;
-        seq.computed += planned.count;
-        seq.high = seq.high.max(seq.computed);
-        self.kv.computed(&mut seq.kv, &seq.tokens, from, seq.computed, live.share);
-        let request = seq.request;
-        if !row.prompt_scores.is_empty() {
-            let event = Event::PromptScores { first: from + 1, scores: row.prompt_scores };
-            self.outbox.events.push((request, event));
-        }
-        if let Some(scored) = &mut seq.scored {
-            *scored = (*scored).max(seq.computed);
-        }
-        if seq.choice == 0 && seq.computed >= seq.prompt_len {
-            live.prefilled = true;
-        }
-        if seq.output_max == 0 && seq.remaining() == 0 {
-            return self.end(request, FinishReason::Length);
-        }
-        if planned.samples {
-            let token = row.token.expect("a row that was asked for a token gives one or a fault");
-            self.output(planned.seq, token, row.score);
-        }
-    }
-
-    fn output(&mut self, id: SeqId, token: TokenId, score: Option<TokenScore>) {
-        let Some(seq) = self.seqs.get_mut(&id) else { return };
-        let Some(live) = self.live.get_mut(&seq.request) else { return };
-        seq.output += 1;
-        live.report.completion_tokens += 1;
-        self.counters.generated_tokens += 1;
-        self.ledger.count(0, 1);
-        if live.first_token.is_none() {
-            live.first_token = Some(self.now);
-            live.report.first_token_ns = Some(self.now.0 - live.submitted.0);
-            self.histograms.first_token.observe(self.now.0 - live.submitted.0);
-        }
-        if let Some(last) = seq.last_token.replace(self.now) {
-            self.histograms.inter_token.observe(self.now.0 - last.0);
-        }
-        if live.request.end_tokens.contains(&token) {
-            assert!(seq.output > live.request.min_tokens, "a forbidden token was chosen");
-            return self.finish(id, FinishReason::EndToken, None);
-        }
-        seq.tokens.push(token);
-        let bytes = self.options.token_bytes.get(token);
-        let found = seq.stop.push(bytes, seq.output > live.request.min_tokens);
-        let release = found.map_or(seq.stop.release(), |m| m.text_len);
-        let event = Event::Token { choice: seq.choice, token, score, release };
-        self.outbox.events.push((seq.request, event));
-        if let Some(found) = found {
-            self.finish(id, FinishReason::StopString(found.index), Some(found.text_len));
-        } else if seq.output >= seq.output_max {
-            self.finish(id, FinishReason::Length, None);
-        }
-    }
-
     /// Ends all of a request, if it is there.
     pub(crate) fn end(&mut self, id: RequestId, reason: FinishReason) {
         let Some(live) = self.live.get(&id) else { return };
@@ -324,7 +194,7 @@ impl Engine {
         open.into_iter().for_each(|seq| self.finish(seq, reason, None));
     }
 
-    fn fault(&mut self, id: SeqId, what: &str) {
+    pub(crate) fn fault(&mut self, id: SeqId, what: &str) {
         let Some(seq) = self.seqs.get(&id) else { return };
         let request = seq.request;
         if let Some(live) = self.live.get_mut(&request) {
@@ -342,7 +212,7 @@ impl Engine {
         all.into_iter().for_each(|id| self.fault(id, what));
     }
 
-    fn finish(&mut self, id: SeqId, reason: FinishReason, text_len: Option<u32>) {
+    pub(crate) fn finish(&mut self, id: SeqId, reason: FinishReason, text_len: Option<u32>) {
         let Some(mut seq) = self.seqs.remove(&id) else { return };
         self.kv.release(&mut seq.kv);
         self.waiting.remove(&id);

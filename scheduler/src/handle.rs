@@ -387,4 +387,39 @@ mod tests {
         drop(handle);
         assert_eq!(thread.join(), Ended::Drained);
     }
+
+    /// Clients that read a little and go, at every point of a request's life, beside some that stay: what is left is nothing.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clients_that_go_leave_nothing() {
+        let prices =
+            crate::options::Prices { instance_per_hour: Some(777_777_777_777), ..Default::default() };
+        let options = EngineOptions { max_seqs: 6, step_tokens: 24, prices, ..EngineOptions::default() };
+        let (handle, _thread, _) = engine(options);
+        let clients = (0..150u32).map(|i| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                let request = Request { n: 1 + i % 3, max_tokens: 40, ..test_request(1 + i * 7 % 90) };
+                let mut submission = handle.submit(request).expect("the queue has room for all");
+                if i % 5 == 0 {
+                    let (tokens, _, report) = collect(submission).await;
+                    assert_eq!(tokens as u32, report.completion_tokens);
+                    return;
+                }
+                for _ in 0..i * 13 % 29 {
+                    submission.events.recv().await;
+                }
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.expect("no client fails");
+        }
+        // Two round trips: the first may overtake the last client's leaving, which is noticed at the top of a step.
+        handle.self_check().await.expect("it lives");
+        let check = handle.self_check().await.expect("it lives");
+        assert_eq!((check.violation, check.requests, check.sequences), (None, 0, 0));
+        assert!(check.blocks.iter().all(|b| b.referenced == 0));
+        assert_eq!(handle.snapshot().gauges.queue_requests, 0);
+        let ended: u64 = handle.snapshot().counters.finished.iter().sum();
+        assert_eq!(ended, 300);
+    }
 }

@@ -4,6 +4,7 @@
 //! what the thread drives, pure: commands, plans and commits in, events out, time an argument.
 //! No clock, thread or randomness outside `handle`, `driver` and `watchdog`.
 
+mod commit;
 mod driver;
 mod kv;
 mod seq;

@@ -91,7 +91,8 @@ pub enum Event {
         /// Bytes of text, from the beginning.
         text_len: u32,
     },
-    /// All choices ended; the request is gone from the engine.
+    /// All choices ended; the request is gone from the engine. (If the engine itself broke down, choices may be left without a
+    /// finish; the report names the fault.)
     Done(Box<Report>),
 }
 
@@ -104,7 +105,7 @@ pub struct Report {
     pub cached_tokens: u32,
     /// Output tokens of all choices, end tokens included.
     pub completion_tokens: u32,
-    /// What it used.
+    /// What it used; zero if any choice ended in a fault, which is the house's.
     pub cost: RequestCost,
     /// Nanoseconds from submission to the first planned step; None if never scheduled.
     pub queued_ns: Option<u64>,

@@ -190,21 +190,21 @@ pub struct UnitCost {
     pub money_loaded: Option<f64>,
 }
 
-/// Sums of `StepStats`.
+/// Sums of `StepStats`; 64 bits would not outlast a fast machine's year.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Bytes of dense weights read.
-    pub dense_bytes: u64,
+    pub dense_bytes: u128,
     /// Bytes of expert weights read.
-    pub expert_bytes: u64,
+    pub expert_bytes: u128,
     /// Distinct (layer, expert) pairs read, summed over steps.
     pub experts_used: u64,
     /// (layer, expert, token) assignments.
     pub expert_tokens: u64,
     /// Bytes of keys and values read.
-    pub kv_bytes: u64,
+    pub kv_bytes: u128,
     /// Multiply-adds.
-    pub macs: u64,
+    pub macs: u128,
 }
 
 /// All distributions.
