@@ -256,3 +256,29 @@ fn nobody_overtakes_in_the_queue() {
     w.run_to_end();
     assert!(w.report(large).queued_ns <= w.report(small).queued_ns);
 }
+
+/// A prompt of whole blocks, asked again: all of it is cached, and yet its last token is computed, or there would be nothing to
+/// choose the next one from.
+#[test]
+fn a_fully_cached_prompt_computes_its_last_block() {
+    let mut w = world(vec![group(GroupKind::Full, 40)], EngineOptions::default());
+    let cached = [(); 2].map(|()| {
+        let id = w.take(request(0..12, 2));
+        w.run_to_end();
+        w.report(id).cached_tokens
+    });
+    assert_eq!(cached, [0, 8]);
+}
+
+/// Time in which nobody wanted anything is nobody's, also when no empty step has settled it.
+#[test]
+fn waiting_for_work_is_idle_time() {
+    let mut w = world(vec![group(GroupKind::Full, 40)], EngineOptions::default());
+    w.now = Tick(1_000_000_000);
+    let id = w.take(request(0..12, 1));
+    w.run_to_end();
+    let accounts = w.engine.snapshot().cost.accounts;
+    assert_eq!(accounts[Account::Idle as usize].ns, 1_000_000_000);
+    assert_eq!(accounts[Account::Prefill as usize].ns, w.control.last_step_ns());
+    assert_eq!(w.report(id).cost.prefill_ns, w.control.last_step_ns());
+}
