@@ -134,9 +134,15 @@ impl Driver {
         }
     }
 
+    /// Numbers and gate first: whoever has seen an event finds it counted, and whose request is done may send the next.
     fn deliver(&mut self) {
         let outbox = self.engine.take_outbox();
-        let mut done = Vec::new();
+        self.publish();
+        let mut inbox = self.shared.inbox();
+        outbox.scheduled.into_iter().for_each(|id| inbox.gate.scheduled(id));
+        let done = outbox.events.iter().filter(|(_, event)| matches!(event, Event::Done(_)));
+        done.for_each(|(id, _)| inbox.gate.done(*id));
+        drop(inbox);
         for (id, event) in outbox.events {
             let Some(client) = self.clients.get(&id) else { continue };
             let is_last = matches!(event, Event::Done(_));
@@ -145,14 +151,8 @@ impl Driver {
             }
             if is_last {
                 self.clients.remove(&id);
-                done.push(id);
             }
         }
-        let mut inbox = self.shared.inbox();
-        outbox.scheduled.into_iter().for_each(|id| inbox.gate.scheduled(id));
-        done.into_iter().for_each(|id| inbox.gate.done(id));
-        drop(inbox);
-        self.publish();
     }
 
     fn publish(&self) {

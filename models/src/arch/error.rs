@@ -1,3 +1,5 @@
+//! Why a model file cannot be run.
+
 use crate::backend::BackendError;
 use crate::gguf::GgufError;
 

@@ -1,0 +1,220 @@
+//! The binary as a process: what it serves, what it refuses, how it ends.
+
+mod process;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::Stdio;
+
+use process::{Answer, Running, fixture, frugal, get, post};
+
+const CHAT: &str = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":4,"temperature":0}"#;
+
+/// Runs to the end; (exit code, stdout, stderr). A server that starts against expectation is stopped.
+fn output(args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = frugal(args, env);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let mut stdout = String::new();
+    for line in BufReader::new(child.stdout.take().expect("a pipe")).lines() {
+        stdout += &format!("{}\n", line.expect("UTF-8"));
+        if stdout.starts_with("Serving ") {
+            child.kill().expect("our child");
+            panic!("it serves: {stdout}");
+        }
+    }
+    let output = child.wait_with_output().expect("an end");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    (output.status.code().expect("no signal"), stdout, stderr)
+}
+
+/// Runs to a failure that is said in one line.
+fn failure(args: &[&str], env: &[(&str, &str)]) -> (i32, String) {
+    let (code, stdout, stderr) = output(args, env);
+    assert_eq!(stdout, "");
+    assert_eq!(stderr.lines().filter(|l| l.starts_with("frugal: ")).count(), 1, "{stderr}");
+    (code, stderr.lines().last().expect("a line").to_owned())
+}
+
+#[test]
+fn it_answers_and_counts() {
+    let server = Running::start(&["--instance-per-hour", "0.36"], &[("FRUGAL_SERVER__SELFCHECK", "true")]);
+    let Answer { status, body } = post(&server.address, "/v1/chat/completions", CHAT, &[]);
+    assert_eq!(status, 200, "{body}");
+    let chat: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(chat["usage"]["completion_tokens"], 4);
+    assert!(chat["usage"]["cost"].as_f64().expect("a price gives a cost") > 0.0);
+    let metrics = get(&server.address, "/metrics").body;
+    for line in [
+        r#"frugal_tokens_total{model_name="qwen3moe-Q4_K_M",kind="generated"} 4"#,
+        r#"frugal_http_responses_total{model_name="qwen3moe-Q4_K_M",route="/v1/chat/completions",status="200"} 1"#,
+        r#"frugal_price_per_hour{model_name="qwen3moe-Q4_K_M",currency="USD"} 0.36"#,
+        r#"vllm:generation_tokens_total{model_name="qwen3moe-Q4_K_M",engine="0"} 4"#,
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
+    let check: serde_json::Value =
+        serde_json::from_str(&get(&server.address, "/debug/selfcheck").body).expect("JSON");
+    assert_eq!(check["ok"], true, "{check}");
+    assert_eq!(check["sequences"], 0);
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn only_callers_with_a_key_are_answered() {
+    let keys = r#"[{ name = "team-a", key = "sk-s3cret" }]"#;
+    let server = Running::start(&[], &[("FRUGAL_AUTH__KEYS", keys)]);
+    for open in ["/livez", "/readyz", "/health", "/metrics", "/version"] {
+        assert_eq!(get(&server.address, open).status, 200, "{open}");
+    }
+    let refused =
+        post(&server.address, "/v1/chat/completions", CHAT, &[("authorization", "Bearer sk-wrong")]);
+    assert_eq!(refused.status, 401);
+    let error: serde_json::Value = serde_json::from_str(&refused.body).expect("JSON");
+    assert_eq!(error["error"]["code"], "invalid_api_key");
+    for guarded in ["/v1/models", "/debug/selfcheck", "/nowhere"] {
+        assert_eq!(get(&server.address, guarded).status, 401, "{guarded}");
+    }
+    let taken = post(&server.address, "/v1/chat/completions", CHAT, &[("authorization", "Bearer sk-s3cret")]);
+    assert_eq!(taken.status, 200, "{}", taken.body);
+    assert!(!server.stop().contains("s3cret"), "the log holds a key");
+}
+
+#[test]
+fn a_termination_signal_lets_a_running_stream_finish() {
+    let server = Running::start(&[], &[]);
+    let body = r#"{"prompt":"hi","max_tokens":400,"temperature":0,"ignore_eos":true,"stream":true}"#;
+    let mut stream = process::send(&server.address, "POST", "/v1/completions", body, &[]);
+    let mut text = Vec::new();
+    // The first event is out: the request runs.
+    while !String::from_utf8_lossy(&text).contains("data: ") {
+        let mut chunk = [0; 512];
+        let len = stream.read(&mut chunk).expect("a stream");
+        assert!(len > 0, "the stream ended early");
+        text.extend_from_slice(&chunk[..len]);
+    }
+    server.signal();
+    stream.read_to_end(&mut text).expect("the rest of the stream");
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("data: [DONE]") && text.contains(r#""finish_reason":"length""#), "{text}");
+    assert_eq!(server.wait(), 0);
+}
+
+#[test]
+fn what_does_not_finish_in_time_is_told_so() {
+    let server = Running::start(&["--set", "server.drain_timeout_s=0"], &[]);
+    let body = r#"{"prompt":"hi","max_tokens":2000,"temperature":0,"ignore_eos":true,"stream":true,"n":8}"#;
+    let mut stream = process::send(&server.address, "POST", "/v1/completions", body, &[]);
+    let mut first = [0; 64];
+    assert!(stream.read(&mut first).expect("a stream") > 0);
+    server.signal();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("the rest of the stream");
+    // A machine that paused this test for long may have finished all choices before the signal.
+    let finished = rest.matches(r#""finish_reason":"length""#).count() == 8;
+    assert!(rest.contains("shutting_down") || finished, "{rest}");
+    assert_eq!(server.wait(), 0);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let (code, error) = failure(&["serve", "--model", &model, "--port", &address.port().to_string()], &[]);
+    assert_eq!(code, 1);
+    assert!(error.contains(&format!("cannot listen on {address}")) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn models_that_cannot_be_read_are_named() {
+    let port = ["--port", "0"];
+    let (code, error) = failure(&[&["--model", "/nonexistent.gguf"], &port[..]].concat(), &[]);
+    assert!(code == 1 && error.contains("/nonexistent.gguf") && error.contains("No such file"), "{error}");
+
+    let folder = std::env::temp_dir().join(format!("frugal-test-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let mut hostile = std::fs::read(fixture("qwen3moe-Q4_K_M.gguf")).expect("a fixture");
+    // The number of metadata entries.
+    hostile[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    for (name, bytes) in
+        [("hostile.gguf", &hostile[..]), ("cut.gguf", &hostile[..20]), ("text.gguf", b"not a model")]
+    {
+        let path = folder.join(name);
+        std::fs::File::create(&path).and_then(|mut f| f.write_all(bytes)).expect("a file");
+        let path = path.to_string_lossy();
+        let (code, error) = failure(&[&["--model", &path], &port[..]].concat(), &[]);
+        assert!(code == 1 && error.contains(&*path), "{error}");
+    }
+    std::fs::remove_dir_all(folder).expect("our folder");
+
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let (code, error) = failure(
+        &["--model", &model, "--port", "0", "--kv-memory", "64KiB", "--set", "kv.context_max=2048"],
+        &[],
+    );
+    assert!(code == 1 && error.contains(&model), "{error}");
+}
+
+#[test]
+fn wrong_configuration_ends_with_2() {
+    let check = |args: &[&str], env: &[(&str, &str)], part: &str| {
+        let (code, error) = failure(args, env);
+        assert!(code == 2 && error.contains(part), "{code}: {error}");
+    };
+    check(&["--port", "http"], &[], "server.port = \"http\" (flag --port)");
+    check(&[], &[("FRUGAL_SERVER__PROT", "1")], "did you mean `FRUGAL_SERVER__PORT`");
+    check(&["--config", "/nonexistent.toml"], &[], "/nonexistent.toml");
+    check(&["--set", "log.level=a=b=c", "--port", "0"], &[], "log.level");
+    let (code, _, stderr) = output(&["--prot", "1"], &[]);
+    assert!(code == 2 && stderr.contains("--port"), "{stderr}");
+}
+
+#[test]
+fn flags_override_the_environment() {
+    let (code, stdout, _) = output(
+        &["config", "--port", "9002"],
+        &[("FRUGAL_SERVER__PORT", "9001"), ("FRUGAL_CPU__THREADS", "3")],
+    );
+    assert_eq!(code, 0);
+    assert!(
+        stdout.contains("port = \"9002\"  # flag --port") || stdout.contains("port = 9002  # flag --port"),
+        "{stdout}"
+    );
+    assert!(stdout.contains("threads = \"3\"  # environment variable FRUGAL_CPU__THREADS"), "{stdout}");
+}
+
+#[test]
+fn the_benchmark_has_its_peers_keys() {
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let small = ["--prompt", "32", "--decode", "2", "--depth", "16", "--batches", "1,3", "--runs", "2"];
+    let args = [&["bench", "--json", "--threads", "1", "--model", &model], &small[..]].concat();
+    let (code, stdout, stderr) = output(&args, &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stdout.lines().count(), 1);
+    let line: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let keys: Vec<&String> = line.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["engine", "model", "threads", "load_s", "pp32", "tg1", "tg3"]);
+    assert_eq!((&line["engine"], &line["threads"]), (&"frugal".into(), &1.into()));
+    assert_eq!(line["model"], "qwen3moe-Q4_K_M.gguf");
+    for rate in ["pp32", "tg1", "tg3"] {
+        assert!(line[rate].as_f64().expect("a number") > 0.0, "{line}");
+    }
+    let (_, table, _) = output(&[&["bench", "--model", &model], &small[..]].concat(), &[]);
+    assert!(table.contains("tokens/s") && table.contains("tg3"), "{table}");
+}
+
+#[test]
+fn upcycling_makes_a_model_that_is_served() {
+    let folder = std::env::temp_dir().join(format!("frugal-upcycle-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let made = folder.join("moe.gguf").to_string_lossy().into_owned();
+    let (code, _, stderr) =
+        output(&["upcycle", &fixture("llama-Q4_K_M.gguf"), &made, "--experts", "4", "--top-k", "2"], &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let server = Running::serve(&made, &["--model-id", "made"], &[]);
+    let models = get(&server.address, "/v1/models").body;
+    assert!(models.contains(r#""id":"made""#), "{models}");
+    assert_eq!(server.terminate(), 0);
+    std::fs::remove_dir_all(folder).expect("our folder");
+}

@@ -1,0 +1,132 @@
+//! The binary under test, and a client of a few lines.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Longest silence before a test gives up; no test waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The binary with these arguments and no other configuration around.
+pub(crate) fn frugal(args: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_frugal"));
+    command.args(args).env_clear().envs(env.iter().copied());
+    command
+}
+
+/// The path of a model.
+pub(crate) fn fixture(name: &str) -> String {
+    format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A server that has announced itself. Killed if the test fails before it ends.
+pub(crate) struct Running {
+    child: Child,
+    /// Host and port.
+    pub(crate) address: String,
+}
+
+impl Running {
+    /// Serves a tiny mixture of experts.
+    pub(crate) fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::serve(&fixture("qwen3moe-Q4_K_M.gguf"), args, env)
+    }
+
+    /// Serves a model.
+    pub(crate) fn serve(model: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let fixed = ["serve", "--model", model, "--port", "0", "--threads", "1", "--kv-memory", "64MiB"];
+        let mut command = frugal(&[&fixed[..], args].concat(), env);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let Some((_, address)) = line.trim().rsplit_once("http://") else {
+            let mut log = String::new();
+            child.stderr.as_mut().expect("a pipe").read_to_string(&mut log).expect("the log");
+            panic!("no announcement: {line}{log}");
+        };
+        Self { address: address.to_owned(), child }
+    }
+
+    /// SIGTERM.
+    pub(crate) fn signal(&self) {
+        let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(killed.success());
+    }
+
+    /// The exit code.
+    pub(crate) fn wait(mut self) -> i32 {
+        self.child.wait().expect("an end").code().expect("no signal")
+    }
+
+    /// SIGTERM, then the exit code.
+    pub(crate) fn terminate(self) -> i32 {
+        self.signal();
+        self.wait()
+    }
+
+    /// SIGTERM, then the log.
+    pub(crate) fn stop(mut self) -> String {
+        self.signal();
+        let mut log = String::new();
+        self.child.stderr.as_mut().expect("a pipe").read_to_string(&mut log).expect("the log");
+        log
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A response.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// Sends a request whose response ends with the connection.
+pub(crate) fn send(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+    headers: &[(&str, &str)],
+) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+    head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("a request");
+    stream
+}
+
+fn answer(mut stream: TcpStream) -> Answer {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("a response");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    Answer { status, body: body.to_owned() }
+}
+
+/// GET.
+pub(crate) fn get(address: &str, path: &str) -> Answer {
+    answer(send(address, "GET", path, "", &[]))
+}
+
+/// POST.
+pub(crate) fn post(address: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Answer {
+    answer(send(address, "POST", path, body, headers))
+}
