@@ -1,14 +1,13 @@
 //! A [`Runner`] of a model on a backend.
 //!
 //! A step is checked on arrival, run when it is waited for, and sampled row by row. What concerns one row is that
-//! row's fault; an error of the backend, or a panic, is the step's. After a panic the backend's state is unknown,
-//! so every later step fails too: the process is to be restarted.
+//! row's fault; an error of the backend is the step's. A panic is not caught here: the backend's state is unknown after it, and
+//! whoever drives the runner ends its requests and the process.
 
 mod check;
 #[cfg(test)]
 mod tests;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -115,16 +114,14 @@ pub struct ModelRunner<B: Backend> {
     /// Outputs whose logits are held at once.
     piece: usize,
     pending: Option<Arc<StepInput>>,
-    /// What a panic said, once one happened.
-    broken: Option<String>,
 }
 
 impl<B: Backend> ModelRunner<B> {
     /// `model` was loaded into `backend`, whose cache is as `geometry` says.
     pub fn new(backend: B, model: Box<dyn Model<B>>, geometry: Geometry, invariance: Invariance) -> Self {
-        let (sampler, pending, broken) = (Sampler::default(), None, None);
+        let (sampler, pending) = (Sampler::default(), None);
         let piece = (LOGITS_MAX / geometry.vocab.max(1) as usize).max(1);
-        Self { backend, model, geometry, invariance, sampler, piece, pending, broken }
+        Self { backend, model, geometry, invariance, sampler, piece, pending }
     }
 
     fn run(&mut self, step: &StepInput) -> Result<StepOutput, BackendError> {
@@ -191,20 +188,8 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn wait(&mut self) -> Result<StepOutput, StepFault> {
         let step = self.pending.take().expect("a step is in flight");
-        if let Some(broken) = &self.broken {
-            return Err(StepFault(format!("an earlier step panicked: {broken}")));
-        }
         check::step(&step, &self.geometry).map_err(StepFault)?;
-        match catch_unwind(AssertUnwindSafe(|| self.run(&step))) {
-            Ok(result) => result.map_err(|e| StepFault(e.to_string())),
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                let text = text.unwrap_or_else(|| "panic without a message".to_owned());
-                self.broken = Some(text.clone());
-                Err(StepFault(text))
-            }
-        }
+        self.run(&step).map_err(|e| StepFault(e.to_string()))
     }
 }
 

@@ -117,6 +117,45 @@ fn what_does_not_finish_in_time_is_told_so() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let server = Running::start(&["--set", "server.drain_timeout_s=600"], &[]);
+    let body = r#"{"prompt":"hi","max_tokens":2000,"temperature":0,"ignore_eos":true,"stream":true,"n":16}"#;
+    let mut stream = process::send(&server.address, "POST", "/v1/completions", body, &[]);
+    let mut first = [0; 64];
+    assert!(stream.read(&mut first).expect("a stream") > 0);
+    server.signal();
+    // The first one is taken: late requests are sent elsewhere, or all is over already.
+    let mut late = process::try_get(&server.address, "/readyz");
+    while late.as_ref().is_some_and(|answer| answer.status == 200) {
+        late = process::try_get(&server.address, "/readyz");
+    }
+    if late.is_some() {
+        server.signal();
+        let mut log = String::new();
+        let code = server.wait_log(&mut log);
+        assert!(code == 0 || (code == 1 && log.contains("second signal")), "{code}: {log}");
+    }
+}
+
+#[test]
+fn heads_are_limited_in_size_count_and_time() {
+    let server =
+        Running::start(&["--set", "server.header_timeout_s=1", "--set", "server.max_header_bytes=8KiB"], &[]);
+    let long = "x".repeat(9000);
+    assert_eq!(process::post(&server.address, "/v1/completions", "{}", &[("x-long", &long)]).status, 431);
+    let many = vec![("x-many", "1"); 101];
+    assert_eq!(process::post(&server.address, "/v1/completions", "{}", &many).status, 431);
+    let mut slow = std::net::TcpStream::connect(&server.address).expect("a connection");
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n").expect("half a head");
+    let mut rest = Vec::new();
+    // The server closes; how is its business.
+    let _ = slow.read_to_end(&mut rest);
+    assert!(!rest.starts_with(b"HTTP/1.1 200"), "half a request was answered");
+    assert_eq!(get(&server.address, "/livez").status, 200);
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");

@@ -71,6 +71,12 @@ impl Running {
         self.wait()
     }
 
+    /// The exit code and the log.
+    pub(crate) fn wait_log(mut self, log: &mut String) -> i32 {
+        self.child.stderr.as_mut().expect("a pipe").read_to_string(log).expect("the log");
+        self.wait()
+    }
+
     /// SIGTERM, then the log.
     pub(crate) fn stop(mut self) -> String {
         self.signal();
@@ -102,31 +108,48 @@ pub(crate) fn send(
     body: &str,
     headers: &[(&str, &str)],
 ) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    try_send(address, method, path, body, headers).expect("a connection")
+}
+
+fn try_send(
+    address: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("a request");
-    stream
+    stream.write_all(format!("{head}\r\n{body}").as_bytes())?;
+    Ok(stream)
 }
 
-fn answer(mut stream: TcpStream) -> Answer {
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("a response");
-    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-    Answer { status, body: body.to_owned() }
+fn answer(mut stream: TcpStream) -> Option<Answer> {
+    let mut bytes = Vec::new();
+    // A server that refuses a request half-read may reset the connection behind its answer.
+    let _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8(bytes).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, body: body.to_owned() })
 }
 
 /// GET.
 pub(crate) fn get(address: &str, path: &str) -> Answer {
-    answer(send(address, "GET", path, "", &[]))
+    try_get(address, path).expect("a response")
+}
+
+/// GET, if the server is still there.
+pub(crate) fn try_get(address: &str, path: &str) -> Option<Answer> {
+    answer(try_send(address, "GET", path, "", &[]).ok()?)
 }
 
 /// POST.
 pub(crate) fn post(address: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Answer {
-    answer(send(address, "POST", path, body, headers))
+    answer(send(address, "POST", path, body, headers)).expect("a response")
 }
