@@ -7,8 +7,8 @@ use crate::layers::Origin;
 /// Why a configuration was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A configuration, key or template file cannot be read.
-    #[error("cannot read {}", path.display())]
+    /// The configuration file cannot be read.
+    #[error("cannot read configuration file {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

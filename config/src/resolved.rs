@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::ConfigError;
@@ -196,7 +196,7 @@ pub struct Cost {
 pub struct Log {
     /// Text or JSON.
     pub format: LogFormat,
-    /// A `tracing` filter.
+    /// A filter of `tracing`: levels, alone or by target.
     pub level: String,
 }
 
@@ -235,7 +235,7 @@ impl Check<'_> {
         if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 256 || id.contains(char::is_control)) {
             return Err(self.layers.wrong("model.id", "expected 1 to 256 bytes without control characters"));
         }
-        let chat_template = chat_template.map(read).transpose()?;
+        let chat_template = chat_template.map(|path| self.read("model.chat_template", &path)).transpose()?;
         Ok(Model { path, id, cache_dir, chat_template })
     }
 
@@ -296,7 +296,7 @@ impl Check<'_> {
             self.api_key("auth.keys", key, &keys)?;
         }
         if let Some(path) = &raw.auth.keys_file {
-            for (i, line) in read(path.clone())?.lines().enumerate() {
+            for (i, line) in self.read("auth.keys_file", path)?.lines().enumerate() {
                 let line = line.trim();
                 if line.is_empty() || line.starts_with('#') {
                     continue;
@@ -487,10 +487,18 @@ impl Check<'_> {
     }
 
     fn log(&self, raw: &Raw) -> Result<Log, ConfigError> {
-        if raw.log.level.trim().is_empty() {
-            return Err(self.layers.wrong("log.level", "expected a level or a tracing filter"));
+        if !raw.log.level.split(',').all(is_log_directive) {
+            let problem = "expected off, error, warn, info, debug or trace, or such levels by target, as in \
+                           \"info,frugal_scheduler=debug\"";
+            return Err(self.layers.wrong("log.level", problem));
         }
         Ok(Log { format: raw.log.format, level: raw.log.level.clone() })
+    }
+
+    /// The content of the file that `key` names.
+    fn read(&self, key: &str, path: &Path) -> Result<String, ConfigError> {
+        let problem = |e| self.layers.wrong(key, &format!("cannot read the file: {e}"));
+        std::fs::read_to_string(path).map_err(problem)
     }
 
     fn within<T: PartialOrd + std::fmt::Display>(
@@ -534,6 +542,10 @@ impl Check<'_> {
     }
 }
 
-fn read(path: PathBuf) -> Result<String, ConfigError> {
-    std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })
+/// `level` or `target=level`. A bare word that is no level would be a target: a slip that silences all the others.
+fn is_log_directive(directive: &str) -> bool {
+    let (target, level) = directive.split_once('=').unwrap_or(("frugal", directive));
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let named = !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:".contains(&b));
+    named && levels.iter().any(|known| level.eq_ignore_ascii_case(known))
 }

@@ -25,7 +25,6 @@ fn main() -> ExitCode {
     };
     match run(command, started) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<logging::BadFilter>() => fail(&error, EXIT_USAGE),
         Err(error) => fail(&error, 1),
     }
 }
@@ -33,11 +32,11 @@ fn main() -> ExitCode {
 fn run(command: Command, started: Instant) -> anyhow::Result<()> {
     match command {
         Command::Serve(config) => {
-            logging::init(&config.log)?;
+            logging::init(&config.log);
             serve::run(&config, started)
         }
         Command::Bench(config, bench) => {
-            logging::init(&config.log)?;
+            logging::init(&config.log);
             bench::run(&config, &bench)
         }
         Command::Upcycle(job) => upcycle(&job),

@@ -129,7 +129,21 @@ fn errors_name_key_value_and_origin() {
     );
     check("[auth]\nmax_requests_per_key = 3\n", &[], &[]);
     check("[auth]\nkeys_file = \"/nonexistent/keys\"\n", &[], &[]);
+    check("", &[("FRUGAL_MODEL__CHAT_TEMPLATE", "/nonexistent/t.jinja")], &[]);
+    check("", &[("FRUGAL_LOG__LEVEL", "infoo")], &[]);
     insta::assert_snapshot!("errors", all);
+}
+
+#[test]
+fn log_levels_are_levels_alone_or_by_target() {
+    let accepted = |level: &str| config(&format!("[log]\nlevel = \"{level}\"\n"), &[], &[]).is_ok();
+    for good in ["info", "OFF", "warn,frugal_scheduler=debug", "frugal::request=trace,error"] {
+        assert!(accepted(good), "{good}");
+    }
+    // `tracing` would take the first for a module of that name, and log nothing else.
+    for bad in ["infoo", "", "info,", "=info", "a=b=c", "info, warn", "frugal=", "[span]=info", "3"] {
+        assert!(!accepted(bad), "{bad}");
+    }
 }
 
 #[test]
