@@ -32,8 +32,10 @@ pub(crate) struct Setup {
     pub(crate) settings: Settings,
     pub(crate) engine: EngineOptions,
     pub(crate) template: bool,
-    /// Runs the fixture itself instead of the fake, on this.
+    /// Runs the model itself instead of the fake, on this.
     pub(crate) backend: Option<BackendKind>,
+    /// Instead of the fixture.
+    pub(crate) model: Option<Gguf>,
 }
 
 impl Default for Setup {
@@ -47,7 +49,7 @@ impl Default for Setup {
             currency: None,
             keep_alive: Duration::from_secs(10),
         };
-        Self { settings, engine: EngineOptions::default(), template: true, backend: None }
+        Self { settings, engine: EngineOptions::default(), template: true, backend: None, model: None }
     }
 }
 
@@ -61,7 +63,8 @@ impl Setup {
     }
 
     pub(crate) async fn start(self) -> Server {
-        let gguf = Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
+        let fixture = || Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
+        let gguf = self.model.unwrap_or_else(fixture);
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
         let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).expect("a template");
         let (runner, control) = match self.backend {
@@ -105,7 +108,7 @@ fn real(gguf: &Gguf, backend: BackendKind) -> Box<dyn Runner> {
         context: Some(CONTEXT),
     };
     let options = RunnerOptions { backend, threads: 2, pin: false, isa: None, kv };
-    load_runner(gguf, &options).expect("the fixture runs")
+    load_runner(gguf, &options).expect("the model runs")
 }
 
 /// Serves a state on a port of the system's choice.

@@ -39,9 +39,9 @@ async fn distributions_over_http_are_llama_cpps() {
     }
 }
 
-#[tokio::test]
-async fn sixteen_streams_of_a_model_equal_each_alone() {
-    let server = Arc::new(server(BackendKind::Cpu).await);
+/// Sixteen chats at once, greedy and seeded, each compared with itself alone.
+async fn sixteen_streams(server: Server) {
+    let server = Arc::new(server);
     let ask = |i: usize| {
         json!({
             "messages": user(&format!("Question {i}: {}", "why ".repeat(i * 5))), "seed": i, "max_tokens": 24,
@@ -49,9 +49,12 @@ async fn sixteen_streams_of_a_model_equal_each_alone() {
         })
     };
     let text = |events: &[String]| -> String {
+        let chunks = chunks(events);
+        let finish = chunks.iter().find_map(|c| c["choices"][0]["finish_reason"].as_str());
+        assert!(matches!(finish, Some("stop" | "length")), "{finish:?}");
         let delta =
             |chunk: &Value| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned();
-        chunks(events).iter().map(delta).collect()
+        chunks.iter().map(delta).collect()
     };
     let together: Vec<_> = (0..16)
         .map(|i| {
@@ -65,4 +68,16 @@ async fn sixteen_streams_of_a_model_equal_each_alone() {
         assert!(!stream.is_empty());
     }
     server.settle().await;
+}
+
+#[tokio::test]
+async fn sixteen_streams_of_a_model_equal_each_alone() {
+    sixteen_streams(server(BackendKind::Cpu).await).await;
+}
+
+#[tokio::test]
+async fn sixteen_streams_of_the_default_model_equal_each_alone() {
+    let Some(model) = frugal_tests::model(frugal_models::source::default_model).unwrap() else { return };
+    let backend = Some(BackendKind::Cpu);
+    sixteen_streams(Setup { backend, model: Some(model), ..Setup::default() }.start().await).await;
 }

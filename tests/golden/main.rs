@@ -10,4 +10,5 @@ mod fixture;
 mod fixtures;
 mod invariance;
 mod real;
+mod scheduled;
 mod upcycle;

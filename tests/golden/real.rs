@@ -1,17 +1,14 @@
 //! The default model and its dense parent against llama.cpp on six chat prompts.
-//!
-//! The model is taken from the cache folder (FRUGAL_TEST_MODEL_DIR, or the user's) and obtained if it is not there.
-//! Where there is no pip or no network the tests say on stderr that they were skipped.
 
-use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
-use frugal_models::source::{Progress, SourceError, SourceFault, default_model, dense_model};
+use frugal_models::source::{default_model, dense_model};
 use frugal_models::step::TokenId;
+use frugal_tests::model;
 use serde::Deserialize;
 
 use crate::drive::{Driver, Sequence, by_id, greedy};
@@ -54,30 +51,6 @@ impl Truth {
 fn golden(name: &str) -> Result<Golden> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden");
     Ok(serde_json::from_slice(&std::fs::read(folder.join(name))?)?)
-}
-
-type Obtain = fn(&std::path::Path, &mut dyn FnMut(Progress)) -> Result<PathBuf, SourceError>;
-
-/// The model, or None if this machine cannot get it.
-fn model(obtain: Obtain) -> Result<Option<Gguf>> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let user = || Some(var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")))?.join("frugal"));
-    let cache = var("FRUGAL_TEST_MODEL_DIR").or_else(user).context("no HOME")?;
-    match obtain(&cache, &mut |_| ()) {
-        Ok(path) => Ok(Some(Gguf::open(&path)?)),
-        Err(error) => {
-            let fault = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<SourceFault>());
-            let Some(fault @ (SourceFault::NoPip { .. } | SourceFault::Pip { .. })) = fault else {
-                bail!(error);
-            };
-            // Not `eprintln`, which the test harness keeps to itself when a test passes.
-            writeln!(
-                std::io::stderr(),
-                "\n*** SKIPPED: real-model goldens, the model cannot be had: {fault}\n"
-            )?;
-            Ok(None)
-        }
-    }
 }
 
 /// Runs the first prompts together for some steps: log-probabilities after each, and the continuations.

