@@ -7,21 +7,21 @@
 
 use std::ops::Range;
 
-use super::linear::{Group, groups};
+use super::linear::{Part, WIDE_COLUMNS, balanced, paired};
 use super::math;
 use super::pool::Disjoint;
 use super::tensor::{Columns, CpuTensor};
 use super::weight::CpuWeight;
 use super::{Core, Env};
 use crate::backend::{Activation, Gated, RouteSpec};
-use crate::quant::{ActKind, COLUMNS_MAX, PANEL, act_bytes, encode};
+use crate::quant::{ActKind, PANEL, act_bytes, encode};
 
 /// Most inner rows of an item: a block of the widest encoding.
 const BLOCK_ROWS: usize = 256;
 /// Inner rows of an item where the encoding's blocks are narrower.
 const NARROW_ROWS: usize = 64;
-/// Columns whose gate and up results a thread holds at a time: 2 x 32 KB.
-const CHUNK: usize = 32;
+/// Most columns whose gate and up results a thread holds at a time: 2 x 64 KB, and one wide product.
+const CHUNK: usize = WIDE_COLUMNS;
 
 /// The experts of each token.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,18 +101,16 @@ impl Env {
         tokens: &[usize],
         to: &mut [f32],
     ) {
-        let product = weight.format.product(self.isa);
-        let mut results = [[0.0; PANEL]; COLUMNS_MAX];
-        for group in groups(tokens.len()) {
-            let acts = Group::new(columns, tokens[group.clone()].iter().copied());
-            for panel in rows.start / PANEL..rows.end.div_ceil(PANEL) {
-                let results = acts.times(product, weight.panel(expert, panel), weight.cols, &mut results);
-                let at = panel * PANEL - rows.start;
-                for (c, result) in group.clone().zip(results) {
-                    to[c * BLOCK_ROWS + at..][..PANEL].copy_from_slice(result);
-                }
-            }
-        }
+        let part = Part { weight, expert, panels: rows.start / PANEL..rows.end.div_ceil(PANEL) };
+        part.products(
+            self.isa,
+            columns,
+            tokens.len(),
+            |i| tokens[i],
+            |panel, i, result| {
+                to[i * BLOCK_ROWS + panel * PANEL - rows.start..][..PANEL].copy_from_slice(result);
+            },
+        );
     }
 }
 
@@ -154,8 +152,8 @@ impl Core {
             let Scratch { gate: g, up: u } = &mut scratch.experts;
             g.resize(CHUNK * BLOCK_ROWS, 0.0);
             u.resize(CHUNK * BLOCK_ROWS, 0.0);
-            for start in assignments.clone().step_by(CHUNK) {
-                let chunk = start..assignments.end.min(start + CHUNK);
+            for chunk in balanced(assignments.len(), CHUNK) {
+                let chunk = assignments.start + chunk.start..assignments.start + chunk.end;
                 let tokens = &assigned.rows[chunk.clone()];
                 env.block(gate, expert, &rows, inputs.0, tokens, g);
                 env.block(up, expert, &rows, inputs.1, tokens, u);
@@ -176,29 +174,23 @@ impl Core {
         let mut out = self.env.floats.zeros(x.rows * down.rows);
         let shared = Disjoint::new(&mut out);
         let panels = down.panels();
-        let each = self.panels_per_item(panels).min(BLOCK_ROWS / PANEL);
-        let product = down.format.product(self.env.isa);
+        let most = assigned.experts.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0);
+        let each = paired(self.panels_per_item(panels).min(BLOCK_ROWS / PANEL), most);
+        let isa = self.env.isa;
         self.pool.for_each(panels.div_ceil(each), |_, i| {
-            let mut results = [[0.0; PANEL]; COLUMNS_MAX];
+            let panels = i * each..panels.min((i + 1) * each);
             for (expert, assignments) in &assigned.experts {
-                for group in groups(assignments.len()) {
-                    let group = assignments.start + group.start..assignments.start + group.end;
-                    let acts = Group::new(inner, group.clone());
-                    for panel in i * each..panels.min((i + 1) * each) {
-                        let results =
-                            acts.times(product, down.panel(*expert, panel), down.cols, &mut results);
-                        let first = panel * PANEL;
-                        let len = PANEL.min(down.rows - first);
-                        for (a, result) in group.clone().zip(results) {
-                            let weight = assigned.weights[a];
-                            // SAFETY: an item writes only its panels' values of each row, and is done once.
-                            let to = unsafe { shared.slice(assigned.rows[a] * down.rows + first, len) };
-                            for (to, y) in to.iter_mut().zip(result) {
-                                *to += weight * y;
-                            }
-                        }
+                let part = Part { weight: down, expert: *expert, panels: panels.clone() };
+                let column = |i| assignments.start + i;
+                part.products(isa, inner, assignments.len(), column, |panel, i, result| {
+                    let (a, first) = (assignments.start + i, panel * PANEL);
+                    let (weight, len) = (assigned.weights[a], PANEL.min(down.rows - first));
+                    // SAFETY: an item writes only its panels' values of each row, and is done once.
+                    let to = unsafe { shared.slice(assigned.rows[a] * down.rows + first, len) };
+                    for (to, y) in to.iter_mut().zip(result) {
+                        *to += weight * y;
                     }
-                }
+                });
             }
         });
         CpuTensor::new(x.rows, down.rows, out, x.tokens.clone())
