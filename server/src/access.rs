@@ -60,7 +60,9 @@ pub async fn log(mut request: Request, next: Next) -> Response {
     });
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(LOGGED_MAX).collect();
-    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default());
+    let request_id = id.to_str().unwrap_or_default();
+    // Authentication fills in whose key it was.
+    let span = tracing::info_span!("request", request_id, key = tracing::field::Empty);
     let line = Arc::new(Line::default());
     request.extensions_mut().insert(line.clone());
     let mut guard =

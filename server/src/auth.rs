@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use frugal_config::raw::ApiKey;
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+use tracing::Span;
 
 use crate::error::ApiError;
 use crate::settings::Caller;
@@ -24,6 +25,7 @@ const OPEN: &[&str] = &["/livez", "/readyz", "/health", "/metrics", "/version"];
 pub struct Keys(Arc<[Known]>);
 
 struct Known {
+    name: String,
     digest: [u8; 32],
     caller: Caller,
 }
@@ -34,6 +36,7 @@ impl Keys {
         let known = keys.iter().zip(1..).map(|(key, tenant)| {
             let domain = Sha256::new().chain_update(b"key\0").chain_update(key.name.as_bytes());
             Known {
+                name: key.name.clone(),
                 digest: Sha256::digest(key.key.expose().as_bytes()).into(),
                 caller: Caller { tenant, domain: domain.finalize().into() },
             }
@@ -41,17 +44,17 @@ impl Keys {
         Self(known.collect())
     }
 
-    fn find(&self, presented: &str) -> Option<Caller> {
+    fn find(&self, presented: &str) -> Option<&Known> {
         let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
         let mut tenant = 0;
         for known in &*self.0 {
             tenant.conditional_assign(&known.caller.tenant, known.digest.ct_eq(&digest));
         }
         // Whose key it was is no secret to whoever holds it.
-        self.0.iter().map(|known| known.caller).find(|caller| caller.tenant == tenant)
+        self.0.iter().find(|known| known.caller.tenant == tenant)
     }
 
-    fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    fn check(&self, headers: &HeaderMap) -> Result<&Known, ApiError> {
         let hint =
             "provide your API key in an Authorization header with Bearer auth (Authorization: Bearer KEY)";
         let Some(value) = headers.get(header::AUTHORIZATION) else {
@@ -67,14 +70,16 @@ impl Keys {
     }
 }
 
-/// Middleware that lets requests with a known key through and tells handlers whose it was (extension [`Caller`]).
+/// Middleware that lets requests with a known key through and tells handlers whose it was (extension [`Caller`]);
+/// the log gets the key's name.
 pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     if keys.0.is_empty() || OPEN.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     match keys.check(request.headers()) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
+        Ok(known) => {
+            Span::current().record("key", &known.name);
+            request.extensions_mut().insert(known.caller);
             next.run(request).await
         }
         Err(refusal) => refusal.into_response(),
@@ -97,7 +102,7 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         }
-        keys().check(&headers).ok().map(|caller| caller.tenant)
+        keys().check(&headers).ok().map(|known| known.caller.tenant)
     }
 
     #[test]
