@@ -6,7 +6,7 @@
 //! | 400 | `invalid_request_error` | `context_length_exceeded` | prompt and output do not fit |
 //! | 401 | `invalid_request_error` | `invalid_api_key` | no key, or a wrong one |
 //! | 404 | `invalid_request_error` | `model_not_found`, `unknown_url` | |
-//! | 405, 408, 413, 415 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
+//! | 405, 408, 413, 415, 431 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | this key has too many requests in progress |
 //! | 500 | `server_error` | `internal_error` | a fault in the engine, or a panic |
 //! | 503 | `server_error` | `overloaded`, `shutting_down`, `loading` | |
@@ -121,6 +121,12 @@ impl ApiError {
     pub fn media_type() -> Self {
         let message = "The request's Content-Type must be application/json";
         Self::client(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_media_type"), message)
+    }
+
+    /// 431: the line and headers are larger than the server takes.
+    pub fn head_too_large(bytes_max: usize) -> Self {
+        let message = format!("The request's line and headers are larger than {bytes_max} bytes");
+        Self::client(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some("headers_too_large"), message)
     }
 
     /// 500. The cause belongs into the log, not here.

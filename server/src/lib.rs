@@ -21,8 +21,8 @@ pub mod usage;
 use std::any::Any;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::{Request, State as Bound};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -43,9 +43,22 @@ pub fn app(state: State) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.operations().keys.clone(), auth::require))
+        .layer(from_fn_with_state(state.settings().limits.head_bytes, bounded_head))
         .layer(from_fn_with_state(state.http().clone(), metrics::count))
         .layer(from_fn(access::log))
         .with_state(state)
+}
+
+/// Takes no larger heads than configured: the connection's own bound is exact only to the buffer it reads into.
+async fn bounded_head(Bound(bytes_max): Bound<usize>, request: Request, next: Next) -> Response {
+    let line =
+        request.method().as_str().len() + request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    // `name: value\r\n`
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    if headers.sum::<usize>() + line > bytes_max {
+        return ApiError::head_too_large(bytes_max).into_response();
+    }
+    next.run(request).await
 }
 
 async fn unknown_url(request: Request) -> ApiError {

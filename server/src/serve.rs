@@ -113,6 +113,7 @@ fn settings(config: &Config) -> Settings {
         models: vec![load::id(config)],
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         limits: settings::Limits {
+            head_bytes: config.listen.header_bytes_max,
             body_bytes: limits.body_bytes_max,
             body_time: limits.body_timeout,
             request_time: Some(limits.request_timeout),

@@ -26,6 +26,8 @@ pub struct Settings {
 /// What a single request may ask for.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Bytes of a head: the line and all headers.
+    pub head_bytes: usize,
     /// Bytes of a body.
     pub body_bytes: usize,
     /// Time for a body to arrive.
@@ -58,6 +60,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            head_bytes: 32 << 10,
             body_bytes: 8 << 20,
             body_time: Duration::from_secs(30),
             request_time: Some(Duration::from_secs(600)),

@@ -189,6 +189,8 @@ async fn what_asks_for_nothing_is_accepted() {
         json!({"response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"}),
         json!({"audio": null, "prediction": null, "suffix": null, "web_search_options": null, "reasoning_effort": null}),
         json!({"zzz": null, "zz": false, "z": []}),
+        json!({"reasoning_effort": "medium"}),
+        json!({"reasoning_effort": "none"}),
         json!({"n": 1, "best_of": 1, "temperature": 1, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}),
         json!({"top_k": -1, "min_p": 0, "repetition_penalty": 1, "min_tokens": 0, "stop": [], "logit_bias": {}}),
         json!({"temperature": null, "n": null, "stop": null, "seed": null, "stream": null, "model": null}),
@@ -238,6 +240,11 @@ async fn models_are_checked_and_listed() {
     let missing = server.get("/v1/models/gpt-4").await;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
     insta::assert_json_snapshot!("model_not_found", missing.json);
+    let unreadable = server.get("/v1/models/%ff%fe").await;
+    assert_eq!(
+        (unreadable.status, &unreadable.json["error"]["code"]),
+        (StatusCode::NOT_FOUND, &json!("model_not_found"))
+    );
 }
 
 #[tokio::test]
@@ -326,6 +333,22 @@ async fn paths_and_methods() {
     insta::assert_json_snapshot!("wrong_method", wrong.json);
     let version = server.get("/version").await.json;
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test]
+async fn heads_are_bounded() {
+    let server = Server::new().await;
+    // More than the limit, and no more than what a connection may have read by then.
+    for (bytes, status) in
+        [(31 << 10, StatusCode::OK), (33 << 10, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)]
+    {
+        let request =
+            server.client.get(format!("{}/version", server.url)).header("x-large", "x".repeat(bytes));
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), status, "{bytes}");
+        let body: Value = response.json().await.unwrap();
+        assert_eq!(body["error"]["code"] == "headers_too_large", status != StatusCode::OK, "{body}");
+    }
 }
 
 #[tokio::test]

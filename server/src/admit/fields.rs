@@ -42,7 +42,8 @@ const RULES: &[(&str, Rule)] = &[
     ("modalities", Only(&["[\"text\"]", "[]"])),
     ("audio", Only(&[])),
     ("prediction", Only(&[])),
-    ("reasoning_effort", Only(&[])),
+    // The default of OpenAI's models, older and newer.
+    ("reasoning_effort", Only(&["\"medium\"", "\"none\""])),
     ("verbosity", Only(&["\"medium\""])),
     ("web_search_options", Only(&[])),
     ("suffix", Only(&["\"\""])),

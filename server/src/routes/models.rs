@@ -1,6 +1,8 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State as Shared};
+use axum::http::Uri;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
@@ -45,7 +47,13 @@ async fn list(Shared(state): Shared<State>) -> Json<List> {
     Json(List { object: "list", data })
 }
 
-async fn one(Shared(state): Shared<State>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+async fn one(
+    Shared(state): Shared<State>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    // What is no UTF-8 names no model, and is quoted as it came.
+    let id = id.map_or_else(|_| uri.path().trim_start_matches("/v1/models/").to_owned(), |Path(id)| id);
     if state.settings().models.contains(&id) {
         Ok(Json(model(&state, &id)))
     } else {
