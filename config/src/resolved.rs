@@ -144,6 +144,8 @@ pub struct Scheduler {
     pub seqs_max: u32,
     /// Tokens computed in one step; at least `seqs_max`.
     pub step_tokens: u32,
+    /// What a step with decoding sequences should take at most.
+    pub step_target: Option<Duration>,
     /// Requests that may wait.
     pub queue_requests: u32,
     /// Prompt tokens that may wait.
@@ -367,6 +369,12 @@ impl Check<'_> {
         Ok(Scheduler {
             seqs_max: self.within("scheduler.max_seqs", s.max_seqs, 1, 4096)?,
             step_tokens: self.within("scheduler.step_tokens", s.step_tokens, 1, 1 << 16)?,
+            step_target: match s.step_target_ms {
+                Some(ms) => Some(Duration::from_millis(
+                    self.within("scheduler.step_target_ms", ms, 1, 60_000)?.into(),
+                )),
+                None => None,
+            },
             queue_requests: self.within("scheduler.queue_requests", s.queue_requests, 1, 1 << 20)?,
             queue_tokens: self.within("scheduler.queue_tokens", s.queue_tokens, 1, 1 << 40)?,
             prefix_cache: s.prefix_cache,

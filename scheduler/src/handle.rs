@@ -391,8 +391,7 @@ mod tests {
     /// Clients that read a little and go, at every point of a request's life, beside some that stay: what is left is nothing.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn clients_that_go_leave_nothing() {
-        let prices =
-            crate::options::Prices { instance_per_hour: Some(777_777_777_777), ..Default::default() };
+        let prices = crate::options::Prices { per_hour: Some(777_777_777_777), ..Default::default() };
         let options = EngineOptions { max_seqs: 6, step_tokens: 24, prices, ..EngineOptions::default() };
         let (handle, _thread, _) = engine(options);
         let clients = (0..150u32).map(|i| {

@@ -56,37 +56,13 @@ impl Default for EngineOptions {
     }
 }
 
-/// Prices in pico-units (10^-12) of some currency.
+/// What the machine costs, in pico-units (10^-12) of some currency, and what it draws.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prices {
-    /// The machine, rented: pico-units per hour.
-    pub instance_per_hour: Option<u64>,
-    /// The machine, owned: purchase spread over its life, pico-units per hour.
-    pub amortisation_per_hour: Option<u64>,
-    /// What it draws, in milliwatts. Alone it gives joules, with the next field money too.
+    /// All of it: rent, energy, hardware spread over its life. None: no money is counted.
+    pub per_hour: Option<u64>,
+    /// Milliwatts under load; None: no joules are counted.
     pub power_milliwatts: Option<u64>,
-    /// Pico-units per kilowatt-hour.
-    pub electricity_per_kwh: Option<u64>,
-}
-
-impl Prices {
-    /// Pico-units per hour, rounded down once; None if nothing that costs money is configured.
-    ///
-    /// ```
-    /// use frugal_scheduler::options::Prices;
-    /// let owned = Prices { power_milliwatts: Some(65_000), electricity_per_kwh: Some(300_000_000_000), ..Prices::default() };
-    /// assert_eq!(owned.per_hour(), Some(19_500_000_000)); // 65 W at 0.30 a kWh
-    /// assert_eq!(Prices { power_milliwatts: Some(65_000), ..Prices::default() }.per_hour(), None);
-    /// ```
-    pub fn per_hour(&self) -> Option<u64> {
-        let energy = self.power_milliwatts.zip(self.electricity_per_kwh).map(|(milliwatts, per_kwh)| {
-            u64::try_from(u128::from(milliwatts) * u128::from(per_kwh) / 1_000_000).unwrap_or(u64::MAX)
-        });
-        [self.instance_per_hour, self.amortisation_per_hour, energy]
-            .into_iter()
-            .flatten()
-            .reduce(u64::saturating_add)
-    }
 }
 
 /// What turns work into time.

@@ -58,7 +58,7 @@ impl Setup {
     pub(crate) fn priced() -> Self {
         let mut setup = Self::default();
         setup.settings.currency = Some("USD".to_owned());
-        setup.engine.prices = Prices { instance_per_hour: Some(3_600_000_000_000), ..Prices::default() };
+        setup.engine.prices = Prices { per_hour: Some(3_600_000_000_000), ..Prices::default() };
         setup
     }
 

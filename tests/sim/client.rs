@@ -117,7 +117,7 @@ impl Client {
         let faulted = self.choices.iter().any(|c| matches!(c.finish, Some((FinishReason::Fault, _))));
         assert_eq!(report.fault.is_some(), faulted);
         let cost = &report.cost;
-        assert_eq!(cost.prefill.is_some(), options.prices.per_hour().is_some(), "no price, no money");
+        assert_eq!(cost.prefill.is_some(), options.prices.per_hour.is_some(), "no price, no money");
         assert_eq!(cost.decode.is_some(), cost.prefill.is_some());
         if faulted || report.queued_ns.is_none() {
             assert_eq!(

@@ -143,10 +143,8 @@ fn geometry(rng: &mut Rng, vocab: u32, context_max: u32) -> Geometry {
 
 fn prices(rng: &mut Rng) -> Prices {
     Prices {
-        instance_per_hour: rng.percent(40).then(|| rng.next() % 20_000_000_000_000),
-        amortisation_per_hour: rng.percent(20).then(|| rng.next() % 1_000_000_000_000),
+        per_hour: rng.percent(60).then(|| rng.next() % 20_000_000_000_000),
         power_milliwatts: rng.percent(40).then(|| rng.next() % 500_000),
-        electricity_per_kwh: rng.percent(60).then(|| rng.next() % 1_000_000_000_000),
     }
 }
 

@@ -181,7 +181,7 @@ fn a_request_can_be_cancelled_in_every_state() {
 /// paid, `failed` holds all of it.
 #[test]
 fn a_fault_is_paid_by_later_charges() {
-    let prices = Prices { instance_per_hour: Some(1_234_567_890_123), ..Prices::default() };
+    let prices = Prices { per_hour: Some(1_234_567_890_123), ..Prices::default() };
     let mut w = world(vec![group(GroupKind::Full, 40)], EngineOptions { prices, ..EngineOptions::default() });
     let failed = w.take(request(0..8, 9));
     (0..3).for_each(|_| drop(w.step()));

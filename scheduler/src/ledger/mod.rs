@@ -66,7 +66,7 @@ impl Ledger {
     /// At tick 0, with `startup_ns` already spent.
     pub fn new(prices: &Prices, start: Coefficients, startup_ns: u64) -> Self {
         let mut ledger = Self {
-            price: prices.per_hour(),
+            price: prices.per_hour,
             power_milliwatts: prices.power_milliwatts,
             startup_ns,
             settled: Tick(0),

@@ -41,7 +41,7 @@ proptest! {
         price in prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000, Just(u64::MAX)]),
         startup in 0u64..10_000_000_000,
     ) {
-        let prices = Prices { instance_per_hour: price, ..Prices::default() };
+        let prices = Prices { per_hour: price, ..Prices::default() };
         let mut ledger = Ledger::new(&prices, Coefficients::default(), startup);
         let (mut now, mut charged, mut requests) = (0, Amount::default(), Vec::new());
         for op in ops {
@@ -89,12 +89,7 @@ proptest! {
 }
 
 /// 3.60 an hour: a milliunit a second.
-const PRICES: Prices = Prices {
-    instance_per_hour: Some(3_600_000_000_000),
-    amortisation_per_hour: None,
-    power_milliwatts: Some(50_000),
-    electricity_per_kwh: None,
-};
+const PRICES: Prices = Prices { per_hour: Some(3_600_000_000_000), power_milliwatts: Some(50_000) };
 const SECOND: u64 = 1_000_000_000;
 
 #[test]
