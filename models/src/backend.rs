@@ -65,11 +65,13 @@ pub enum RopeStyle {
     Neox,
 }
 
-/// Rotary position embedding of the first `2 * frequencies.len()` values of each head.
+/// Rotary position embedding of `2 * frequencies.len()` values of each head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Pairing.
     pub style: RopeStyle,
+    /// Where in a head the rotated values begin; the others stay as they are.
+    pub first: u32,
     /// Angle per position of each pair, in f64 so that every backend rounds the angle alike.
     pub frequencies: Vec<f64>,
     /// Factor on cos and sin (YaRN); 1 otherwise.
@@ -87,10 +89,64 @@ pub struct AttendSpec {
     pub heads: u32,
     /// Key and value heads.
     pub kv_heads: u32,
-    /// Values per head.
-    pub head_dim: u32,
-    /// Factor on q.k, usually `1/sqrt(head_dim)`.
+    /// Values of a query and of a key.
+    pub key_dim: u32,
+    /// Values of a value, and so of what a query head gathers.
+    pub value_dim: u32,
+    /// Factor on q.k, usually `1/sqrt(key_dim)`.
     pub scale: f32,
+    /// Positions that a query sees, itself included; None: all up to its own.
+    pub window: Option<u32>,
+}
+
+impl AttendSpec {
+    /// The first position that a query at `position` sees.
+    pub fn first_seen(&self, position: u32) -> u32 {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Positions whose keys and values a span's attention reads, its own included.
+    pub fn positions_read(&self, span: &Span) -> u64 {
+        let end = u64::from(span.start) + u64::from(span.end - span.begin);
+        end - u64::from(self.first_seen(span.start))
+    }
+
+    /// Positions seen by each of a span's tokens, added up.
+    pub fn positions_seen(&self, span: &Span) -> u64 {
+        let seen = |position: u32| u64::from(position + 1 - self.first_seen(position));
+        (span.start..span.start + (span.end - span.begin)).map(seen).sum()
+    }
+}
+
+/// How a router's logits become the weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// Sigmoid of each (DeepSeek V3, GLM 4.5).
+    Sigmoid,
+    /// Softmax over the chosen alone; the choice is by the logits (gpt-oss).
+    ChosenSoftmax,
+}
+
+/// Experts in groups of neighbours of equal number, of which only the best may be chosen from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups; divides the number of experts.
+    pub count: u32,
+    /// Groups chosen from, by `score`, ties to the smaller index.
+    pub used: u32,
+    /// What a group is chosen by.
+    pub score: GroupScore,
+}
+
+/// What a group of experts is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupScore {
+    /// Its best expert (DeepSeek V2).
+    Best,
+    /// The sum of its two best (DeepSeek V3).
+    BestTwo,
 }
 
 /// How a router turns logits into experts and their weights.
@@ -98,31 +154,72 @@ pub struct AttendSpec {
 pub struct RouteSpec {
     /// Experts per token.
     pub top_k: u32,
-    /// Divide the chosen weights by their sum.
+    /// From logits to weights.
+    pub gating: Gating,
+    /// None: all experts may be chosen.
+    pub groups: Option<ExpertGroups>,
+    /// Divide the chosen weights by their sum, or by [`RouteSpec::SUM_MIN`] if that is larger.
     pub normalise: bool,
     /// Factor on the chosen weights.
     pub scale: f32,
 }
 
-/// The gate's activation in a gated feed-forward: `activation(gate) * up`.
+impl RouteSpec {
+    /// Least divisor of a normalisation, so that weights that vanish stay finite: the smallest normal half-precision
+    /// number, as llama.cpp has it.
+    pub const SUM_MIN: f32 = 1.0 / 16384.0;
+}
+
+/// A layer's router.
+#[derive(Debug)]
+pub struct Router<'a, W, V> {
+    /// `[hidden, experts]`.
+    pub weight: &'a W,
+    /// Added to the logits.
+    pub bias: Option<&'a V>,
+    /// Added to the weights for choosing experts and groups, and not to the weights that are used.
+    pub choice_bias: Option<&'a V>,
+}
+
+impl<W, V> Clone for Router<'_, W, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W, V> Copy for Router<'_, W, V> {}
+
+/// What becomes of gate and up in a gated feed-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// `x * sigmoid(x)`.
+    /// `gate * sigmoid(gate) * up`.
     Silu,
+    /// With `g = min(gate, 7)` and u = up within -7 to 7, `g * sigmoid(1.702 * g) * (u + 1)` (gpt-oss).
+    ClampedSwiglu,
 }
 
 /// One layer's gated feed-forward, dense (`[in, out]` each) or of experts (`[in, out, experts]` each).
-#[derive(Clone, Copy, Debug)]
-pub struct Gated<'a, W> {
+#[derive(Debug)]
+pub struct Gated<'a, W, V> {
     /// `[hidden, inner]`.
     pub gate: &'a W,
     /// `[hidden, inner]`.
     pub up: &'a W,
     /// `[inner, hidden]`.
     pub down: &'a W,
-    /// On the gate.
+    /// Of gate, up and down: `[experts, out]` each, added to the products.
+    pub biases: Option<[&'a V; 3]>,
+    /// On gate and up.
     pub activation: Activation,
 }
+
+impl<W, V> Clone for Gated<'_, W, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W, V> Copy for Gated<'_, W, V> {}
 
 /// Why a backend cannot do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -161,7 +258,7 @@ pub trait Backend: Send {
     fn load_weight(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
     /// Takes a table for [`Backend::embed`].
     fn load_embedding(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
-    /// Takes a vector.
+    /// Takes a vector, or a stack of vectors `[experts, len]` one after the other.
     fn load_vector(&mut self, view: &TensorView) -> Result<Self::Vector, BackendError>;
 
     /// Starts a step: does its block copies and clears the work counters.
@@ -170,7 +267,7 @@ pub trait Backend: Send {
     /// Table rows of the batch's tokens: `[T, hidden]`.
     fn embed(&mut self, table: &Self::Weight, batch: &Batch) -> Result<Self::Tensor, BackendError>;
     /// `x / sqrt(mean(x^2) + eps) * weight` over groups of `weight`'s length within each row: a norm over the
-    /// whole row, or per head if the weight has a head's length.
+    /// whole row, or per head if the weight has a head's length. What is left of a row behind whole groups stays as it is.
     fn rms_norm(
         &mut self,
         x: &Self::Tensor,
@@ -183,6 +280,12 @@ pub trait Backend: Send {
         x: &Self::Tensor,
         weights: &[&Self::Weight],
     ) -> Result<Vec<Self::Tensor>, BackendError>;
+    /// `x += bias`, for every row.
+    fn add_bias(&mut self, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<(), BackendError>;
+    /// Each head's own product: of a row's `weight.experts` heads of equal width, the first `weight.cols` values go through
+    /// the head's matrix of the stack; the head's other values follow its result unchanged.
+    /// `[T, heads * (cols + rest)]` to `[T, heads * (rows + rest)]`.
+    fn per_head(&mut self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor, BackendError>;
     /// Rotates each head of `x` (`[T, heads * head_dim]`) in place by the batch's positions.
     fn rope(
         &mut self,
@@ -191,20 +294,24 @@ pub trait Backend: Send {
         rope: &Rope,
         batch: &Batch,
     ) -> Result<(), BackendError>;
-    /// Writes this step's keys and values into the pages, then attends causally: `[T, heads * head_dim]`.
+    /// Writes this step's keys and values into the pages, then attends causally: `[T, heads * value_dim]`.
+    ///
+    /// Without `v` a value is the first `value_dim` values of its key, and the pages hold keys alone (latent attention).
+    /// `sinks`, one per query head, are logits without a value: they only add to the softmax's denominator.
     fn attend(
         &mut self,
         q: &Self::Tensor,
         k: &Self::Tensor,
-        v: &Self::Tensor,
+        v: Option<&Self::Tensor>,
+        sinks: Option<&Self::Vector>,
         spec: &AttendSpec,
         batch: &Batch,
     ) -> Result<Self::Tensor, BackendError>;
-    /// Softmax over `x router^T`, then the `top_k` largest, ties to the smaller index.
+    /// Chooses each token's experts by `x router^T`: the `top_k` largest, ties to the smaller index.
     fn route(
         &mut self,
         x: &Self::Tensor,
-        router: &Self::Weight,
+        router: Router<'_, Self::Weight, Self::Vector>,
         spec: &RouteSpec,
     ) -> Result<Self::Routing, BackendError>;
     /// Weighted sum over each token's experts, added in ascending order of expert: `[T, hidden]`.
@@ -212,17 +319,26 @@ pub trait Backend: Send {
         &mut self,
         x: &Self::Tensor,
         routing: &Self::Routing,
-        ffn: Gated<'_, Self::Weight>,
+        ffn: Gated<'_, Self::Weight, Self::Vector>,
         batch: &Batch,
     ) -> Result<Self::Tensor, BackendError>;
     /// Dense gated feed-forward: `[T, hidden]`.
     fn feed_forward(
         &mut self,
         x: &Self::Tensor,
-        ffn: Gated<'_, Self::Weight>,
+        ffn: Gated<'_, Self::Weight, Self::Vector>,
     ) -> Result<Self::Tensor, BackendError>;
-    /// `x += y`.
-    fn add(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<(), BackendError>;
+    /// Each row of `x` times sigmoid of the same row of `by` . `gate` (the gate of shared experts).
+    fn gate(
+        &mut self,
+        x: &mut Self::Tensor,
+        by: &Self::Tensor,
+        gate: &Self::Vector,
+    ) -> Result<(), BackendError>;
+    /// `x *= factor`.
+    fn scale(&mut self, x: &mut Self::Tensor, factor: f32) -> Result<(), BackendError>;
+    /// `x += factor * y`, rounded once.
+    fn add(&mut self, x: &mut Self::Tensor, y: &Self::Tensor, factor: f32) -> Result<(), BackendError>;
     /// The rows of `x` at these indices, which are tokens of the batch unless `x` was selected itself:
     /// `[indices, width]`.
     fn select(&mut self, x: &Self::Tensor, indices: &[u32]) -> Result<Self::Tensor, BackendError>;

@@ -5,7 +5,8 @@
 //! results do not depend on batch or chunking. Absent on purpose: threads, fusion, instruction sets.
 
 use crate::backend::{
-    Activation, AttendSpec, Backend, BackendError, Batch, Gated, Rope, RopeStyle, RouteSpec, Span, WorkMeter,
+    Activation, AttendSpec, Backend, BackendError, Batch, ExpertGroups, Gated, Gating, GroupScore, Rope,
+    RopeStyle, RouteSpec, Router, Span, WorkMeter,
 };
 use crate::kv::{GroupPages, KvStore, PageValue, Pages};
 use crate::quant::{self, Format};
@@ -122,14 +123,10 @@ impl Backend for ReferenceBackend {
 
     fn load_vector(&mut self, view: &TensorView) -> Result<Vec<f32>, BackendError> {
         let weight = FileWeight::new(view);
-        if weight.rows != 1 || weight.experts != 1 {
-            return Err(BackendError::Unsupported {
-                tensor: view.name.to_owned(),
-                what: "a matrix as a vector".to_owned(),
-            });
+        let mut values = vec![0.0; weight.cols * weight.rows * weight.experts];
+        for (i, row) in values.chunks_exact_mut(weight.cols.max(1)).enumerate() {
+            weight.row(0, i, row);
         }
-        let mut values = vec![0.0; weight.cols];
-        weight.row(0, 0, &mut values);
         Ok(values)
     }
 
@@ -148,10 +145,11 @@ impl Backend for ReferenceBackend {
     }
 
     fn rms_norm(&mut self, x: &Rows, weight: &Vec<f32>, eps: f32) -> Result<Rows, BackendError> {
-        assert_eq!(x.width % weight.len(), 0, "norms span whole groups");
+        assert!(weight.len() <= x.width, "at least one group");
         self.count_dense(4 * weight.len(), x.width as u64, x);
         let mut y = x.clone();
-        for group in y.values.chunks_exact_mut(weight.len()) {
+        let rows = y.values.chunks_exact_mut(x.width);
+        for group in rows.flat_map(|row| row.chunks_exact_mut(weight.len())) {
             let mean = dot(group, group) / group.len() as f32;
             let factor = 1.0 / (mean + eps).sqrt();
             for (v, w) in group.iter_mut().zip(weight) {
@@ -171,10 +169,37 @@ impl Backend for ReferenceBackend {
         Ok(all)
     }
 
+    fn add_bias(&mut self, x: &mut Rows, bias: &Vec<f32>) -> Result<(), BackendError> {
+        assert_eq!(x.width, bias.len(), "a bias per value");
+        for row in x.values.chunks_exact_mut(x.width) {
+            for (v, b) in row.iter_mut().zip(bias) {
+                *v += b;
+            }
+        }
+        Ok(())
+    }
+
+    fn per_head(&mut self, x: &Rows, w: &FileWeight) -> Result<Rows, BackendError> {
+        let head_dim = x.width / w.experts;
+        assert!(x.width.is_multiple_of(w.experts) && w.cols <= head_dim, "heads of equal width");
+        self.count_dense(w.bytes.len(), w.experts as u64 * w.macs(), x);
+        let width = w.experts * (w.rows + head_dim - w.cols);
+        let mut out = Vec::with_capacity(x.count() * width);
+        for row in x.values.chunks_exact(x.width) {
+            for (expert, head) in row.chunks_exact(head_dim).enumerate() {
+                let (first, rest) = head.split_at(w.cols);
+                out.extend(w.product(expert, first));
+                out.extend_from_slice(rest);
+            }
+        }
+        Ok(x.like(width, out))
+    }
+
     fn rope(&mut self, x: &mut Rows, head_dim: u32, rope: &Rope, batch: &Batch) -> Result<(), BackendError> {
         let pairs = rope.frequencies.len();
         for (row, &position) in x.values.chunks_exact_mut(x.width).zip(&batch.positions) {
             for head in row.chunks_exact_mut(head_dim as usize) {
+                let head = &mut head[rope.first as usize..];
                 for (i, frequency) in rope.frequencies.iter().enumerate() {
                     let (a, b) = match rope.style {
                         RopeStyle::Normal => (2 * i, 2 * i + 1),
@@ -193,40 +218,58 @@ impl Backend for ReferenceBackend {
         &mut self,
         q: &Rows,
         k: &Rows,
-        v: &Rows,
+        v: Option<&Rows>,
+        sinks: Option<&Vec<f32>>,
         spec: &AttendSpec,
         batch: &Batch,
     ) -> Result<Rows, BackendError> {
-        let mut out = vec![0.0; q.values.len()];
+        let width = (spec.heads * spec.value_dim) as usize;
+        let mut out = vec![0.0; q.count() * width];
         let block_tokens = self.kv.block_tokens();
         for (i, span) in batch.spans.iter().enumerate() {
-            let part = Part { q, k, v, spec, span, block_tokens };
+            let part = Part { q, k, v, sinks: sinks.map(Vec::as_slice), spec, span, block_tokens };
             let page_bytes = match self.kv.group_mut(spec.group as usize) {
                 GroupPages::F16(pages) => part.attend(pages, &mut out),
                 GroupPages::F32(pages) => part.attend(pages, &mut out),
             };
-            let (from, tokens) = (u64::from(span.start), u64::from(span.end - span.begin));
-            let seen = tokens * from + tokens * (tokens + 1) / 2;
-            let values = 2 * u64::from(spec.head_dim);
-            let read = (from + tokens) * u64::from(spec.kv_heads) * values * page_bytes;
-            self.meter.attention(i, read, seen * u64::from(spec.heads) * values);
+            let dims = u64::from(spec.key_dim) + u64::from(spec.value_dim);
+            let held = if v.is_some() { dims } else { u64::from(spec.key_dim) };
+            let read = spec.positions_read(span) * u64::from(spec.kv_heads) * held * page_bytes;
+            self.meter.attention(i, read, spec.positions_seen(span) * u64::from(spec.heads) * dims);
         }
-        Ok(q.like(q.width, out))
+        Ok(q.like(width, out))
     }
 
-    fn route(&mut self, x: &Rows, router: &FileWeight, spec: &RouteSpec) -> Result<Routed, BackendError> {
-        let top_k = spec.top_k as usize;
-        assert!(0 < top_k && top_k <= router.rows, "experts per token");
-        self.count_dense(router.bytes.len(), router.macs(), x);
+    fn route(
+        &mut self,
+        x: &Rows,
+        router: Router<'_, FileWeight, Vec<f32>>,
+        spec: &RouteSpec,
+    ) -> Result<Routed, BackendError> {
+        let (top_k, experts) = (spec.top_k as usize, router.weight.rows);
+        assert!(0 < top_k && top_k <= experts, "experts per token");
+        self.count_dense(router.weight.bytes.len(), router.weight.macs(), x);
         let mut routed = Routed { top_k, experts: Vec::new(), weights: Vec::new() };
-        for row in router.product(0, &x.values).chunks_exact_mut(router.rows) {
-            softmax(row);
-            let mut order: Vec<usize> = (0..row.len()).collect();
-            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
-            order.truncate(top_k);
-            let sum = if spec.normalise { order.iter().map(|&e| row[e]).sum() } else { 1.0 };
+        for row in router.weight.product(0, &x.values).chunks_exact_mut(experts) {
+            add_to(row, router.bias);
+            match spec.gating {
+                Gating::Softmax => softmax(row),
+                Gating::Sigmoid => row.iter_mut().for_each(|v| *v = sigmoid(*v)),
+                Gating::ChosenSoftmax => {}
+            }
+            let mut score = row.to_vec();
+            add_to(&mut score, router.choice_bias);
+            if let Some(groups) = &spec.groups {
+                close_groups(&mut score, groups);
+            }
+            let order = best(&score, top_k);
+            let mut weights: Vec<f32> = order.iter().map(|&e| row[e]).collect();
+            if spec.gating == Gating::ChosenSoftmax {
+                softmax(&mut weights);
+            }
+            let sum = if spec.normalise { weights.iter().sum::<f32>().max(RouteSpec::SUM_MIN) } else { 1.0 };
             routed.experts.extend(order.iter().map(|&e| e as u32));
-            routed.weights.extend(order.iter().map(|&e| row[e] / sum * spec.scale));
+            routed.weights.extend(weights.iter().map(|w| w / sum * spec.scale));
         }
         Ok(routed)
     }
@@ -235,7 +278,7 @@ impl Backend for ReferenceBackend {
         &mut self,
         x: &Rows,
         routing: &Routed,
-        ffn: Gated<'_, FileWeight>,
+        ffn: Gated<'_, FileWeight, Vec<f32>>,
         _batch: &Batch,
     ) -> Result<Rows, BackendError> {
         let bytes = ffn.gate.expert_bytes() + ffn.up.expert_bytes() + ffn.down.expert_bytes();
@@ -265,17 +308,32 @@ impl Backend for ReferenceBackend {
         Ok(x.like(ffn.down.rows, out))
     }
 
-    fn feed_forward(&mut self, x: &Rows, ffn: Gated<'_, FileWeight>) -> Result<Rows, BackendError> {
+    fn feed_forward(&mut self, x: &Rows, ffn: Gated<'_, FileWeight, Vec<f32>>) -> Result<Rows, BackendError> {
         for w in [ffn.gate, ffn.up, ffn.down] {
             self.count_dense(w.bytes.len(), w.macs(), x);
         }
         Ok(x.like(ffn.down.rows, gated(&ffn, 0, &x.values)))
     }
 
-    fn add(&mut self, x: &mut Rows, y: &Rows) -> Result<(), BackendError> {
+    fn gate(&mut self, x: &mut Rows, by: &Rows, gate: &Vec<f32>) -> Result<(), BackendError> {
+        assert!(by.width == gate.len() && x.count() == by.count(), "a gate for each row");
+        self.count_dense(4 * gate.len(), gate.len() as u64, by);
+        for (x, by) in x.values.chunks_exact_mut(x.width).zip(by.values.chunks_exact(by.width)) {
+            let factor = sigmoid(dot(gate, by));
+            x.iter_mut().for_each(|v| *v *= factor);
+        }
+        Ok(())
+    }
+
+    fn scale(&mut self, x: &mut Rows, factor: f32) -> Result<(), BackendError> {
+        x.values.iter_mut().for_each(|v| *v *= factor);
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut Rows, y: &Rows, factor: f32) -> Result<(), BackendError> {
         assert_eq!(x.values.len(), y.values.len(), "shapes of a sum");
         for (x, y) in x.values.iter_mut().zip(&y.values) {
-            *x += y;
+            *x = y.mul_add(factor, *x);
         }
         Ok(())
     }
@@ -300,7 +358,8 @@ impl Backend for ReferenceBackend {
 struct Part<'a> {
     q: &'a Rows,
     k: &'a Rows,
-    v: &'a Rows,
+    v: Option<&'a Rows>,
+    sinks: Option<&'a [f32]>,
     spec: &'a AttendSpec,
     span: &'a Span,
     block_tokens: usize,
@@ -316,36 +375,47 @@ impl Part<'_> {
 
     /// Writes the span's keys and values, then attends; returns the bytes of one page value.
     fn attend<V: PageValue>(&self, pages: &mut Pages<V>, out: &mut [f32]) -> u64 {
-        let (dim, slot) = (self.spec.head_dim as usize, self.spec.slot as usize);
-        let kv_heads = self.spec.kv_heads as usize;
+        let spec = self.spec;
+        let (key_dim, value_dim, slot) = (spec.key_dim as usize, spec.value_dim as usize, spec.slot as usize);
+        let kv_heads = spec.kv_heads as usize;
         let tokens = self.span.begin as usize..self.span.end as usize;
-        let end = self.span.start as usize + tokens.len();
-        for (position, t) in (self.span.start as usize..).zip(tokens.clone()) {
+        let (start, end) = (self.span.start as usize, self.span.start as usize + tokens.len());
+        for (position, t) in (start..).zip(tokens.clone()) {
             let (block, at) = self.place(position);
             for head in 0..kv_heads {
-                let from = t * self.k.width + head * dim;
-                let (key, value) = (&self.k.values[from..from + dim], &self.v.values[from..from + dim]);
+                let key = &self.k.values[t * self.k.width + head * key_dim..][..key_dim];
+                let value =
+                    self.v.map_or(&[][..], |v| &v.values[t * v.width + head * value_dim..][..value_dim]);
                 pages.write(block, slot, head, at, key, value);
             }
         }
+        // Positions before that no query sees; their blocks may be gone.
+        let first = spec.first_seen(start as u32) as usize;
         for kv_head in 0..kv_heads {
-            let (mut keys, mut values) = (vec![0.0; end * dim], vec![0.0; end * dim]);
-            for position in 0..end {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for position in first..end {
                 let (block, at) = self.place(position);
-                let range = at * dim..(at + 1) * dim;
-                V::widen(
-                    &pages.keys(block, slot, kv_head)[range.clone()],
-                    &mut keys[position * dim..][..dim],
-                );
-                V::widen(&pages.values(block, slot, kv_head)[range], &mut values[position * dim..][..dim]);
+                let mut key = vec![0.0; key_dim];
+                V::widen(&pages.keys(block, slot, kv_head)[at * key_dim..][..key_dim], &mut key);
+                let mut value = key[..value_dim.min(key_dim)].to_vec();
+                if self.v.is_some() {
+                    value.resize(value_dim, 0.0);
+                    V::widen(&pages.values(block, slot, kv_head)[at * value_dim..][..value_dim], &mut value);
+                }
+                keys.extend(key);
+                values.extend(value);
             }
-            let group = self.spec.heads as usize / kv_heads;
-            for (seen, t) in (self.span.start as usize + 1..).zip(tokens.clone()) {
+            let group = spec.heads as usize / kv_heads;
+            for (position, t) in (start..).zip(tokens.clone()) {
+                let seen = spec.first_seen(position as u32) as usize - first..position + 1 - first;
                 for head in kv_head * group..(kv_head + 1) * group {
-                    let at = t * self.q.width + head * dim;
-                    let q = &self.q.values[at..at + dim];
-                    let seen = seen * dim;
-                    attend_one(q, &keys[..seen], &values[..seen], self.spec.scale, &mut out[at..at + dim]);
+                    attend_one(
+                        &self.q.values[t * self.q.width + head * key_dim..][..key_dim],
+                        &keys[seen.start * key_dim..seen.end * key_dim],
+                        &values[seen.start * value_dim..seen.end * value_dim],
+                        (spec.scale, self.sinks.map(|s| s[head])),
+                        &mut out[(t * spec.heads as usize + head) * value_dim..][..value_dim],
+                    );
                 }
             }
         }
@@ -353,26 +423,77 @@ impl Part<'_> {
     }
 }
 
-/// One query over all that it sees: `keys` and `values` are `[seen, dim]`.
-fn attend_one(q: &[f32], keys: &[f32], values: &[f32], scale: f32, out: &mut [f32]) {
+/// One query over all that it sees: `keys` is `[seen, q.len()]`, `values` `[seen, out.len()]`.
+fn attend_one(q: &[f32], keys: &[f32], values: &[f32], (scale, sink): (f32, Option<f32>), out: &mut [f32]) {
     let mut weights: Vec<f32> = keys.chunks_exact(q.len()).map(|key| dot(q, key) * scale).collect();
+    weights.extend(sink);
     softmax(&mut weights);
-    for (weight, value) in weights.iter().zip(values.chunks_exact(q.len())) {
+    for (weight, value) in weights.iter().zip(values.chunks_exact(out.len())) {
         for (o, v) in out.iter_mut().zip(value) {
             *o += weight * v;
         }
     }
 }
 
-/// `down(activation(gate x) * (up x))` with one of the stacked experts.
-fn gated(ffn: &Gated<'_, FileWeight>, expert: usize, x: &[f32]) -> Vec<f32> {
-    let mut inner = ffn.gate.product(expert, x);
-    for (g, u) in inner.iter_mut().zip(ffn.up.product(expert, x)) {
+/// `down(activation(gate x, up x))` with one of the stacked experts.
+fn gated(ffn: &Gated<'_, FileWeight, Vec<f32>>, expert: usize, x: &[f32]) -> Vec<f32> {
+    let product = |w: &FileWeight, x: &[f32], bias: usize| {
+        let mut y = w.product(expert, x);
+        if let Some(biases) = &ffn.biases {
+            let bias = &biases[bias][expert * w.rows..][..w.rows];
+            y.chunks_exact_mut(w.rows).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+        y
+    };
+    let mut inner = product(ffn.gate, x, 0);
+    for (g, u) in inner.iter_mut().zip(product(ffn.up, x, 1)) {
         *g = match ffn.activation {
-            Activation::Silu => *g / (1.0 + (-*g).exp()) * u,
+            Activation::Silu => *g * sigmoid(*g) * u,
+            Activation::ClampedSwiglu => {
+                let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+                g * sigmoid(1.702 * g) * (u + 1.0)
+            }
         };
     }
-    ffn.down.product(expert, &inner)
+    product(ffn.down, &inner, 2)
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn add_to(x: &mut [f32], bias: Option<&Vec<f32>>) {
+    if let Some(bias) = bias {
+        assert_eq!(x.len(), bias.len(), "a bias per value");
+        x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
+}
+
+/// Indices of the `n` largest, largest first, ties to the smaller index.
+fn best(x: &[f32], n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..x.len()).collect();
+    order.sort_by(|&a, &b| x[b].total_cmp(&x[a]).then(a.cmp(&b)));
+    order.truncate(n);
+    order
+}
+
+/// Puts the scores of experts outside the best groups beyond choice.
+fn close_groups(scores: &mut [f32], groups: &ExpertGroups) {
+    let each = scores.len() / groups.count as usize;
+    let score = |group: &[f32]| {
+        let n = match groups.score {
+            GroupScore::Best => 1,
+            GroupScore::BestTwo => 2,
+        };
+        best(group, n).iter().map(|&e| group[e]).sum()
+    };
+    let of_groups: Vec<f32> = scores.chunks_exact(each).map(score).collect();
+    let open = best(&of_groups, groups.used as usize);
+    for (i, group) in scores.chunks_exact_mut(each).enumerate() {
+        if !open.contains(&i) {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
 }
 
 fn softmax(x: &mut [f32]) {

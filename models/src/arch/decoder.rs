@@ -6,7 +6,7 @@ use super::keys::{Keys, Neutral};
 use super::tensors::Tensors;
 use super::{CacheShape, LoadError, Model, Shape};
 use crate::backend::{
-    Activation, AttendSpec, Backend, BackendError, Batch, Gated, Rope, RopeStyle, RouteSpec,
+    Activation, AttendSpec, Backend, BackendError, Batch, Gated, Gating, Rope, RopeStyle, RouteSpec, Router,
 };
 use crate::gguf::Gguf;
 use crate::step::GroupKind;
@@ -216,8 +216,10 @@ pub(super) fn load<B: Backend + 'static>(
         slot: 0,
         heads: hyper.heads,
         kv_heads: hyper.kv_heads,
-        head_dim: hyper.head_dim,
+        key_dim: hyper.head_dim,
+        value_dim: hyper.head_dim,
         scale: 1.0 / (hyper.head_dim as f32).sqrt(),
+        window: None,
     };
     Ok(Box::new(Decoder { embedding, blocks, norm, head, rope, attend, eps: hyper.eps }))
 }
@@ -240,7 +242,8 @@ impl<B: Backend> Loader<'_, B> {
         let router = match self.hyper.experts {
             Some((count, used)) => {
                 let router = self.stack("ffn_gate_inp", [hidden, count, 1])?;
-                Some((router, RouteSpec { top_k: used, normalise: true, scale: 1.0 }))
+                let gating = Gating::Softmax;
+                Some((router, RouteSpec { top_k: used, gating, groups: None, normalise: true, scale: 1.0 }))
             }
             None => None,
         };
@@ -288,9 +291,9 @@ impl<B: Backend> Model<B> for Decoder<B> {
                 attended = backend.select(&attended, &batch.outputs)?;
             }
             let [projected] = take(backend.linear(&attended, &[&block.out])?);
-            backend.add(&mut x, &projected)?;
+            backend.add(&mut x, &projected, 1.0)?;
             let fed = self.feed_forward(backend, batch, block, &x)?;
-            backend.add(&mut x, &fed)?;
+            backend.add(&mut x, &fed, 1.0)?;
         }
         backend.rms_norm(&x, &self.norm, self.eps).map(Some)
     }
@@ -318,9 +321,9 @@ impl<B: Backend> Decoder<B> {
             q = backend.rms_norm(&q, q_norm, self.eps)?;
             k = backend.rms_norm(&k, k_norm, self.eps)?;
         }
-        backend.rope(&mut q, self.attend.head_dim, &self.rope, batch)?;
-        backend.rope(&mut k, self.attend.head_dim, &self.rope, batch)?;
-        backend.attend(&q, &k, &v, &AttendSpec { slot, ..self.attend }, batch)
+        backend.rope(&mut q, self.attend.key_dim, &self.rope, batch)?;
+        backend.rope(&mut k, self.attend.key_dim, &self.rope, batch)?;
+        backend.attend(&q, &k, Some(&v), None, &AttendSpec { slot, ..self.attend }, batch)
     }
 
     fn feed_forward(
@@ -331,8 +334,10 @@ impl<B: Backend> Decoder<B> {
         x: &B::Tensor,
     ) -> Result<B::Tensor, BackendError> {
         let x = backend.rms_norm(x, &block.ffn_norm, self.eps)?;
-        let ffn = Gated { gate: &block.gate, up: &block.up, down: &block.down, activation: Activation::Silu };
+        let (gate, up, down) = (&block.gate, &block.up, &block.down);
+        let ffn = Gated { gate, up, down, biases: None, activation: Activation::Silu };
         let Some((router, spec)) = &block.router else { return backend.feed_forward(&x, ffn) };
+        let router = Router { weight: router, bias: None, choice_bias: None };
         let routing = backend.route(&x, router, spec)?;
         backend.experts(&x, &routing, ffn, batch)
     }

@@ -111,7 +111,7 @@ impl<'a> Keys<'a> {
                 *frequency /= f64::from(factor);
             }
         }
-        Ok(Rope { style, frequencies, scale: 1.0 })
+        Ok(Rope { style, first: 0, frequencies, scale: 1.0 })
     }
 
     /// The factor by which positions are compressed: `rope.scaling.type` none or linear.

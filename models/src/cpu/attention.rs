@@ -90,7 +90,7 @@ impl Core {
         let mut items = attention.items();
         // The longest first, so that the end is even.
         items.sort_by_key(|i| std::cmp::Reverse(i.queries * i.context()));
-        let (dim, env) = (spec.head_dim as usize, &self.env);
+        let (dim, env) = (spec.key_dim as usize, &self.env);
         let mut out = self.env.floats.take(q.rows * q.width);
         let shared = Disjoint::new(&mut out);
         let partial_values = |i: &Item| i.queries * (dim + 2);
@@ -146,7 +146,7 @@ impl Core {
         spec: &AttendSpec,
         batch: &Batch,
     ) {
-        let (dim, heads, layer) = (spec.head_dim as usize, spec.kv_heads as usize, spec.slot as usize);
+        let (dim, heads, layer) = (spec.key_dim as usize, spec.kv_heads as usize, spec.slot as usize);
         let layout = *pages.layout();
         assert!(layer < layout.layers && heads == layout.kv_heads, "the group's layers and heads");
         assert!(dim == layout.key_dim && dim == layout.value_dim, "the group's dimensions");
@@ -210,7 +210,7 @@ impl<V: PageValue> Attention<'_, V> {
         for (i, item) in items.iter().enumerate() {
             for range in 0..item.ranges() {
                 pairs.push((i, range, at));
-                at += item.queries * (self.spec.head_dim as usize + 2);
+                at += item.queries * (self.spec.key_dim as usize + 2);
             }
         }
         pairs
@@ -220,13 +220,13 @@ impl<V: PageValue> Attention<'_, V> {
     fn query(&self, item: &Item, i: usize) -> (usize, usize) {
         let (token, head) = (i / self.group(), item.head * self.group() + i % self.group());
         let row = item.tokens.start + token;
-        ((row * self.spec.heads as usize + head) * self.spec.head_dim as usize, item.position + token + 1)
+        ((row * self.spec.heads as usize + head) * self.spec.key_dim as usize, item.position + token + 1)
     }
 
     fn start(&self, item: &Item, state: &mut Vec<f32>) {
         state.clear();
         state.resize(item.queries, f32::NEG_INFINITY);
-        state.resize(item.queries * (self.spec.head_dim as usize + 2), 0.0);
+        state.resize(item.queries * (self.spec.key_dim as usize + 2), 0.0);
     }
 
     /// One range's partial results.
@@ -238,7 +238,7 @@ impl<V: PageValue> Attention<'_, V> {
         (scores, wide): (&mut Vec<f32>, &mut Vec<f32>),
         partial: &mut [f32],
     ) {
-        let (dim, layer) = (self.spec.head_dim as usize, self.spec.slot as usize);
+        let (dim, layer) = (self.spec.key_dim as usize, self.spec.slot as usize);
         let from = range * RANGE;
         let to = item.context().min(from + RANGE);
         scores.resize(item.queries * RANGE, 0.0);
@@ -291,7 +291,7 @@ impl<V: PageValue> Attention<'_, V> {
     }
 
     fn merge(&self, env: &Env, item: &Item, range: usize, state: &mut [f32], partial: &[f32]) {
-        let dim = self.spec.head_dim as usize;
+        let dim = self.spec.key_dim as usize;
         let n = item.queries;
         for i in 0..n {
             if self.query(item, i).1 <= range * RANGE {
@@ -307,7 +307,7 @@ impl<V: PageValue> Attention<'_, V> {
     }
 
     fn finish(&self, item: &Item, state: &[f32], out: &Disjoint<'_, f32>) {
-        let dim = self.spec.head_dim as usize;
+        let dim = self.spec.key_dim as usize;
         let (sums, values) = state[item.queries..].split_at(item.queries);
         for (i, (values, sum)) in values.chunks_exact(dim).zip(sums).enumerate() {
             // SAFETY: each query belongs to one item, and each item is finished once.

@@ -11,7 +11,7 @@ use super::linear::{Part, WIDE_COLUMNS, balanced, paired};
 use super::math;
 use super::pool::Disjoint;
 use super::tensor::{Columns, CpuTensor};
-use super::weight::CpuWeight;
+use super::weight::{CpuVector, CpuWeight};
 use super::{Core, Env};
 use crate::backend::{Activation, Gated, RouteSpec};
 use crate::quant::{ActKind, PANEL, act_bytes, encode};
@@ -116,12 +116,17 @@ impl Env {
 
 impl Core {
     /// The weighted sum of the experts' outputs for each row of `x`; counts nothing.
-    pub(super) fn gated(&self, x: &CpuTensor, assigned: &Assigned, ffn: Gated<'_, CpuWeight>) -> CpuTensor {
+    pub(super) fn gated(
+        &self,
+        x: &CpuTensor,
+        assigned: &Assigned,
+        ffn: Gated<'_, CpuWeight, CpuVector>,
+    ) -> CpuTensor {
         let (gate, up, down) = (ffn.gate, ffn.up, ffn.down);
         assert!(gate.cols == x.width && up.cols == x.width, "gate and up take the input's width");
         assert!(gate.rows == up.rows && gate.rows == down.cols, "one inner width");
         assert!(gate.experts == up.experts && gate.experts == down.experts, "stacks of one size");
-        let Activation::Silu = ffn.activation;
+        assert!(ffn.activation == Activation::Silu && ffn.biases.is_none(), "not implemented");
         let kind = down.format.act;
         let stride = act_bytes(kind, down.cols);
         let mut inner = self.env.bytes.take(assigned.rows.len() * stride);

@@ -78,26 +78,54 @@ per_isa! {
 }
 
 per_isa! {
-    /// `x += y`.
-    pub(super) fn add(x: &mut [f32], y: &[f32]) {
+    /// `x += factor * y`.
+    pub(super) fn add(x: &mut [f32], y: &[f32], factor: f32) {
         for (a, &b) in x.iter_mut().zip(y) {
-            *a += b;
+            *a = b.mul_add(factor, *a);
         }
     }
 }
 
 per_isa! {
-    /// `to[i] = from[i] / sqrt(mean(from^2) + eps) * weight[i]`, over groups of the weight's length.
+    /// `x *= factor`.
+    pub(super) fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+}
+
+per_isa! {
+    /// `x *= sigmoid(by . gate)`.
+    pub(super) fn gate[L](x: &mut [f32], by: &[f32], gate: &[f32]) {
+        let factor = 1.0 / (1.0 + exp(-dot::<L>(by, gate)));
+        for x in x {
+            *x *= factor;
+        }
+    }
+}
+
+/// The sum of products, in eight partial sums.
+#[inline(always)]
+fn dot<L: super::lanes::Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let sum = a.iter().zip(b).fold(L::zero(), |sum, (a, b)| L::load(a).mul_add(L::load(b), sum));
+    let mut p = [0.0; 8];
+    sum.store(&mut p);
+    for (p, (a, b)) in p.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *p = a.mul_add(*b, *p);
+    }
+    sum8(p)
+}
+
+per_isa! {
+    /// `to[i] = from[i] / sqrt(mean(from^2) + eps) * weight[i]`, over groups of the weight's length; what is left behind
+    /// whole groups is copied.
     pub(super) fn rms_norm[L](from: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
+        let whole = from.len() - from.len() % weight.len();
+        to[whole..].copy_from_slice(&from[whole..]);
         for (from, to) in from.chunks_exact(weight.len()).zip(to.chunks_exact_mut(weight.len())) {
-            let (chunks, rest) = from.as_chunks::<8>();
-            let sum = chunks.iter().fold(L::zero(), |sum, c| L::load(c).mul_add(L::load(c), sum));
-            let mut p = [0.0; 8];
-            sum.store(&mut p);
-            for (l, &x) in rest.iter().enumerate() {
-                p[l] = x.mul_add(x, p[l]);
-            }
-            let factor = 1.0 / (sum8(p) / from.len() as f32 + eps).sqrt();
+            let factor = 1.0 / (dot::<L>(from, from) / from.len() as f32 + eps).sqrt();
             for ((to, &x), &w) in to.iter_mut().zip(from).zip(weight) {
                 *to = x * factor * w;
             }
@@ -145,19 +173,25 @@ pub(super) fn rope_angles(position: u32, frequencies: &[f64], scale: f32, to: &m
     }
 }
 
-/// Rotates the first `2 * pairs` values of each head of one row; `angles` as from [`rope_angles`].
-pub(super) fn rope(isa: Isa, row: &mut [f32], head_dim: usize, style: RopeStyle, angles: &[f32]) {
+/// Rotates `2 * pairs` values from `first` on of each head of one row; `angles` as from [`rope_angles`].
+pub(super) fn rope(
+    isa: Isa,
+    row: &mut [f32],
+    (first, head_dim): (usize, usize),
+    style: RopeStyle,
+    angles: &[f32],
+) {
     match style {
-        RopeStyle::Normal => rope_neighbours(isa, row, head_dim, angles),
-        RopeStyle::Neox => rope_halves(isa, row, head_dim, angles),
+        RopeStyle::Normal => rope_neighbours(isa, row, first, head_dim, angles),
+        RopeStyle::Neox => rope_halves(isa, row, first, head_dim, angles),
     }
 }
 
 per_isa! {
-    fn rope_neighbours(row: &mut [f32], head_dim: usize, angles: &[f32]) {
+    fn rope_neighbours(row: &mut [f32], first: usize, head_dim: usize, angles: &[f32]) {
         let (cos, sin) = angles.split_at(angles.len() / 2);
         for head in row.chunks_exact_mut(head_dim) {
-            for (pair, (&c, &s)) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
+            for (pair, (&c, &s)) in head[first..].as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
                 let [x, y] = *pair;
                 *pair = [x * c - y * s, x * s + y * c];
             }
@@ -166,11 +200,11 @@ per_isa! {
 }
 
 per_isa! {
-    fn rope_halves(row: &mut [f32], head_dim: usize, angles: &[f32]) {
+    fn rope_halves(row: &mut [f32], first: usize, head_dim: usize, angles: &[f32]) {
         let pairs = angles.len() / 2;
         let (cos, sin) = angles.split_at(pairs);
         for head in row.chunks_exact_mut(head_dim) {
-            let (low, high) = head.split_at_mut(pairs);
+            let (low, high) = head[first..].split_at_mut(pairs);
             for ((x, y), (&c, &s)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
                 (*x, *y) = (*x * c - *y * s, *x * s + *y * c);
             }
@@ -214,7 +248,11 @@ mod tests {
                     let mut a = x.clone();
                     silu_times(isa, &mut a, &y);
                     all.extend_from_slice(&a);
-                    add(isa, &mut a, &y);
+                    add(isa, &mut a, &y, seed);
+                    all.extend_from_slice(&a);
+                    gate(isa, &mut a, &x, &y);
+                    all.extend_from_slice(&a);
+                    scale(isa, &mut a, seed);
                     all.extend_from_slice(&a);
                     let mut n = vec![0.0; x.len()];
                     rms_norm(isa, &x, &y, 1e-5, &mut n);
@@ -226,7 +264,7 @@ mod tests {
                     if pairs > 0 {
                         for style in [RopeStyle::Normal, RopeStyle::Neox] {
                             let mut r = x.clone();
-                            rope(isa, &mut r, x.len(), style, &y[..2 * pairs]);
+                            rope(isa, &mut r, (0, x.len()), style, &y[..2 * pairs]);
                             all.extend_from_slice(&r);
                         }
                     }
@@ -277,12 +315,12 @@ mod tests {
         // Two heads of five values, of which four rotate.
         let row = [1.0, 2.0, 3.0, 4.0, 9.0, 5.0, 6.0, 7.0, 8.0, 9.0];
         let mut normal = row;
-        rope(Isa::detect(), &mut normal, 5, RopeStyle::Normal, &angles);
+        rope(Isa::detect(), &mut normal, (0, 5), RopeStyle::Normal, &angles);
         let ((a, b), (c, d)) = (turn(1.0, 2.0, 1.5), turn(3.0, 4.0, 0.75));
         let ((e, f), (g, h)) = (turn(5.0, 6.0, 1.5), turn(7.0, 8.0, 0.75));
         assert!(close(&normal, &[a, b, c, d, 9.0, e, f, g, h, 9.0]), "{normal:?}");
         let mut neox = row;
-        rope(Isa::detect(), &mut neox, 5, RopeStyle::Neox, &angles);
+        rope(Isa::detect(), &mut neox, (0, 5), RopeStyle::Neox, &angles);
         let ((a, c), (b, d)) = (turn(1.0, 3.0, 1.5), turn(2.0, 4.0, 0.75));
         let ((e, g), (f, h)) = (turn(5.0, 7.0, 1.5), turn(6.0, 8.0, 0.75));
         assert!(close(&neox, &[a, b, c, d, 9.0, e, f, g, h, 9.0]), "{neox:?}");

@@ -28,7 +28,7 @@ mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, WorkMeter};
+use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router, WorkMeter};
 use crate::kv::{GroupLayout, GroupPages, KvStore, PageType};
 use crate::quant::Isa;
 use crate::step::StepStats;
@@ -218,7 +218,7 @@ impl Backend for CpuBackend {
 
     fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuVector, eps: f32) -> Result<CpuTensor, BackendError> {
         let weight = &weight.values;
-        assert!(x.width.is_multiple_of(weight.len()), "groups of the weight's length");
+        assert!(weight.len() <= x.width, "at least one group");
         self.count(x, 4 * weight.len() as u64, x.width as u64);
         let mut out = self.core.env.floats.take(x.values().len());
         let isa = self.core.env.isa;
@@ -233,6 +233,17 @@ impl Backend for CpuBackend {
         Ok(self.core.products(x, weights))
     }
 
+    fn add_bias(&mut self, x: &mut CpuTensor, bias: &CpuVector) -> Result<(), BackendError> {
+        assert_eq!(x.width, bias.values.len(), "a bias per value");
+        let (isa, width) = (self.core.env.isa, x.width);
+        self.core.rows_mut(x.values_mut(), width, |_, _, row| math::add(isa, row, &bias.values, 1.0));
+        Ok(())
+    }
+
+    fn per_head(&mut self, _: &CpuTensor, _: &CpuWeight) -> Result<CpuTensor, BackendError> {
+        Err(BackendError::Device("products per head are not implemented".to_owned()))
+    }
+
     fn rope(
         &mut self,
         x: &mut CpuTensor,
@@ -242,11 +253,12 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         let (dim, width) = (head_dim as usize, 2 * rope.frequencies.len());
         assert!(x.rows == batch.positions.len() && x.tokens.is_none(), "all of the batch's tokens");
-        assert!(x.width.is_multiple_of(dim) && width <= dim, "whole heads, pairs inside them");
+        let first = rope.first as usize;
+        assert!(x.width.is_multiple_of(dim) && first + width <= dim, "whole heads, pairs inside them");
         let angles = self.angles(rope, batch);
         let (angles, isa, row_width) = (&self.angles[angles].1, self.core.env.isa, x.width);
         self.core.rows_mut(x.values_mut(), row_width, |_, i, row| {
-            math::rope(isa, row, dim, rope.style, &angles[i * width..(i + 1) * width]);
+            math::rope(isa, row, (first, dim), rope.style, &angles[i * width..(i + 1) * width]);
         });
         Ok(())
     }
@@ -255,18 +267,23 @@ impl Backend for CpuBackend {
         &mut self,
         q: &CpuTensor,
         k: &CpuTensor,
-        v: &CpuTensor,
+        v: Option<&CpuTensor>,
+        sinks: Option<&CpuVector>,
         spec: &AttendSpec,
         batch: &Batch,
     ) -> Result<CpuTensor, BackendError> {
+        let (Some(v), None, None) = (v, sinks, spec.window) else {
+            return Err(BackendError::Device("this attention is not implemented".to_owned()));
+        };
+        assert_eq!(spec.key_dim, spec.value_dim, "not implemented");
         let tokens = batch.tokens.len();
         assert!(
             [q, k, v].iter().all(|x| x.rows == tokens && x.tokens.is_none()),
             "all of the batch's tokens"
         );
         assert!(spec.heads.is_multiple_of(spec.kv_heads), "query heads in equal groups");
-        assert_eq!(q.width, (spec.heads * spec.head_dim) as usize, "query width");
-        let kv_width = (spec.kv_heads * spec.head_dim) as usize;
+        assert_eq!(q.width, (spec.heads * spec.key_dim) as usize, "query width");
+        let kv_width = (spec.kv_heads * spec.key_dim) as usize;
         assert!(k.width == kv_width && v.width == kv_width, "key and value widths");
         let block_tokens = self.kv.block_tokens();
         for span in &batch.spans {
@@ -301,9 +318,13 @@ impl Backend for CpuBackend {
     fn route(
         &mut self,
         x: &CpuTensor,
-        router: &CpuWeight,
+        router: Router<'_, CpuWeight, CpuVector>,
         spec: &RouteSpec,
     ) -> Result<CpuRouting, BackendError> {
+        if spec.gating != crate::backend::Gating::Softmax || spec.groups.is_some() {
+            return Err(BackendError::Device("this routing is not implemented".to_owned()));
+        }
+        let router = router.weight;
         self.count(x, router.matrix_bytes(), router.macs());
         let logits = self.core.products(x, &[router]);
         Ok(self.core.choose(&logits[0], spec))
@@ -313,7 +334,7 @@ impl Backend for CpuBackend {
         &mut self,
         x: &CpuTensor,
         routing: &CpuRouting,
-        ffn: Gated<'_, CpuWeight>,
+        ffn: Gated<'_, CpuWeight, CpuVector>,
         batch: &Batch,
     ) -> Result<CpuTensor, BackendError> {
         let all = batch.tokens.len();
@@ -330,7 +351,11 @@ impl Backend for CpuBackend {
         Ok(self.core.gated(x, &Assigned::routed(routing, experts), ffn))
     }
 
-    fn feed_forward(&mut self, x: &CpuTensor, ffn: Gated<'_, CpuWeight>) -> Result<CpuTensor, BackendError> {
+    fn feed_forward(
+        &mut self,
+        x: &CpuTensor,
+        ffn: Gated<'_, CpuWeight, CpuVector>,
+    ) -> Result<CpuTensor, BackendError> {
         for w in [ffn.gate, ffn.up, ffn.down] {
             assert_eq!(w.experts, 1, "a dense feed-forward");
             self.count(x, w.matrix_bytes(), w.macs());
@@ -338,10 +363,25 @@ impl Backend for CpuBackend {
         Ok(self.core.gated(x, &Assigned::all(x.rows), ffn))
     }
 
-    fn add(&mut self, x: &mut CpuTensor, y: &CpuTensor) -> Result<(), BackendError> {
+    fn gate(&mut self, x: &mut CpuTensor, by: &CpuTensor, gate: &CpuVector) -> Result<(), BackendError> {
+        let gate = &gate.values;
+        assert!(by.width == gate.len() && x.rows == by.rows, "a gate for each row");
+        self.count(by, 4 * gate.len() as u64, gate.len() as u64);
+        let (isa, width) = (self.core.env.isa, x.width);
+        self.core.rows_mut(x.values_mut(), width, |_, i, row| math::gate(isa, row, by.row(i), gate));
+        Ok(())
+    }
+
+    fn scale(&mut self, x: &mut CpuTensor, factor: f32) -> Result<(), BackendError> {
+        let (isa, width) = (self.core.env.isa, x.width);
+        self.core.rows_mut(x.values_mut(), width, |_, _, row| math::scale(isa, row, factor));
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut CpuTensor, y: &CpuTensor, factor: f32) -> Result<(), BackendError> {
         assert!(x.rows == y.rows && x.width == y.width, "equal shapes");
         let (isa, width) = (self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), width, |_, i, row| math::add(isa, row, y.row(i)));
+        self.core.rows_mut(x.values_mut(), width, |_, i, row| math::add(isa, row, y.row(i), factor));
         Ok(())
     }
 

@@ -6,9 +6,19 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::{Activation, RopeStyle};
+use crate::backend::{Activation, Gating, RopeStyle};
 use crate::quant::{FORMATS, GgmlType, format};
 use crate::step::{BlockCopy, BlockId, BlockTable, Row, SamplingParams, Score, SeqId, StepInput, TokenId};
+
+/// Softmax over all experts.
+fn routing(top_k: usize, normalise: bool, scale: f32) -> RouteSpec {
+    RouteSpec { top_k: top_k as u32, gating: Gating::Softmax, groups: None, normalise, scale }
+}
+
+/// A router without biases.
+fn plain(weight: &CpuWeight) -> Router<'_, CpuWeight, CpuVector> {
+    Router { weight, bias: None, choice_bias: None }
+}
 
 /// Seeded numbers (xorshift64*).
 struct Random(u64);
@@ -261,7 +271,7 @@ impl Weights {
 fn forward(b: &mut CpuBackend, w: &Weights, sizes: &Sizes, batch: &Batch) -> Vec<f32> {
     let dim = sizes.head_dim as u32;
     let frequencies = (0..dim / 2).map(|i| 1e4_f64.powf(-2.0 * f64::from(i) / f64::from(dim))).collect();
-    let rope = Rope { style: RopeStyle::Neox, frequencies, scale: 1.0 };
+    let rope = Rope { style: RopeStyle::Neox, first: 0, frequencies, scale: 1.0 };
     b.begin(batch).unwrap();
     let mut x = b.embed(&w.table, batch).unwrap();
     for (slot, [q, k, v, o, gate, up, down]) in w.layers.iter().enumerate() {
@@ -274,20 +284,29 @@ fn forward(b: &mut CpuBackend, w: &Weights, sizes: &Sizes, batch: &Batch) -> Vec
         b.rope(&mut k, dim, &rope, batch).unwrap();
         let (heads, kv_heads) = (sizes.heads as u32, sizes.kv_heads as u32);
         let scale = 1.0 / (dim as f32).sqrt();
-        let spec = AttendSpec { group: 0, slot: slot as u32, heads, kv_heads, head_dim: dim, scale };
-        let a = b.attend(&q, &k, &v, &spec, batch).unwrap();
+        let spec = AttendSpec {
+            group: 0,
+            slot: slot as u32,
+            heads,
+            kv_heads,
+            key_dim: dim,
+            value_dim: dim,
+            scale,
+            window: None,
+        };
+        let a = b.attend(&q, &k, Some(&v), None, &spec, batch).unwrap();
         let a = b.linear(&a, &[o]).unwrap().remove(0);
-        b.add(&mut x, &a).unwrap();
+        b.add(&mut x, &a, 1.0).unwrap();
         let n = b.rms_norm(&x, &w.norm, 1e-5).unwrap();
-        let ffn = Gated { gate, up, down, activation: Activation::Silu };
+        let ffn = Gated { gate, up, down, biases: None, activation: Activation::Silu };
         let y = if gate.experts > 1 {
-            let spec = RouteSpec { top_k: sizes.top_k as u32, normalise: true, scale: 1.0 };
-            let routing = b.route(&n, &w.router, &spec).unwrap();
+            let spec = routing(sizes.top_k, true, 1.0);
+            let routing = b.route(&n, plain(&w.router), &spec).unwrap();
             b.experts(&n, &routing, ffn, batch).unwrap()
         } else {
             b.feed_forward(&n, ffn).unwrap()
         };
-        b.add(&mut x, &y).unwrap();
+        b.add(&mut x, &y, 1.0).unwrap();
     }
     let x = b.select(&x, &batch.outputs).unwrap();
     let x = b.rms_norm(&x, &w.norm, 1e-5).unwrap();
@@ -432,7 +451,7 @@ proptest! {
         let mut blocks = random.shuffled(2048 / block_tokens).into_iter().map(BlockId);
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let spec = AttendSpec {
-            group: 0, slot: 1, heads: heads as u32, kv_heads: kv_heads as u32, head_dim: head_dim as u32, scale: 0.3,
+            group: 0, slot: 1, heads: heads as u32, kv_heads: kv_heads as u32, key_dim: head_dim as u32, value_dim: head_dim as u32, scale: 0.3, window: None,
         };
         // The past first, in a step of its own, then the new tokens.
         let tables: Vec<Vec<BlockId>> = lengths
@@ -462,7 +481,7 @@ proptest! {
             let batch = Batch::new(&step);
             b.begin(&batch).unwrap();
             let (tq, tk, tv) = (tensor(&b, q_width, &q), tensor(&b, kv_width, &k), tensor(&b, kv_width, &v));
-            let out = b.attend(&tq, &tk, &tv, &spec, &batch).unwrap();
+            let out = b.attend(&tq, &tk, Some(&tv), None, &spec, &batch).unwrap();
             result = b.read(&out).unwrap();
             queries = q;
         }
@@ -504,8 +523,8 @@ proptest! {
         b.begin(&batch).unwrap();
         let xt = tensor(&b, hidden, &x);
         let routing =
-            b.route(&xt, &loaded, &RouteSpec { top_k: top_k as u32, normalise, scale: 1.5 }).unwrap();
-        let ffn = Gated { gate: &gate, up: &up, down: &down, activation: Activation::Silu };
+            b.route(&xt, plain(&loaded), &routing(top_k, normalise, 1.5)).unwrap();
+        let ffn = Gated { gate: &gate, up: &up, down: &down, biases: None, activation: Activation::Silu };
         let out = b.experts(&xt, &routing, ffn, &batch).unwrap();
         let out = b.read(&out).unwrap();
 
@@ -540,7 +559,7 @@ proptest! {
 fn equal_probabilities_go_to_the_smaller_index() {
     let b = backend(1, &Sizes::new(GgmlType::F32));
     let logits = tensor(&b, 4, &[1.0, 3.0, 3.0, 3.0, f32::NAN, 0.0, f32::NAN, 0.0]);
-    let spec = RouteSpec { top_k: 2, normalise: true, scale: 1.0 };
+    let spec = routing(2, true, 1.0);
     let routing = b.core.choose(&logits, &spec);
     assert_eq!(routing.experts[..2], [1, 2]);
     assert_eq!(routing.weights[..2], [0.5, 0.5]);
@@ -619,7 +638,16 @@ fn work_is_counted_once_a_step_and_per_row() {
 fn blocks_are_copied_before_the_step() {
     let sizes = Sizes { heads: 2, kv_heads: 2, head_dim: 8, ..Sizes::new(GgmlType::F32) };
     let mut b = backend(1, &sizes);
-    let spec = AttendSpec { group: 0, slot: 0, heads: 2, kv_heads: 2, head_dim: 8, scale: 1.0 };
+    let spec = AttendSpec {
+        group: 0,
+        slot: 0,
+        heads: 2,
+        kv_heads: 2,
+        key_dim: 8,
+        value_dim: 8,
+        scale: 1.0,
+        window: None,
+    };
     let random = &mut Random(9);
     let attend = |b: &mut CpuBackend, values: &[f32], start: usize, block: u32, copies: Vec<BlockCopy>| {
         let n = values.len() / 16;
@@ -627,7 +655,7 @@ fn blocks_are_copied_before_the_step() {
         let batch = Batch::new(&StepInput { copies, rows });
         b.begin(&batch).unwrap();
         let x = tensor(b, 16, values);
-        let out = b.attend(&x, &x, &x, &spec, &batch).unwrap();
+        let out = b.attend(&x, &x, Some(&x), None, &spec, &batch).unwrap();
         b.read(&out).unwrap()
     };
     let past: Vec<f32> = (0..5 * 16).map(|_| random.value()).collect();
@@ -647,8 +675,17 @@ fn what_is_not_supported_is_refused_by_name() {
     let batch = Batch::new(&StepInput { rows: vec![windowed], ..StepInput::default() });
     b.begin(&batch).unwrap();
     let x = tensor(&b, 8, &[1.0; 8]);
-    let spec = AttendSpec { group: 0, slot: 0, heads: 1, kv_heads: 1, head_dim: 8, scale: 1.0 };
-    let error = b.attend(&x, &x, &x, &spec, &batch).unwrap_err();
+    let spec = AttendSpec {
+        group: 0,
+        slot: 0,
+        heads: 1,
+        kv_heads: 1,
+        key_dim: 8,
+        value_dim: 8,
+        scale: 1.0,
+        window: None,
+    };
+    let error = b.attend(&x, &x, Some(&x), None, &spec, &batch).unwrap_err();
     assert_eq!(error.to_string(), "tensor cache group 0: a sliding window is not supported by this backend");
 
     let data = [0; 144];

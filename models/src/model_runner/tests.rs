@@ -37,7 +37,8 @@ impl Model<ReferenceBackend> for Echo {
         assert!(batch.tokens.iter().all(|t| t.0 != 7), "token seven");
         let table = backend.load_embedding(&view)?;
         let mut x = backend.embed(&table, batch)?;
-        let still = Rope { style: crate::backend::RopeStyle::Normal, frequencies: vec![], scale: 1.0 };
+        let still =
+            Rope { style: crate::backend::RopeStyle::Normal, first: 0, frequencies: vec![], scale: 1.0 };
         backend.rope(&mut x, VOCAB, &still, batch)?;
         Ok(Some(backend.select(&x, &batch.outputs)?))
     }
