@@ -10,13 +10,14 @@ use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::runner::Runner;
 use frugal_models::step::{
-    BlockId, BlockTable, Row, RowOutput, Sample, SamplingParams, SeqId, StepInput, StepStats, TokenId,
+    BlockId, BlockTable, Geometry, GroupKind, Row, RowOutput, Sample, SamplingParams, SeqId, StepInput,
+    StepStats, TokenId,
 };
 
-/// A runner and the blocks it has left.
+/// A runner and the blocks it has left, by cache group.
 pub(crate) struct Driver {
     runner: Box<dyn Runner>,
-    free: VecDeque<BlockId>,
+    free: Vec<VecDeque<BlockId>>,
     next: u64,
     /// Of the last step.
     pub(crate) stats: StepStats,
@@ -29,7 +30,7 @@ pub(crate) struct Sequence {
     prompt_len: usize,
     pub(crate) tokens: Vec<TokenId>,
     computed: usize,
-    table: BlockTable,
+    tables: Vec<BlockTable>,
 }
 
 impl Sequence {
@@ -51,12 +52,8 @@ impl Driver {
 
     pub(crate) fn with(gguf: &Gguf, options: &RunnerOptions) -> Result<Self> {
         let runner = load_runner(gguf, options)?;
-        let blocks = runner.geometry().groups[0].blocks;
-        // Neighbours in a table are never neighbours in memory.
-        let stride = (blocks / 2..).find(|s| gcd(*s, blocks) == 1).unwrap_or(1);
-        let free =
-            (0..blocks).map(|i| BlockId((u64::from(i) * u64::from(stride) % u64::from(blocks)) as u32));
-        Ok(Self { free: free.collect(), runner, next: 0, stats: StepStats::default() })
+        let free = runner.geometry().groups.iter().map(|g| shuffled(g.blocks)).collect();
+        Ok(Self { free, runner, next: 0, stats: StepStats::default() })
     }
 
     pub(crate) fn vocab(&self) -> u32 {
@@ -74,13 +71,16 @@ impl Driver {
             forbid: Arc::from([]),
         };
         let tokens: Vec<TokenId> = prompt.iter().map(|&t| TokenId(t)).collect();
-        let (id, prompt_len, table) = (SeqId(self.next), tokens.len(), BlockTable::default());
-        Sequence { id, sample, prompt_len, tokens, computed: 0, table }
+        let (id, prompt_len) = (SeqId(self.next), tokens.len());
+        let tables = vec![BlockTable::default(); self.free.len()];
+        Sequence { id, sample, prompt_len, tokens, computed: 0, tables }
     }
 
     /// Gives a sequence's blocks back; the next to take them gets them in another order.
     pub(crate) fn release(&mut self, sequence: Sequence) {
-        self.free.extend(sequence.table.blocks.into_iter().rev());
+        for (free, table) in self.free.iter_mut().zip(sequence.tables) {
+            free.extend(table.blocks.into_iter().rev());
+        }
     }
 
     /// One step: each sequence computes up to so many of its tokens, and samples if none are left.
@@ -99,9 +99,19 @@ impl Driver {
 
     fn row(&mut self, sequence: &mut Sequence, chunk: usize) -> Row {
         let end = sequence.tokens.len().min(sequence.computed + chunk);
-        let block_tokens = self.runner.geometry().block_tokens as usize;
-        while sequence.table.blocks.len() * block_tokens < end {
-            sequence.table.blocks.push(self.free.pop_front().expect("tests bring enough blocks"));
+        let Geometry { block_tokens, groups, .. } = self.runner.geometry();
+        let block_tokens = *block_tokens as usize;
+        for ((group, free), table) in groups.iter().zip(&mut self.free).zip(&mut sequence.tables) {
+            // What no query will see any more is given to others at once.
+            if let GroupKind::Window { window } = group.kind {
+                let first = (sequence.computed + 1).saturating_sub(window as usize) / block_tokens;
+                let gone = (first - table.first as usize).min(table.blocks.len());
+                free.extend(table.blocks.drain(..gone));
+                table.first = first as u32;
+            }
+            while (table.first as usize + table.blocks.len()) * block_tokens < end {
+                table.blocks.push(free.pop_front().expect("tests bring enough blocks"));
+            }
         }
         let samples = end == sequence.tokens.len();
         let sample = samples.then(|| {
@@ -115,7 +125,7 @@ impl Driver {
             seq: sequence.id,
             start: sequence.computed as u32,
             tokens: sequence.tokens[sequence.computed..end].to_vec(),
-            tables: vec![sequence.table.clone()],
+            tables: sequence.tables.clone(),
             sample,
             score: None,
         }
@@ -131,6 +141,13 @@ impl Driver {
             }
         }
     }
+}
+
+/// All blocks of a pool, neighbours in the order never neighbours in memory.
+fn shuffled(blocks: u32) -> VecDeque<BlockId> {
+    let stride = (blocks / 2..).find(|s| gcd(*s, blocks) == 1).unwrap_or(1);
+    let block = |i: u32| BlockId((u64::from(i) * u64::from(stride) % u64::from(blocks)) as u32);
+    (0..blocks).map(block).collect()
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

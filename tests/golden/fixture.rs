@@ -1,5 +1,6 @@
 //! A golden and the comparison with it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,8 @@ use sha2::{Digest, Sha256};
 #[derive(Deserialize)]
 pub(crate) struct Golden {
     sha256: String,
+    /// How many tensors are in which format.
+    tensor_types: BTreeMap<String, usize>,
     pub(crate) prompts: Vec<Prompt>,
 }
 
@@ -38,7 +41,7 @@ pub(crate) struct Greedy {
 }
 
 /// Of |difference| of log-probabilities over the golden's 64 likeliest tokens.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) max: f32,
     pub(crate) rms: f32,
@@ -51,7 +54,8 @@ pub(crate) const EXACT_F16_PAGES: Limits = Limits { max: 0.05, rms: 0.02 };
 /// Activations rounded to 8 bits.
 pub(crate) const ROUNDED: Limits = Limits { max: 0.8, rms: 0.35 };
 
-fn folder() -> PathBuf {
+/// Where the fixtures are.
+pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
@@ -62,13 +66,47 @@ pub(crate) fn path(name: &str) -> PathBuf {
 
 /// Opens a fixture and its golden, which must be of the same bytes.
 pub(crate) fn open(name: &str) -> Result<(Gguf, Golden)> {
-    let path = path(name);
-    let golden = std::fs::read(folder().join("golden").join(format!("{name}.json")))?;
-    let golden: Golden = serde_json::from_slice(&golden)?;
+    open_in(&folder(), name)
+}
+
+/// The same of another folder.
+pub(crate) fn open_in(folder: &Path, name: &str) -> Result<(Gguf, Golden)> {
+    let golden = golden_in(folder, name)?;
+    let path = folder.join(format!("{name}.gguf"));
     let bytes = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
     let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     ensure!(digest == golden.sha256, "{name}.gguf is not the file that the golden is of");
     Ok((Gguf::from_bytes(bytes)?, golden))
+}
+
+/// A fixture's golden alone.
+pub(crate) fn golden_in(folder: &Path, name: &str) -> Result<Golden> {
+    let path = folder.join("golden").join(format!("{name}.json"));
+    let golden = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
+    Ok(serde_json::from_slice(&golden)?)
+}
+
+/// The names of a folder's models that have a golden, in order.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        if let Some(name) = name.strip_suffix(".gguf")
+            && folder.join("golden").join(format!("{name}.json")).exists()
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+impl Golden {
+    /// What the CPU backend is held to: it rounds activations to 8 bits unless weights are floats.
+    pub(crate) fn cpu_limits(&self) -> Limits {
+        let float = |ty: &String| ["F32", "F16", "BF16"].contains(&ty.as_str());
+        if self.tensor_types.keys().all(float) { EXACT } else { ROUNDED }
+    }
 }
 
 /// Whether `ours`, by token, is within `limits` of the golden's likeliest tokens.
@@ -108,21 +146,15 @@ impl Greedy {
 }
 
 impl Prompt {
-    /// The truths to compare with: 8-bit activations may be as near to either.
-    fn truths(&self, native_too: bool) -> impl Iterator<Item = &Truth> {
-        [Some(&self.exact), self.native.as_ref().filter(|_| native_too)].into_iter().flatten()
+    /// The truths to compare with: activations rounded to 8 bits may be as near to either.
+    fn truths(&self, limits: Limits) -> impl Iterator<Item = &Truth> {
+        [Some(&self.exact), self.native.as_ref().filter(|_| limits == ROUNDED)].into_iter().flatten()
     }
 
     /// Whether log-probabilities and a greedy continuation agree with a truth.
-    pub(crate) fn check(
-        &self,
-        logprobs: &[f32],
-        greedy: &[TokenId],
-        limits: Limits,
-        native_too: bool,
-    ) -> Result<()> {
+    pub(crate) fn check(&self, logprobs: &[f32], greedy: &[TokenId], limits: Limits) -> Result<()> {
         let any = |check: &dyn Fn(&Truth) -> Result<(), String>| -> Result<()> {
-            let results: Vec<_> = self.truths(native_too).map(check).collect();
+            let results: Vec<_> = self.truths(limits).map(check).collect();
             ensure!(results.iter().any(Result::is_ok), "prompt of {}: {results:?}", self.ids.len());
             Ok(())
         };

@@ -16,7 +16,7 @@ fn check(name: &str, experts: u32, top_k: u32, backend: BackendKind, limits: Lim
     let (dense, golden) = open(name)?;
     let upcycled = Gguf::open(&output)?;
     assert_ne!(upcycled.digest(), dense.digest());
-    compare(&upcycled, &golden, backend, PageType::F32, limits, true)
+    compare(&upcycled, &golden, backend, PageType::F32, limits)
 }
 
 #[test]
