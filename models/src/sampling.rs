@@ -90,7 +90,10 @@ impl Sampler {
         let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
         self.find_best(raw, top as usize);
         let top = self.best.iter().map(|c| (TokenId(c.id), logprob(c.logit))).collect();
-        TokenScore { token, logprob: logprob(raw[token.0 as usize]), top }
+        let own = raw[token.0 as usize];
+        let (before, after) = raw.split_at(token.0 as usize);
+        let ahead = before.iter().filter(|&&l| l >= own).count() + after.iter().filter(|&&l| l > own).count();
+        TokenScore { token, logprob: logprob(own), rank: ahead as u32 + 1, top }
     }
 
     /// Fills `adjusted`: bias, forbidden tokens, then penalties.

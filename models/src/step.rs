@@ -189,6 +189,8 @@ pub struct TokenScore {
     pub token: TokenId,
     /// log softmax of the raw logits at `token`.
     pub logprob: f32,
+    /// 1 for the most likely token, ties by id.
+    pub rank: u32,
     /// The most likely tokens, best first, ties by id; as many as asked for.
     pub top: Vec<(TokenId, f32)>,
 }

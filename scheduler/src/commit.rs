@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::ledger::RowTokens;
 use crate::policy::{Plan, Planned};
 use crate::request::{Event, FinishReason, Tick};
+use crate::stop::StopMatch;
 
 impl Engine {
     /// Takes in what a step produced; the step owns the time since the previous commit.
@@ -120,12 +121,25 @@ impl Engine {
         }
         if live.request.end_tokens.contains(&token) {
             assert!(seq.output > live.request.min_tokens, "a forbidden token was chosen");
-            return self.finish(id, FinishReason::EndToken, None);
+            let bytes = self.options.token_bytes.get(token);
+            if live.request.include_stop && !bytes.is_empty() {
+                seq.stop.push(bytes, false);
+                let event = Event::Token { choice: seq.choice, token, score, release: seq.stop.len() };
+                self.outbox.events.push((seq.request, event));
+            }
+            return self.finish(id, FinishReason::EndToken(token), None);
         }
         seq.tokens.push(token);
         let bytes = self.options.token_bytes.get(token);
-        let found = seq.stop.push(bytes, seq.output > live.request.min_tokens);
-        let release = found.map_or(seq.stop.release(), |m| m.text_len);
+        let mut found = seq.stop.push(bytes, seq.output > live.request.min_tokens);
+        let mut release = seq.stop.release();
+        if live.request.include_stop {
+            // Nothing is taken back, but for what follows a stop string in its last token.
+            let length = |m: &StopMatch| live.request.stop[m.index as usize].len() as u32;
+            found = found.map(|m| StopMatch { text_len: m.text_len + length(&m), ..m });
+            release = seq.stop.len();
+        }
+        let release = found.map_or(release, |m| m.text_len);
         let event = Event::Token { choice: seq.choice, token, score, release };
         self.outbox.events.push((seq.request, event));
         if let Some(found) = found {

@@ -27,10 +27,12 @@ pub struct Request {
     pub max_tokens: u32,
     /// End tokens may not be chosen, nor stop strings end a choice, before this many output tokens.
     pub min_tokens: u32,
-    /// End a choice when chosen; not part of its text. Empty with `ignore_eos`.
+    /// End a choice when chosen; not part of its text. Those of the model (none with `ignore_eos`) and of the client.
     pub end_tokens: Arc<[TokenId]>,
     /// End a choice when they appear in its text; never empty strings. Text from the match on is not output.
     pub stop: Arc<[String]>,
+    /// What ended a choice is part of its text all the same: the stop string, or the end token if it stands for text.
+    pub include_stop: bool,
     /// Report log-probabilities of the prompt's tokens from the second on, with so many alternatives.
     /// Such a request does not read the prefix cache.
     pub prompt_logprobs: Option<u32>,
@@ -46,7 +48,7 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {
     /// An end token was chosen.
-    EndToken,
+    EndToken(TokenId),
     /// A stop string appeared: `Request::stop[index]`.
     StopString(u32),
     /// `max_tokens` or the context's end.
@@ -71,7 +73,8 @@ pub enum Event {
         /// One per token.
         scores: Vec<TokenScore>,
     },
-    /// A choice's next token. End tokens are not sent (a finish is).
+    /// A choice's next token. End tokens are not sent (a finish is), unless they are part of the text
+    /// ([`Request::include_stop`]).
     Token {
         /// Which choice, from 0.
         choice: u32,
@@ -82,7 +85,7 @@ pub enum Event {
         /// Bytes of this choice's text, from its beginning, that no stop string can take back any more.
         release: u32,
     },
-    /// A choice ended. `text_len` bytes of its text count: all, or up to the stop string.
+    /// A choice ended. `text_len` bytes of its text count: all, or up to the stop string (or up to its end).
     Finish {
         /// Which choice.
         choice: u32,
@@ -170,6 +173,7 @@ pub(crate) fn test_request(prompt: u32) -> Request {
         min_tokens: 0,
         end_tokens: Arc::default(),
         stop: Arc::default(),
+        include_stop: false,
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,

@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use crate::usage::Totals;
 
-/// Clients may choose it, so that their logs and ours can be joined; OpenAI's clients show the answer's.
+/// Clients may choose it, of visible ASCII, so that their logs and ours can be joined; OpenAI's clients show the answer's.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longer ids and paths are not logged.
@@ -74,7 +74,7 @@ pub async fn log(mut request: Request, next: Next) -> Response {
 }
 
 fn usable(id: &HeaderValue) -> bool {
-    !id.is_empty() && id.len() <= LOGGED_MAX && id.to_str().is_ok()
+    !id.is_empty() && id.len() <= LOGGED_MAX && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
 /// Writes the line when dropped.

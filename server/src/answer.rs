@@ -18,9 +18,9 @@ use serde::Serialize;
 use crate::access::Line;
 use crate::admit::Admitted;
 use crate::error::ApiError;
-use crate::logprobs::Names;
+use crate::logprobs::{Names, PromptLogprobs};
 use crate::state::State;
-use crate::stream::{Answer, Piece, Scored};
+use crate::stream::{Answer, Ending, Piece, Scored};
 use crate::usage::Usage;
 
 /// What an endpoint's answers look like.
@@ -35,6 +35,8 @@ pub trait Shape: Send + Sync + 'static {
     const OBJECT: &'static str;
     /// `object` of a chunk.
     const CHUNK_OBJECT: &'static str;
+    /// Log-probabilities of the prompt are the answer's own, for it has one prompt; else each choice has its prompt's.
+    const ONE_PROMPT: bool;
 
     /// A choice as a whole.
     fn choice(&self, index: usize, whole: Whole) -> Self::Choice;
@@ -43,7 +45,7 @@ pub trait Shape: Send + Sync + 'static {
     /// More of a choice.
     fn more(&self, index: usize, text: String, tokens: &[Scored]) -> Self::Delta;
     /// The end of a choice.
-    fn finish(&self, index: usize, reason: &'static str) -> Self::Delta;
+    fn finish(&self, index: usize, ending: Ending) -> Self::Delta;
 }
 
 /// All of a choice.
@@ -54,7 +56,9 @@ pub struct Whole {
     /// Its tokens, if log-probabilities were asked for.
     pub tokens: Vec<Scored>,
     /// Why it ended.
-    pub reason: &'static str,
+    pub ending: Ending,
+    /// Of its prompt, if asked for and not the answer's own.
+    pub prompt_logprobs: Option<Arc<PromptLogprobs>>,
 }
 
 #[derive(Serialize)]
@@ -67,12 +71,16 @@ struct Body<'a, C> {
     /// Absent, null or there.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
+    system_fingerprint: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Arc<PromptLogprobs>>,
 }
 
 /// What all chunks of an answer share.
 struct Envelope {
     id: String,
     created: u64,
+    fingerprint: Arc<str>,
     state: State,
 }
 
@@ -82,9 +90,18 @@ impl Envelope {
         object: &'static str,
         choices: Vec<C>,
         usage: Option<Option<Usage>>,
+        prompt_logprobs: Option<Arc<PromptLogprobs>>,
     ) -> String {
-        let model = self.state.model();
-        let body = Body { id: &self.id, object, created: self.created, model, choices, usage };
+        let body = Body {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: self.state.model(),
+            choices,
+            usage,
+            system_fingerprint: &self.fingerprint,
+            prompt_logprobs,
+        };
         serde_json::to_string(&body).expect("strings and numbers")
     }
 
@@ -105,20 +122,26 @@ pub async fn respond<S: Shape>(
 ) -> Result<Response, ApiError> {
     let engine = state.engine()?;
     let names = Names { tokenizer: engine.tokenizer.clone(), as_token_ids: admitted.as_token_ids };
-    let shape = shape(admitted.logprobs.then_some(names));
+    let shape = shape(admitted.logprobs.map(|_| names.clone()));
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let id = format!("{}-{}", S::ID_PREFIX, uuid::Uuid::new_v4().simple());
-    let envelope = Envelope { id, created, state: state.clone() };
+    let envelope = Envelope { id, created, fingerprint: engine.fingerprint.clone(), state: state.clone() };
     let (stream, include_usage) = (admitted.stream, admitted.include_usage);
     let answer = Answer::start(engine, admitted, line)?;
     if stream {
         events(envelope, answer, shape, include_usage).await
     } else {
-        whole(&envelope, answer, &shape).await
+        whole(&envelope, answer, &shape, &names).await
     }
 }
 
-async fn whole<S: Shape>(envelope: &Envelope, mut answer: Answer, shape: &S) -> Result<Response, ApiError> {
+async fn whole<S: Shape>(
+    envelope: &Envelope,
+    mut answer: Answer,
+    shape: &S,
+    names: &Names,
+) -> Result<Response, ApiError> {
+    let mut own = None;
     let mut all = Vec::new();
     all.resize_with(answer.choices(), Whole::default);
     while let Some(piece) = answer.next().await {
@@ -127,11 +150,19 @@ async fn whole<S: Shape>(envelope: &Envelope, mut answer: Answer, shape: &S) -> 
                 all[choice].text.push_str(&text);
                 all[choice].tokens.extend(tokens);
             }
-            Piece::Finish { choice, reason } => all[choice].reason = reason,
+            Piece::Finish { choice, ending } => all[choice].ending = ending,
+            Piece::Prompt { choices, tokens } => {
+                let logprobs = Some(Arc::new(PromptLogprobs::new(names, &tokens)));
+                if S::ONE_PROMPT {
+                    own = logprobs;
+                } else {
+                    all[choices].iter_mut().for_each(|one| one.prompt_logprobs = logprobs.clone());
+                }
+            }
         }
     }
     let choices = all.into_iter().enumerate().map(|(i, one)| shape.choice(i, one)).collect();
-    let json = envelope.json(S::OBJECT, choices, Some(Some(envelope.usage(&answer))));
+    let json = envelope.json(S::OBJECT, choices, Some(Some(envelope.usage(&answer))), own);
     Ok(([(axum::http::header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
@@ -181,13 +212,15 @@ impl<S: Shape> Feed<S> {
     fn push(&mut self, delta: S::Delta) {
         // With usage asked for, every chunk has the field, and all but the last have null (OpenAI).
         let usage = self.include_usage.then_some(None);
-        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, vec![delta], usage));
+        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, vec![delta], usage, None));
     }
 
     fn on_piece(&mut self, piece: Piece) {
         let delta = match piece {
             Piece::More { choice, text, tokens } => self.shape.more(choice, text, &tokens),
-            Piece::Finish { choice, reason } => self.shape.finish(choice, reason),
+            Piece::Finish { choice, ending } => self.shape.finish(choice, ending),
+            // Refused with a stream.
+            Piece::Prompt { .. } => return,
         };
         self.push(delta);
     }
@@ -212,7 +245,7 @@ impl<S: Shape> Feed<S> {
                     if self.include_usage {
                         let usage = Some(Some(self.envelope.usage(&self.answer)));
                         let none: Vec<S::Delta> = Vec::new();
-                        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, none, usage));
+                        self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, none, usage, None));
                     }
                     self.ready.push_back("[DONE]".to_owned());
                 }

@@ -9,6 +9,7 @@ pub mod admit;
 pub mod answer;
 pub mod auth;
 pub mod error;
+pub mod fingerprint;
 pub mod logprobs;
 pub mod metrics;
 pub mod routes;

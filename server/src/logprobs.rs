@@ -140,6 +140,47 @@ impl CompletionLogprobs {
     }
 }
 
+/// `prompt_logprobs` as vLLM has it: for each token of the prompt, itself and then the best ones, by id; null for the
+/// first token, which nothing predicts.
+#[derive(Clone, Debug)]
+pub struct PromptLogprobs(Vec<Option<Vec<(TokenId, PromptToken)>>>);
+
+/// One of the tokens that could have stood there.
+#[derive(Clone, Debug, Serialize)]
+struct PromptToken {
+    logprob: f32,
+    /// 1 for the likeliest.
+    rank: u32,
+    decoded_token: String,
+}
+
+impl PromptLogprobs {
+    /// Of a prompt's tokens.
+    pub fn new(names: &Names, tokens: &[Scored]) -> Self {
+        let entry = |token: TokenId, logprob: f32, rank: u32| {
+            (token, PromptToken { logprob: finite(logprob), rank, decoded_token: names.lossy(token) })
+        };
+        let position = |score: &TokenScore| {
+            let others = score.top.iter().zip(1..).filter(|((token, _), _)| *token != score.token);
+            let others = others.map(|(&(token, logprob), rank)| entry(token, logprob, rank));
+            std::iter::once(entry(score.token, score.logprob, score.rank)).chain(others).collect()
+        };
+        Self(tokens.iter().map(|t| t.score.as_ref().map(position)).collect())
+    }
+}
+
+impl Serialize for PromptLogprobs {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        struct Position<'a>(&'a [(TokenId, PromptToken)]);
+        impl Serialize for Position<'_> {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_map(self.0.iter().map(|(token, entry)| (token.0, entry)))
+            }
+        }
+        to.collect_seq(self.0.iter().map(|position| position.as_deref().map(Position)))
+    }
+}
+
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { NOT_FINITE }
 }

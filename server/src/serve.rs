@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use frugal::auth::Keys;
+use frugal::fingerprint::fingerprint;
 use frugal::metrics::Facts;
 use frugal::settings::{self, Settings, UnknownFields};
 use frugal::state::{Engine, Operations, State};
@@ -55,8 +56,13 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     };
     let options = engine_options(config, started, &loaded.tokenizer);
     let (handle, _thread) = frugal_scheduler::handle::start(loaded.runner, options);
-    let engine = Engine { handle: handle.clone(), tokenizer: loaded.tokenizer, template: loaded.template };
-    state.set_engine(engine);
+    let template = config.model.chat_template.as_deref();
+    state.set_engine(Engine {
+        fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, template),
+        handle: handle.clone(),
+        tokenizer: loaded.tokenizer,
+        template: loaded.template,
+    });
     announce(address, state.model())?;
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
     match drained {

@@ -43,6 +43,8 @@ pub struct Engine {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template; None if it has none, and then there is no chat.
     pub template: Option<Arc<ChatTemplate>>,
+    /// See [`crate::fingerprint`].
+    pub fingerprint: Arc<str>,
 }
 
 impl State {

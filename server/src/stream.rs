@@ -5,6 +5,7 @@
 //! drops its submissions, which cancels them: a client that is gone costs nothing more.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use frugal_models::step::{TokenBytes, TokenId, TokenScore};
 use frugal_scheduler::handle::Submission;
 use frugal_scheduler::request::{Event, FinishReason};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
+use serde::Serialize;
 
 use crate::access::{End, Line};
 use crate::admit::{Admitted, Echo};
@@ -36,9 +38,35 @@ pub enum Piece {
     Finish {
         /// Which choice.
         choice: usize,
-        /// OpenAI's word for why: `stop` or `length`.
-        reason: &'static str,
+        /// Why.
+        ending: Ending,
     },
+    /// A prompt's log-probabilities, if they were asked for; before any of its choices has a piece.
+    Prompt {
+        /// Its choices.
+        choices: Range<usize>,
+        /// Its tokens; the first has no score.
+        tokens: Vec<Scored>,
+    },
+}
+
+/// Why a choice ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// OpenAI's word: `stop` or `length`.
+    pub reason: &'static str,
+    /// Which of the client's own stops it was, if it was one.
+    pub stop: Option<StopReason>,
+}
+
+/// `stop_reason`, as vLLM has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    /// One of `stop_token_ids`.
+    Token(u32),
+    /// One of `stop`.
+    Text(String),
 }
 
 /// A token and its place.
@@ -64,18 +92,28 @@ pub struct Answer {
     totals: Totals,
     /// Prompts whose last event has come.
     done: usize,
-    /// Log-probabilities were asked for.
-    logprobs: bool,
+    /// Log-probabilities were asked for, with so many alternatives: of the answer, and of the prompt.
+    logprobs: Option<u32>,
+    prompt_logprobs: Option<u32>,
+    stops: Stops,
     /// Output tokens so far, for the log if the answer is abandoned.
     tokens_seen: u64,
     end: End,
     line: Arc<Line>,
 }
 
+/// What the client named to end a choice.
+struct Stops {
+    strings: Arc<[String]>,
+    tokens: Arc<[TokenId]>,
+}
+
 /// What is known of one prompt.
 struct PromptState {
-    /// Taken when the answer's choices begin with it.
+    /// What the answer's choices begin with.
     echo: Option<Echo>,
+    /// Its choices have begun.
+    begun: bool,
     ids: Arc<[TokenId]>,
     scores: Vec<TokenScore>,
     /// First of its choices.
@@ -125,6 +163,7 @@ impl Answer {
     /// What the engine said of the first that it did not take.
     pub fn start(engine: &Engine, admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
         let n = admitted.n as usize;
+        let strings = admitted.prompts.first().map(|p| p.request.stop.clone()).unwrap_or_default();
         let mut events = SelectAll::new();
         let mut prompts = Vec::with_capacity(admitted.prompts.len());
         for (i, prompt) in admitted.prompts.into_iter().enumerate() {
@@ -133,7 +172,8 @@ impl Answer {
                 engine.handle.submit(prompt.request).map_err(|e| from_submit(e, admitted.prompt_field))?;
             events.push(numbered(i, submission));
             let (echo, scores, first_choice) = (prompt.echo, Vec::new(), i * n);
-            prompts.push(PromptState { echo, ids, scores, first_choice, n, running: n, failed: None });
+            let (begun, running, failed) = (false, n, None);
+            prompts.push(PromptState { echo, begun, ids, scores, first_choice, n, running, failed });
         }
         let mut choices = Vec::new();
         choices.resize_with(prompts.len() * n, ChoiceState::default);
@@ -146,6 +186,8 @@ impl Answer {
             totals: Totals::default(),
             done: 0,
             logprobs: admitted.logprobs,
+            prompt_logprobs: admitted.prompt_logprobs,
+            stops: Stops { strings, tokens: admitted.stop_token_ids },
             tokens_seen: 0,
             end: End::Abandoned,
             line,
@@ -225,17 +267,27 @@ impl Answer {
     /// Choices begin with the prompt if it is to be repeated: by now its scores have come.
     fn begin(&mut self, prompt: usize) {
         let prompt = &mut self.prompts[prompt];
-        let Some(echo) = prompt.echo.take() else { return };
+        let choices = prompt.first_choice..prompt.first_choice + prompt.n;
+        if std::mem::replace(&mut prompt.begun, true) {
+            return;
+        }
         let scores = std::mem::take(&mut prompt.scores);
-        for choice in prompt.first_choice..prompt.first_choice + prompt.n {
+        if let Some(top) = self.prompt_logprobs {
+            let scores = std::iter::once(None).chain(scores.iter().map(|s| Some(narrowed(s, top))));
+            let tokens = prompt.ids.iter().zip(scores);
+            let tokens = tokens.map(|(&token, score)| Scored { token, score, text_offset: 0 }).collect();
+            self.ready.push_back(Ok(Piece::Prompt { choices: choices.clone(), tokens }));
+        }
+        let Some(echo) = prompt.echo.take() else { return };
+        for choice in choices {
             let state = &mut self.choices[choice];
             let mut tokens = Vec::new();
-            let mut scores = scores.iter().cloned();
+            let mut scores = scores.iter();
             let mut text = String::new();
             for (i, (piece, &token)) in echo.pieces.iter().zip(prompt.ids.iter()).enumerate() {
                 text.push_str(&state.text.push(piece));
-                if self.logprobs {
-                    let score = if i == 0 { None } else { scores.next() };
+                if let Some(top) = self.logprobs {
+                    let score = if i == 0 { None } else { scores.next().map(|s| narrowed(s, top)) };
                     tokens.push(Scored { token, score, text_offset: state.offset_of(piece) });
                 }
             }
@@ -249,7 +301,7 @@ impl Answer {
         state.held.extend(bytes);
         let text = state.release(release);
         let mut tokens = Vec::new();
-        if self.logprobs {
+        if self.logprobs.is_some() {
             tokens.push(Scored { token, score, text_offset: state.offset_of(bytes) });
         }
         if !text.is_empty() || !tokens.is_empty() {
@@ -275,8 +327,8 @@ impl Answer {
         if !text.is_empty() {
             self.ready.push_back(Ok(Piece::More { choice, text, tokens: Vec::new() }));
         }
-        match outcome(reason) {
-            Ok(reason) => self.ready.push_back(Ok(Piece::Finish { choice, reason })),
+        match outcome(reason, &self.stops) {
+            Ok(ending) => self.ready.push_back(Ok(Piece::Finish { choice, ending })),
             // What remains of the account, and the reason for a fault, come with the last event.
             Err(error) if prompt.running == 0 => prompt.failed = Some(error),
             // The others may run on for long.
@@ -305,11 +357,23 @@ fn numbered(index: usize, submission: Submission) -> Events {
     .boxed()
 }
 
-/// OpenAI's word for an end, or the error it is.
-fn outcome(reason: FinishReason) -> Result<&'static str, ApiError> {
+/// A score with at most `top` alternatives: more were computed if two fields asked for them.
+fn narrowed(score: &TokenScore, top: u32) -> TokenScore {
+    TokenScore { top: score.top.iter().take(top as usize).copied().collect(), ..*score }
+}
+
+/// What a client is told of an end, or the error it is.
+fn outcome(reason: FinishReason, stops: &Stops) -> Result<Ending, ApiError> {
     match reason {
-        FinishReason::EndToken | FinishReason::StopString(_) => Ok("stop"),
-        FinishReason::Length => Ok("length"),
+        FinishReason::EndToken(token) => {
+            let stop = stops.tokens.contains(&token).then_some(StopReason::Token(token.0));
+            Ok(Ending { reason: "stop", stop })
+        }
+        FinishReason::StopString(index) => {
+            let text = stops.strings.get(index as usize);
+            Ok(Ending { reason: "stop", stop: text.cloned().map(StopReason::Text) })
+        }
+        FinishReason::Length => Ok(Ending { reason: "length", stop: None }),
         FinishReason::Timeout => Err(ApiError::timeout()),
         FinishReason::Shutdown => Err(ApiError::shutting_down()),
         FinishReason::Cancelled => Err(ApiError::internal("The request was cancelled by the server")),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use frugal::fingerprint::fingerprint;
 use frugal::settings::{Limits, Settings, UnknownFields};
 use frugal::state::{Engine, State};
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
@@ -75,6 +76,7 @@ impl Setup {
         let (handle, _thread) = start(runner, options);
         let state = State::new(self.settings);
         let engine = Engine {
+            fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, None),
             handle: handle.clone(),
             tokenizer: tokenizer.clone(),
             template: self.template.then(|| Arc::new(template)),
@@ -216,6 +218,10 @@ pub(crate) fn stable(mut body: Value) -> Value {
     if let Some(id) = body.get_mut("id") {
         let prefix = id.as_str().and_then(|id| id.split_once('-')).expect("a prefix").0;
         *id = json!(format!("{prefix}-ID"));
+    }
+    if let Some(fingerprint) = body.get_mut("system_fingerprint") {
+        assert!(fingerprint.as_str().is_some_and(|f| f.len() == 13 && f.starts_with("fp_")), "{fingerprint}");
+        *fingerprint = json!("fp_FINGERPRINT");
     }
     if let Some(created) = body.get_mut("created") {
         assert!(created.as_u64().is_some_and(|t| t > 1_700_000_000));

@@ -6,6 +6,7 @@
 mod chat;
 mod clients;
 mod completions;
+mod fields;
 mod harness;
 mod lifecycle;
 mod log;

@@ -38,6 +38,7 @@ fn refused_by_both() -> Vec<(&'static str, Value)> {
         ("best_of", json!(2)),
         ("skip_special_tokens", json!(false)),
         ("cache_prompt", json!(false)),
+        ("prompt_cache_retention", json!("24h")),
         // Unknown.
         ("temprature", json!(0.5)),
         ("guided_json", json!({"type": "object"})),
@@ -57,6 +58,14 @@ fn refused_by_both() -> Vec<(&'static str, Value)> {
         ("stream_options", json!(true)),
         ("ignore_eos", json!(1)),
         ("return_tokens_as_token_ids", json!("yes")),
+        ("stop_token_ids", json!(5)),
+        ("stop_token_ids", json!(["a"])),
+        ("include_stop_str_in_output", json!("yes")),
+        ("prompt_logprobs", json!(true)),
+        ("user", json!(7)),
+        ("metadata", json!("x")),
+        ("safety_identifier", json!(true)),
+        ("prompt_cache_key", json!(["k"])),
         // Out of range.
         ("temperature", json!(2.1)),
         ("temperature", json!(-0.1)),
@@ -75,6 +84,11 @@ fn refused_by_both() -> Vec<(&'static str, Value)> {
         ("stop", json!("")),
         ("stop", json!(vec!["x"; 17])),
         ("stop", json!("x".repeat(1025))),
+        ("stop_token_ids", json!([512])),
+        ("stop_token_ids", json!([-1])),
+        ("stop_token_ids", json!(vec![1; 17])),
+        ("prompt_logprobs", json!(101)),
+        ("prompt_logprobs", json!(-1)),
         ("logit_bias", json!({"512": 1})),
         ("logit_bias", json!({"-1": 1})),
         ("logit_bias", json!({"1": 101})),
@@ -132,6 +146,9 @@ async fn fields_of_one_endpoint() {
     assert_refused(&server, CHAT, &with(chat(), &json!({"max_completion_tokens": 2})), "max_tokens").await;
     let top = json!({"logprobs": true, "top_logprobs": 101});
     assert_refused(&server, CHAT, &with(chat(), &top), "top_logprobs").await;
+    let streamed = json!({"stream": true, "prompt_logprobs": 0});
+    assert_refused(&server, CHAT, &with(chat(), &streamed), "prompt_logprobs").await;
+    assert_refused(&server, COMPLETIONS, &with(completion(), &streamed), "prompt_logprobs").await;
     for (field, value) in [
         ("prompt", json!(null)),
         ("prompt", json!("")),
@@ -185,6 +202,8 @@ async fn what_asks_for_nothing_is_accepted() {
     let nothing = [
         json!({"user": "u-1", "metadata": {"a": "b"}, "store": false, "safety_identifier": "x"}),
         json!({"prompt_cache_key": "k", "service_tier": "auto", "parallel_tool_calls": true}),
+        json!({"prompt_cache_retention": "in-memory", "service_tier": "default", "stop_token_ids": []}),
+        json!({"include_stop_str_in_output": false, "prompt_logprobs": null, "user": null}),
         json!({"tools": [], "functions": [], "tool_choice": "none", "function_call": "none"}),
         json!({"response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"}),
         json!({"audio": null, "prediction": null, "suffix": null, "web_search_options": null, "reasoning_effort": null}),
@@ -355,6 +374,16 @@ async fn heads_are_bounded() {
 async fn requests_have_ids() {
     let server = Server::new().await;
     assert_eq!(server.get("/version").await.headers["x-request-id"].len(), 32);
-    let chosen = server.client.get(format!("{}/version", server.url)).header("x-request-id", "mine-7");
-    assert_eq!(chosen.send().await.unwrap().headers()["x-request-id"], "mine-7");
+    let id = async |chosen: &[u8]| {
+        let request = server.client.get(format!("{}/version", server.url)).header("x-request-id", chosen);
+        request.send().await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned()
+    };
+    let long = "x".repeat(128);
+    for good in ["mine-7", "{\"a\":1}", &long] {
+        assert_eq!(id(good.as_bytes()).await, good);
+    }
+    for bad in [&b"two words"[..], b"", b"a\ttab", "naïve".as_bytes(), &[b'x'; 129]] {
+        let own = id(bad).await;
+        assert!(own.len() == 32 && own.bytes().all(|b| b.is_ascii_hexdigit()), "{own}");
+    }
 }

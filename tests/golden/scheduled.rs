@@ -46,6 +46,7 @@ fn request(i: u64) -> Request {
         max_tokens: OUTPUT,
         min_tokens: 0,
         end_tokens: Arc::default(),
+        include_stop: false,
         stop: Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],

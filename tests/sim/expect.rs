@@ -9,7 +9,7 @@ use frugal_scheduler::request::{FinishReason, Request};
 /// A choice that nobody disturbed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// Without the end token.
+    /// Without the end token, unless it is part of the text.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) reason: FinishReason,
     pub(crate) text_len: u32,
@@ -48,14 +48,19 @@ pub(crate) fn expected(
             return done(&tokens, FinishReason::Fault, bytes.len(), output - 1);
         };
         if request.end_tokens.contains(&token) {
-            return done(&tokens, FinishReason::EndToken, bytes.len(), output);
+            if request.include_stop && !text.get(token).is_empty() {
+                tokens.push(token);
+                bytes.extend_from_slice(text.get(token));
+            }
+            return done(&tokens, FinishReason::EndToken(token), bytes.len(), output);
         }
         tokens.push(token);
         bytes.extend_from_slice(text.get(token));
         if early {
             quiet = bytes.len();
         } else if let Some((index, text_len)) = stop(&bytes, quiet, &request.stop) {
-            return done(&tokens, FinishReason::StopString(index), text_len, output);
+            let kept = if request.include_stop { request.stop[index as usize].len() } else { 0 };
+            return done(&tokens, FinishReason::StopString(index), text_len + kept, output);
         }
     }
     done(&tokens, FinishReason::Length, bytes.len(), limit)

@@ -110,6 +110,7 @@ impl Params {
             min_tokens: if rng.percent(30) { rng.range(0, max_tokens) } else { 0 },
             end_tokens: (0..rng.range(0, 5) / 4).map(|_| TokenId(rng.range(0, vocab - 1))).collect(),
             stop,
+            include_stop: rng.percent(30),
             prompt_logprobs,
             cache_domain: [rng.range(0, 1) as u8; 32],
             deadline: rng.percent(self.deadline).then(|| Tick(now.0 + rng.next() % 6_000_000)),

@@ -30,6 +30,7 @@ fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> Request {
         max_tokens,
         min_tokens: 0,
         end_tokens: std::sync::Arc::default(),
+        include_stop: false,
         stop: std::sync::Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],

@@ -34,7 +34,7 @@ pub(super) fn score_of(past: u64, vocab: u32, token: TokenId, top: u32) -> Token
     let first = (mix(past, 1) % u64::from(vocab)) as u32;
     let rivals = (0..top.min(vocab)).map(|i| (TokenId((first + i) % vocab), -0.5 - i as f32));
     let logprob = -((mix(past, u64::from(token.0)) % 1000) as f32) / 100.0;
-    TokenScore { token, logprob, top: rivals.collect() }
+    TokenScore { token, logprob, rank: 1 + (mix(past, 2) % u64::from(vocab)) as u32, top: rivals.collect() }
 }
 
 pub(super) fn choose(past: u64, vocab: u32, sample: &Sample) -> Option<TokenId> {

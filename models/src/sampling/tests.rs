@@ -129,6 +129,12 @@ fn greedy_takes_the_smallest_id_among_equals() {
 }
 
 #[test]
+fn ranks_count_what_is_likelier() {
+    let rank = |token| Sampler::default().score(&[1.0, 3.0, 3.0, -1.0], TokenId(token), 0).unwrap().rank;
+    assert_eq!([0, 1, 2, 3].map(rank), [3, 1, 2, 4]);
+}
+
+#[test]
 fn rows_without_numbers_are_faults() {
     let greedy = ask(SamplingParams { temperature: 0.0, ..Default::default() }, 0);
     for bad in [&[1.0, f32::NAN][..], &[f32::NEG_INFINITY; 3], &[f32::INFINITY, 0.0], &[]] {

@@ -7,7 +7,7 @@ use frugal_models::step::TokenId;
 use serde_json::Value;
 
 use super::fields::{Fields, mistyped, whole};
-use super::{Admitted, Common, Context, Echo, Prompt, unencodable};
+use super::{Admitted, Common, Context, Echo, Prompt, token_ids, unencodable};
 use crate::error::ApiError;
 use crate::settings::Caller;
 use crate::state::State;
@@ -47,7 +47,8 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
         let mut request = common.request(&cx, PROMPT_FIELD, ids, Some(max_tokens))?;
         if echo.is_some() {
             // A prompt that is not continued is computed all the same, so that its usage is true.
-            request.prompt_logprobs = logprobs.or((max_tokens == 0).then_some(0));
+            let scored = logprobs.or((max_tokens == 0).then_some(0));
+            request.prompt_logprobs = request.prompt_logprobs.max(scored);
         }
         prompts.push(Prompt { request, echo });
     }
@@ -84,7 +85,7 @@ fn prompts(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Written>, ApiErr
         Some(other) => return Err(fields.mistyped(PROMPT_FIELD, expected, &other)),
     };
     if values.iter().all(Value::is_number) {
-        return Ok(vec![Written::Ids(token_ids(&values, cx)?)]);
+        return Ok(vec![Written::Ids(token_ids(PROMPT_FIELD, &values, cx.vocab())?)]);
     }
     if values.len() > cx.limits().prompts {
         let message = format!("'prompt' has {} prompts, {} is the most", values.len(), cx.limits().prompts);
@@ -93,22 +94,10 @@ fn prompts(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Written>, ApiErr
     let strings = values.iter().all(Value::is_string);
     let written = values.into_iter().map(|value| match value {
         Value::String(text) if strings => Ok(Written::Text(text)),
-        Value::Array(ids) => Ok(Written::Ids(token_ids(&ids, cx)?)),
+        Value::Array(ids) => Ok(Written::Ids(token_ids(PROMPT_FIELD, &ids, cx.vocab())?)),
         other => Err(mistyped(PROMPT_FIELD, expected, &other)),
     });
     written.collect()
-}
-
-fn token_ids(values: &[Value], cx: &Context<'_>) -> Result<Vec<TokenId>, ApiError> {
-    let vocab = cx.vocab();
-    let id = |value: &Value| {
-        let id = whole(value).ok_or_else(|| mistyped(PROMPT_FIELD, "token ids", value))?;
-        let id = u32::try_from(id).ok().filter(|&id| id < vocab);
-        let message =
-            || ApiError::invalid(PROMPT_FIELD, format!("'prompt' holds an id that is not below {vocab}"));
-        id.map(TokenId).ok_or_else(message)
-    };
-    values.iter().map(id).collect()
 }
 
 /// The tokens, and how many of the first ones are the server's own.

@@ -12,23 +12,28 @@ use crate::settings::UnknownFields;
 
 /// What is done with a field that no endpoint reads.
 enum Rule {
-    /// Changes nothing about the answer, whatever it holds.
-    Tolerated,
+    /// A string that changes nothing about the answer.
+    AnyString,
+    /// An object that changes nothing about the answer.
+    AnyObject,
     /// Not honoured. These values, as JSON, and null ask for nothing.
     Only(&'static [&'static str]),
 }
 
-use Rule::{Only, Tolerated};
+use Rule::{AnyObject, AnyString, Only};
 
 /// All fields of OpenAI's two endpoints, and of vLLM's and llama.cpp's, that are not read here.
 /// A field in no row is unknown: null, false and the empty list ask for nothing, anything else is refused.
 const RULES: &[(&str, Rule)] = &[
     // Bookkeeping on OpenAI's side; without storage there is nothing to attach it to.
-    ("user", Tolerated),
-    ("metadata", Tolerated),
-    ("safety_identifier", Tolerated),
-    ("prompt_cache_key", Tolerated),
-    ("prompt_cache_retention", Tolerated),
+    ("user", AnyString),
+    ("metadata", AnyObject),
+    ("safety_identifier", AnyString),
+    // For balancers in front of replicas. The prefix cache finds what prompts share by itself, and is parted by API key and
+    // `cache_salt` only.
+    ("prompt_cache_key", AnyString),
+    // How long a prefix stays depends on who else needs the room: nothing longer is promised.
+    ("prompt_cache_retention", Only(&["\"in_memory\"", "\"in-memory\""])),
     ("store", Only(&["false"])),
     ("service_tier", Only(&["\"auto\"", "\"default\""])),
     // Tools.
@@ -180,8 +185,11 @@ impl Fields {
             let name = self.name(field);
             let rule = RULES.iter().find(|(known, _)| self.path.is_empty() && known == field);
             match rule {
-                Some((_, Tolerated)) => {}
-                Some((_, Only(_))) if value.is_null() => {}
+                Some(_) if value.is_null() => {}
+                Some((_, AnyString)) if value.is_string() => {}
+                Some((_, AnyString)) => return Err(mistyped(&name, "a string", value)),
+                Some((_, AnyObject)) if value.is_object() => {}
+                Some((_, AnyObject)) => return Err(mistyped(&name, "an object", value)),
                 Some((_, Only(harmless))) => {
                     if !harmless.iter().any(|text| same(text, value)) {
                         let message =
@@ -254,14 +262,17 @@ mod tests {
     fn every_row_is_valid_json_and_unique() {
         for (i, (name, rule)) in RULES.iter().enumerate() {
             assert!(RULES[..i].iter().all(|(other, _)| other != name), "{name} twice");
-            if let Only(values) = rule {
-                for value in *values {
-                    serde_json::from_str::<Value>(value).unwrap();
-                    fields(&format!("{{{name:?}: {value}}}")).finish(UnknownFields::Refuse).unwrap();
-                }
-                let asks = fields(&format!("{{{name:?}: \"something\"}}")).finish(UnknownFields::Refuse);
-                assert_eq!(param(&asks.unwrap_err()), *name);
+            let (harmless, harmful) = match rule {
+                Only(values) => (*values, "\"something\""),
+                AnyString => (&["\"something\""][..], "7"),
+                AnyObject => (&["{\"some\":\"thing\"}"][..], "7"),
+            };
+            for value in harmless {
+                serde_json::from_str::<Value>(value).unwrap();
+                fields(&format!("{{{name:?}: {value}}}")).finish(UnknownFields::Refuse).unwrap();
             }
+            let asks = fields(&format!("{{{name:?}: {harmful}}}")).finish(UnknownFields::Refuse);
+            assert_eq!(param(&asks.unwrap_err()), *name);
             fields(&format!("{{{name:?}: null}}")).finish(UnknownFields::Refuse).unwrap();
         }
     }

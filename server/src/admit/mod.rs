@@ -35,8 +35,12 @@ pub struct Admitted {
     pub stream: bool,
     /// End the stream with a chunk that holds `usage`.
     pub include_usage: bool,
-    /// Log-probabilities were asked for.
-    pub logprobs: bool,
+    /// Log-probabilities of the answer, with so many alternatives.
+    pub logprobs: Option<u32>,
+    /// Log-probabilities of the prompt, with so many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// Tokens that end a choice because the client said so.
+    pub stop_token_ids: Arc<[TokenId]>,
     /// Tokens are named `token_id:N`.
     pub as_token_ids: bool,
     /// The field that holds the prompt: errors name it.
@@ -116,6 +120,9 @@ struct Common {
     ignore_eos: bool,
     seed: u64,
     stop: Arc<[String]>,
+    stop_token_ids: Arc<[TokenId]>,
+    include_stop: bool,
+    prompt_logprobs: Option<u32>,
     sampling: SamplingParams,
     cache_domain: [u8; 32],
 }
@@ -141,6 +148,9 @@ impl Common {
             ignore_eos: fields.flag("ignore_eos")?,
             seed: seed(fields)?,
             stop: stop(fields, limits)?,
+            stop_token_ids: stop_token_ids(fields, cx)?,
+            include_stop: fields.flag("include_stop_str_in_output")?,
+            prompt_logprobs: prompt_logprobs(fields, stream, limits)?,
             sampling: sampling(fields, cx)?,
             cache_domain: cache_domain(fields, cx.caller)?,
         })
@@ -172,8 +182,8 @@ impl Common {
                 format!("'min_tokens' is {}, more than the {max_tokens} of 'max_tokens'", self.min_tokens);
             return Err(ApiError::invalid("min_tokens", message));
         }
-        let end_tokens: Arc<[TokenId]> =
-            if self.ignore_eos { Arc::default() } else { cx.engine.tokenizer.end_tokens() };
+        let model_ends = if self.ignore_eos { Arc::default() } else { cx.engine.tokenizer.end_tokens() };
+        let end_tokens = model_ends.iter().chain(&*self.stop_token_ids).copied().collect();
         Ok(Request {
             prompt,
             sampling: Arc::new(self.sampling.clone()),
@@ -183,7 +193,8 @@ impl Common {
             min_tokens: self.min_tokens,
             end_tokens,
             stop: self.stop.clone(),
-            prompt_logprobs: None,
+            include_stop: self.include_stop,
+            prompt_logprobs: self.prompt_logprobs,
             cache_domain: self.cache_domain,
             deadline: deadline(cx.engine.handle.now(), cx.limits().request_time),
             tenant: cx.caller.tenant,
@@ -197,7 +208,6 @@ impl Common {
         prompt_field: &'static str,
         prompts: Vec<Prompt>,
     ) -> Result<Admitted, ApiError> {
-        let logprobs = self.sampling.logprobs;
         let entries: u64 = prompts.iter().map(|p| response_entries(&p.request)).fold(0, u64::saturating_add);
         if entries > cx.limits().response_entries {
             let message = format!(
@@ -212,7 +222,9 @@ impl Common {
             n: self.n,
             stream: self.stream,
             include_usage: self.include_usage,
-            logprobs: logprobs.is_some(),
+            logprobs: self.sampling.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            stop_token_ids: self.stop_token_ids,
             as_token_ids: self.as_token_ids,
             prompt_field,
         })
@@ -223,8 +235,9 @@ impl Common {
 fn response_entries(request: &Request) -> u64 {
     let width = |top: Option<u32>| 1 + u64::from(top.unwrap_or(0));
     let output = u64::from(request.max_tokens) * u64::from(request.n) * width(request.sampling.logprobs);
-    let scored = request.prompt_logprobs.map_or(0, |top| request.prompt.len() as u64 * width(Some(top)));
-    output.saturating_add(scored)
+    // Every choice may begin with them.
+    let prompts = request.prompt.len() as u64 * u64::from(request.n);
+    output.saturating_add(request.prompt_logprobs.map_or(0, |top| prompts * width(Some(top))))
 }
 
 /// The tokenizer's own failure.
@@ -296,6 +309,46 @@ fn stop(fields: &mut Fields, limits: &Limits) -> Result<Arc<[String]>, ApiError>
         }
     }
     Ok(stop.into())
+}
+
+/// As many as stop strings at most; the same twice is once.
+fn stop_token_ids(fields: &mut Fields, cx: &Context<'_>) -> Result<Arc<[TokenId]>, ApiError> {
+    let name = "stop_token_ids";
+    let values = match fields.take(name) {
+        None => return Ok(Arc::default()),
+        Some(Value::Array(values)) => values,
+        Some(other) => return Err(fields.mistyped(name, "an array of token ids", &other)),
+    };
+    if values.len() > cx.limits().stop {
+        let message = format!("'{name}' has {} ids, {} is the most", values.len(), cx.limits().stop);
+        return Err(ApiError::invalid(name, message));
+    }
+    let mut ids = token_ids(name, &values, cx.vocab())?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids.into())
+}
+
+/// Ids below `vocab`, in the field `name`.
+pub(crate) fn token_ids(name: &str, values: &[Value], vocab: u32) -> Result<Vec<TokenId>, ApiError> {
+    let id = |value: &Value| {
+        let id = whole(value).ok_or_else(|| mistyped(name, "token ids", value))?;
+        let id = u32::try_from(id).ok().filter(|&id| id < vocab);
+        let message = || ApiError::invalid(name, format!("'{name}' holds an id that is not below {vocab}"));
+        id.map(TokenId).ok_or_else(message)
+    };
+    values.iter().map(id).collect()
+}
+
+/// As in vLLM, only whole answers hold them.
+fn prompt_logprobs(fields: &mut Fields, stream: bool, limits: &Limits) -> Result<Option<u32>, ApiError> {
+    let name = "prompt_logprobs";
+    match fields.count(name, 0..=limits.logprobs)? {
+        Some(_) if stream => {
+            Err(ApiError::invalid(name, format!("'{name}' is only allowed when 'stream' is not enabled")))
+        }
+        wanted => Ok(wanted),
+    }
 }
 
 fn sampling(fields: &mut Fields, cx: &Context<'_>) -> Result<SamplingParams, ApiError> {

@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::logprobs::{ChatLogprobs, Names};
 use crate::settings::Caller;
 use crate::state::State;
-use crate::stream::Scored;
+use crate::stream::{Ending, Scored, StopReason};
 
 /// The endpoint.
 pub fn route() -> Router<State> {
@@ -46,6 +46,7 @@ struct Choice {
     message: Message,
     logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
+    stop_reason: Option<StopReason>,
 }
 
 #[derive(Serialize)]
@@ -61,6 +62,8 @@ struct ChunkChoice {
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<StopReason>,
 }
 
 #[derive(Default, Serialize)]
@@ -77,26 +80,29 @@ impl Shape for Chat {
     const ID_PREFIX: &'static str = "chatcmpl";
     const OBJECT: &'static str = "chat.completion";
     const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
+    const ONE_PROMPT: bool = true;
 
     fn choice(&self, index: usize, whole: Whole) -> Choice {
         let logprobs = self.0.as_ref().map(|names| ChatLogprobs::new(names, &whole.tokens));
         let message = Message { role: "assistant", content: whole.text, refusal: None };
-        Choice { index, message, logprobs, finish_reason: whole.reason }
+        let Ending { reason, stop } = whole.ending;
+        Choice { index, message, logprobs, finish_reason: reason, stop_reason: stop }
     }
 
     fn opening(&self, index: usize) -> Option<ChunkChoice> {
         let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-        Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None })
+        Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
     }
 
     fn more(&self, index: usize, text: String, tokens: &[Scored]) -> ChunkChoice {
         let names = self.0.as_ref().filter(|_| !tokens.is_empty());
         let logprobs = names.map(|names| ChatLogprobs::new(names, tokens));
         let delta = Delta { role: None, content: Some(text) };
-        ChunkChoice { index, delta, logprobs, finish_reason: None }
+        ChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None }
     }
 
-    fn finish(&self, index: usize, reason: &'static str) -> ChunkChoice {
-        ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) }
+    fn finish(&self, index: usize, Ending { reason, stop }: Ending) -> ChunkChoice {
+        let (delta, finish_reason) = (Delta::default(), Some(reason));
+        ChunkChoice { index, delta, logprobs: None, finish_reason, stop_reason: stop }
     }
 }

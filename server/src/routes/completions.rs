@@ -13,10 +13,10 @@ use crate::access::Line;
 use crate::admit;
 use crate::answer::{Shape, Whole, respond};
 use crate::error::ApiError;
-use crate::logprobs::{CompletionLogprobs, Names};
+use crate::logprobs::{CompletionLogprobs, Names, PromptLogprobs};
 use crate::settings::Caller;
 use crate::state::State;
-use crate::stream::Scored;
+use crate::stream::{Ending, Scored, StopReason};
 
 /// The endpoint.
 pub fn route() -> Router<State> {
@@ -47,6 +47,20 @@ struct Choice {
     text: String,
     logprobs: Option<CompletionLogprobs>,
     finish_reason: Option<&'static str>,
+    stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Arc<PromptLogprobs>>,
+}
+
+impl Choice {
+    /// A piece of a choice that goes on.
+    fn piece(index: usize, text: String, logprobs: Option<CompletionLogprobs>) -> Self {
+        Self { index, text, logprobs, finish_reason: None, stop_reason: None, prompt_logprobs: None }
+    }
+
+    fn ended(self, Ending { reason, stop }: Ending) -> Self {
+        Self { finish_reason: Some(reason), stop_reason: stop, ..self }
+    }
 }
 
 impl Shape for Completion {
@@ -55,10 +69,12 @@ impl Shape for Completion {
     const ID_PREFIX: &'static str = "cmpl";
     const OBJECT: &'static str = "text_completion";
     const CHUNK_OBJECT: &'static str = "text_completion";
+    const ONE_PROMPT: bool = false;
 
     fn choice(&self, index: usize, whole: Whole) -> Choice {
         let logprobs = self.0.as_ref().map(|names| CompletionLogprobs::new(names, &whole.tokens));
-        Choice { index, text: whole.text, logprobs, finish_reason: Some(whole.reason) }
+        Choice { prompt_logprobs: whole.prompt_logprobs, ..Choice::piece(index, whole.text, logprobs) }
+            .ended(whole.ending)
     }
 
     fn opening(&self, _: usize) -> Option<Choice> {
@@ -68,10 +84,10 @@ impl Shape for Completion {
     fn more(&self, index: usize, text: String, tokens: &[Scored]) -> Choice {
         let names = self.0.as_ref().filter(|_| !tokens.is_empty());
         let logprobs = names.map(|names| CompletionLogprobs::new(names, tokens));
-        Choice { index, text, logprobs, finish_reason: None }
+        Choice::piece(index, text, logprobs)
     }
 
-    fn finish(&self, index: usize, reason: &'static str) -> Choice {
-        Choice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
+    fn finish(&self, index: usize, ending: Ending) -> Choice {
+        Choice::piece(index, String::new(), None).ended(ending)
     }
 }
