@@ -344,7 +344,6 @@ fn integer<T: TryFrom<i128>>(key: &str, value: &Value<'_>, wanted: &'static str)
 /// Names of the formats of GGUF, also of those that cannot be read yet, for messages.
 fn type_name(id: u32) -> String {
     let name = match id {
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
@@ -354,7 +353,6 @@ fn type_name(id: u32) -> String {
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",
@@ -364,10 +362,9 @@ fn type_name(id: u32) -> String {
         27 => "I64",
         28 => "F64",
         29 => "IQ1_M",
-        30 => "BF16",
         34 => "TQ1_0",
         35 => "TQ2_0",
-        39 => "MXFP4",
+        40 => "NVFP4",
         _ => match GgmlType::from_id(id) {
             Some(ty) => ty.name(),
             None => return format!("number {id}"),

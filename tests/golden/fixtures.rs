@@ -72,13 +72,14 @@ macro_rules! fixtures {
 fixtures! {
     llama_f32 = "llama-F32";
     llama_moe_f32 = "llama-moe-F32";
+    qwen3moe_bf16 = "qwen3moe-BF16";
     qwen3moe_f16 = "qwen3moe-F16";
     qwen3moe_f32 = "qwen3moe-F32";
+    qwen3moe_iq4_nl = "qwen3moe-IQ4_NL";
     qwen3moe_q4_0 = "qwen3moe-Q4_0";
     qwen3moe_q4_1 = "qwen3moe-Q4_1";
     qwen3moe_q4_k_m = "qwen3moe-Q4_K_M";
-    qwen3moe_q5_0 = "qwen3moe-Q5_0";
-    qwen3moe_q8_0 = "qwen3moe-Q8_0";
+    qwen3moe_q5_1 = "qwen3moe-Q5_1";
     llama_q4_k_m = "llama-Q4_K_M";
 }
 
@@ -95,11 +96,8 @@ const NOT_YET: &[&str] = &[
     "qwen2-F32",
     "qwen2moe-F32",
     "qwen3-F32",
-    "qwen3moe-BF16",
-    "qwen3moe-IQ4_NL",
     "qwen3moe-IQ4_XS",
     "qwen3moe-Q2_K",
-    "qwen3moe-Q5_1",
 ];
 
 #[test]

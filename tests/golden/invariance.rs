@@ -104,7 +104,7 @@ fn cpu_experts_f32() -> Result<()> {
 /// Bits do not depend on instruction set, threads or the size of blocks either.
 #[test]
 fn cpu_machines() -> Result<()> {
-    for name in ["llama-Q4_K_M", "qwen3moe-Q8_0", "qwen3moe-F16"] {
+    for name in ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16"] {
         let (gguf, mut golden) = open(name)?;
         golden.prompts.truncate(3);
         let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(32), context: None };

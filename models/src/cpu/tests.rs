@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,7 +73,14 @@ impl Stored {
                 GgmlType::F32 => block.copy_from_slice(&(size * random.value()).to_le_bytes()),
                 GgmlType::F16 => half(0, size * random.value()),
                 GgmlType::Q4_0 | GgmlType::Q5_0 => half(0, x / 16.0),
-                GgmlType::Q8_0 => half(0, x / 128.0),
+                GgmlType::Q8_0 | GgmlType::IQ4_NL => half(0, x / 128.0),
+                GgmlType::BF16 => block.copy_from_slice(&bf16::from_f32(size * random.value()).to_le_bytes()),
+                // Values are up to 12 * 2^(e - 128).
+                GgmlType::MXFP4 => block[0] = (125.0 + size.log2()).round() as u8,
+                GgmlType::Q5_1 => {
+                    half(0, x / 16.0);
+                    half(2, -x);
+                }
                 GgmlType::Q4_1 => {
                     half(0, x / 8.0);
                     half(2, -x);

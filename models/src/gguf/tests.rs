@@ -258,17 +258,17 @@ fn bad_tensors_are_refused() {
 
 #[test]
 fn unusable_tensors_are_listed_and_refused_when_used() {
-    let raw = Raw::new(3, 3, 0).tensor("mx", &[33], 39, 0).tensor("new", &[32], 777, 32).tensor(
+    let raw = Raw::new(3, 3, 0).tensor("iq", &[33], 16, 0).tensor("new", &[32], 777, 32).tensor(
         "deep",
         &[1, 1, 1, 2],
         0,
         64,
     );
     let file = raw.data(99).open().unwrap();
-    assert_eq!(file.tensor("mx").unwrap().type_name(), "MXFP4");
-    assert_eq!(file.tensor("mx").unwrap().range(), None);
+    assert_eq!(file.tensor("iq").unwrap().type_name(), "IQ2_XXS");
+    assert_eq!(file.tensor("iq").unwrap().range(), None);
     let message = |name: &str| file.view(name).unwrap_err().to_string();
-    assert_eq!(message("mx"), "tensor mx has the type MXFP4, which is not supported");
+    assert_eq!(message("iq"), "tensor iq has the type IQ2_XXS, which is not supported");
     assert_eq!(message("new"), "tensor new has the type number 777, which is not supported");
     assert_eq!(message("deep"), "tensor deep has four dimensions; at most three are supported");
 }

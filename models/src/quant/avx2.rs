@@ -99,3 +99,11 @@ pub(super) fn low_nibbles(v: __m256i) -> __m256i {
 pub(super) fn high_nibbles(v: __m256i) -> __m256i {
     low_nibbles(_mm256_srli_epi16::<4>(v))
 }
+
+/// Sixteen bytes in both halves: a table for `pshufb`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn table(values: &[i8; 16]) -> __m256i {
+    // SAFETY: sixteen bytes are readable; the load may be unaligned.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
+}

@@ -1,23 +1,29 @@
-//! What formats with blocks of 32 share: one or two f16 factors, then codes.
+//! What formats with blocks of 32 share: one or two factors, then codes.
 //!
-//! A file block is `HEADER` f16 values (d, or d and m) and a body of codes; its value is `d * (code - BIAS)`, `+ m` if there
-//! is one. A panel's block is, for each header value, the eight rows' f16, then a body of 32-byte vectors, in
-//! which row r has bytes `4r..4r+4`: four consecutive k. What the vectors hold is the format's business.
+//! A file block is `FACTORS` factors (d, or d and m) and a body of codes, which stand for small integers w; its value is
+//! `d * w`, `+ m` if there is one. A panel's block is, for each factor, the eight rows', then a body of 32-byte vectors,
+//! in which row r has bytes `4r..4r+4`: four consecutive k. What the vectors hold is the format's business.
 //!
-//! Product: per block `isum = sum of (code - BIAS) * q`, an exact integer, then
+//! Product: per block `isum = sum of w * q`, an exact integer, then
 //! `acc = fma(isum * d, d_act, acc)`, or with m `acc = fma(fma(m, sum of q, isum * d), d_act, acc)`.
 
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM};
-use super::{Format, PANEL, blocks, half_at, put_word, signed, single_at, word};
+use super::{Format, PANEL, blocks, half_at, put_word, single_at, word};
 
 /// A format with blocks of 32. Codes come as eight words of four, in order of k.
 pub(super) trait Block32 {
     /// Its row of the table.
     const FORMAT: Format;
-    /// f16 values before the codes: d, or d and m.
-    const HEADER: usize;
-    /// What is subtracted from a code.
-    const BIAS: i8;
+    /// Factors before the codes: d, or d and m.
+    const FACTORS: usize;
+    /// Bytes of a factor.
+    const FACTOR_BYTES: usize = 2;
+    /// The factor at `at`: an f16 unless the format says otherwise.
+    fn factor(bytes: &[u8], at: usize) -> f32 {
+        half_at(bytes, at)
+    }
+    /// What a code stands for.
+    fn value(code: u8) -> i8;
     /// Codes of a file block's body.
     fn codes(body: &[u8]) -> [u32; 8];
     /// The inverse of [`Block32::codes`].
@@ -65,15 +71,25 @@ pub(super) fn put_panel_nibbles(codes: [u32; 8], row: usize, body: &mut [u8]) {
     }
 }
 
+/// Bytes of a file block's factors; a panel block has [`PANEL`] times as many.
+const fn header<B: Block32>() -> usize {
+    B::FACTORS * B::FACTOR_BYTES
+}
+
+/// What the codes of a word stand for.
+fn values<B: Block32>(word: u32) -> [i8; 4] {
+    word.to_le_bytes().map(B::value)
+}
+
 pub(super) fn dequantize<B: Block32>(src: &[u8], dst: &mut [f32]) {
     for (block, values) in blocks::<32>(src, B::FORMAT.block_bytes, dst) {
-        let d = half_at(block, 0);
-        let codes = B::codes(&block[2 * B::HEADER..]);
-        for (to, code) in values.iter_mut().zip(codes.iter().flat_map(|&w| signed(w))) {
-            *to = f32::from(code - B::BIAS) * d;
+        let d = B::factor(block, 0);
+        let codes = B::codes(&block[header::<B>()..]);
+        for (to, w) in values.iter_mut().zip(codes.into_iter().flat_map(self::values::<B>)) {
+            *to = f32::from(w) * d;
         }
-        if B::HEADER == 2 {
-            let m = half_at(block, 2);
+        if B::FACTORS == 2 {
+            let m = B::factor(block, B::FACTOR_BYTES);
             values.iter_mut().for_each(|v| *v += m);
         }
     }
@@ -83,14 +99,14 @@ pub(super) fn pack<B: Block32>(rows: &[&[u8]; PANEL], panel: &mut [u8]) {
     assert!(rows.iter().all(|row| row.len() * PANEL == panel.len()), "a panel holds eight rows");
     let bytes = B::FORMAT.block_bytes;
     for (b, panel) in panel.chunks_exact_mut(PANEL * bytes).enumerate() {
-        let (header, body) = panel.split_at_mut(2 * PANEL * B::HEADER);
+        let (factors, body) = panel.split_at_mut(PANEL * header::<B>());
         for (r, row) in rows.iter().enumerate() {
-            let block = &row[b * bytes..(b + 1) * bytes];
-            for h in 0..B::HEADER {
-                let at = 2 * (PANEL * h + r);
-                header[at..at + 2].copy_from_slice(&block[2 * h..2 * h + 2]);
+            let (header, codes) = row[b * bytes..(b + 1) * bytes].split_at(header::<B>());
+            for (f, factor) in header.chunks_exact(B::FACTOR_BYTES).enumerate() {
+                let at = B::FACTOR_BYTES * (PANEL * f + r);
+                factors[at..at + B::FACTOR_BYTES].copy_from_slice(factor);
             }
-            B::put_panel_codes(B::codes(&block[2 * B::HEADER..]), r, body);
+            B::put_panel_codes(B::codes(codes), r, body);
         }
     }
 }
@@ -99,12 +115,13 @@ pub(super) fn unpack<B: Block32>(panel: &[u8], row: usize, dst: &mut [u8]) {
     assert!(row < PANEL && dst.len() * PANEL == panel.len(), "a panel holds eight rows");
     let bytes = B::FORMAT.block_bytes;
     for (panel, block) in panel.chunks_exact(PANEL * bytes).zip(dst.chunks_exact_mut(bytes)) {
-        let (header, body) = panel.split_at(2 * PANEL * B::HEADER);
-        for h in 0..B::HEADER {
-            let at = 2 * (PANEL * h + row);
-            block[2 * h..2 * h + 2].copy_from_slice(&header[at..at + 2]);
+        let (factors, body) = panel.split_at(PANEL * header::<B>());
+        let (header, codes) = block.split_at_mut(header::<B>());
+        for (f, factor) in header.chunks_exact_mut(B::FACTOR_BYTES).enumerate() {
+            let at = B::FACTOR_BYTES * (PANEL * f + row);
+            factor.copy_from_slice(&factors[at..at + B::FACTOR_BYTES]);
         }
-        B::put_codes(B::panel_codes(body, row), &mut block[2 * B::HEADER..]);
+        B::put_codes(B::panel_codes(body, row), codes);
     }
 }
 
@@ -112,17 +129,18 @@ pub(super) fn scalar<B: Block32>(panel: &[u8], cols: usize, acts: &[&[u8]], out:
     B::FORMAT.check(panel, cols, acts, out);
     out.fill([0.0; PANEL]);
     for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
-        let (header, body) = block.split_at(2 * PANEL * B::HEADER);
+        let (factors, body) = block.split_at(PANEL * header::<B>());
         for r in 0..PANEL {
-            let codes = B::panel_codes(body, r).map(|w| signed(w).map(|code| i32::from(code - B::BIAS)));
-            let d = half_at(header, 2 * r);
+            let weights = B::panel_codes(body, r).map(|codes| values::<B>(codes).map(i32::from));
+            let d = B::factor(factors, B::FACTOR_BYTES * r);
             for (act, out) in acts.iter().zip(&mut *out) {
                 let act = &act[b * Q8X32_BYTES..(b + 1) * Q8X32_BYTES];
                 let q = act.as_chunks::<4>().0;
-                let isum: i32 = codes.iter().zip(q).map(|(w, q)| dot4(w, q)).sum();
+                let isum: i32 = weights.iter().zip(q).map(|(w, q)| dot4(w, q)).sum();
                 let mut value = isum as f32 * d;
-                if B::HEADER == 2 {
-                    value = half_at(header, 2 * (PANEL + r)).mul_add(single_at(act, Q8X32_SUM), value);
+                if B::FACTORS == 2 {
+                    let m = B::factor(factors, B::FACTOR_BYTES * (PANEL + r));
+                    value = m.mul_add(single_at(act, Q8X32_SUM), value);
                 }
                 out[r] = value.mul_add(single_at(act, Q8X32_D), out[r]);
             }
@@ -136,7 +154,7 @@ pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{Kernel, decode_nibbles, product, unsigned_dots};
+pub(super) use avx2::{Kernel, decode_nibbles, product, signed_dots, unsigned_dots};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -151,42 +169,88 @@ mod avx2 {
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {
-        /// Exact sums of `(code - BIAS) * q` per row, one vector for each column.
+        /// Exact sums of `w * q` per row, one vector for each column.
         ///
         /// # Safety
         /// The processor has AVX2; `body` is readable for a panel block's body, each of `acts` for an activation block.
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N];
+
+        /// A factor of eight rows.
+        ///
+        /// # Safety
+        /// The processor has AVX2 and F16C; `p` is readable for the factors.
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn factors(p: *const u8) -> __m256 {
+            // SAFETY: the caller's promise.
+            unsafe { halves(p) }
+        }
     }
 
-    /// [`Kernel::dots`] for unsigned codes below 32, given as eight words, each for all rows.
+    /// [`Kernel::dots`] for unsigned codes below 32 that stand for `code - BIAS`, given as eight words, each for all rows;
+    /// a 16-bit sum takes `WORDS` of them.
     ///
     /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
     /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
-    /// the others: with a BIAS of 16 always within 16 * 16 * 127 = 32512, with 8 within 16256. Without BIAS it is at
-    /// most 16 * 15 * 127 = 30480.
+    /// the others: with eight words and a BIAS of 16 always within 16 * 16 * 127 = 32512, with less (codes no larger than
+    /// twice the BIAS) below that. Without BIAS eight words of codes below 16 are at most 16 * 15 * 127 = 30480, four of
+    /// codes below 32 at most 8 * 31 * 127 = 31496.
     ///
     /// # Safety
     /// Each of `acts` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn unsigned_dots<B: Block32, const N: usize>(
+    pub(in crate::quant) unsafe fn unsigned_dots<const BIAS: i16, const WORDS: usize, const N: usize>(
         codes: [__m256i; 8],
         acts: &[*const u8; N],
     ) -> [__m256i; N] {
+        const { assert!(WORDS == 8 || (WORDS == 4 && BIAS == 0), "the pair sums are of eight words") };
         let mut dots = [_mm256_setzero_si256(); N];
         for (dot, act) in dots.iter_mut().zip(acts) {
             // SAFETY: all offsets lie within the activation block.
             unsafe {
-                let mut sum = if B::BIAS == 0 {
+                let start = if BIAS == 0 {
                     _mm256_setzero_si256()
                 } else {
-                    let bias = _mm256_set1_epi16(i16::from(B::BIAS));
-                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), bias)
+                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(BIAS))
                 };
-                for (i, &w) in codes.iter().enumerate() {
-                    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, dword(act.add(4 * i))));
+                for (part, codes) in codes.as_chunks::<WORDS>().0.iter().enumerate() {
+                    let mut sum = start;
+                    for (i, &w) in codes.iter().enumerate() {
+                        let q = dword(act.add(4 * (WORDS * part + i)));
+                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, q));
+                    }
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
                 }
-                *dot = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+            }
+        }
+        dots
+    }
+
+    /// [`Kernel::dots`] for signed bytes, given two words at a time.
+    ///
+    /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits and two do
+    /// not. -q exists, for q is never -128.
+    ///
+    /// # Safety
+    /// Each of `acts` is readable for an activation block.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) unsafe fn signed_dots<const N: usize>(
+        words: impl Fn(usize) -> [__m256i; 2],
+        acts: &[*const u8; N],
+    ) -> [__m256i; N] {
+        let ones = _mm256_set1_epi16(1);
+        let mut dots = [_mm256_setzero_si256(); N];
+        for v in 0..4 {
+            for (i, w) in words(v).into_iter().enumerate() {
+                let size = _mm256_abs_epi8(w);
+                for (dot, act) in dots.iter_mut().zip(acts) {
+                    // SAFETY: the activation block starts with 32 codes.
+                    let q = _mm256_sign_epi8(unsafe { dword(act.add(8 * v + 4 * i)) }, w);
+                    let pairs = _mm256_maddubs_epi16(size, q);
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                }
             }
         }
         dots
@@ -240,19 +304,20 @@ mod avx2 {
             // SAFETY: b < count, which bounds the panel and every column.
             unsafe {
                 let p = p.add(b * bytes);
-                // Blocks of 144 to 272 bytes: some line twice now and then, none missed.
+                // Blocks of 136 to 272 bytes: some line twice now and then, none missed.
                 prefetch::<64>(p);
                 prefetch::<64>(p.wrapping_add(64));
                 prefetch::<64>(p.wrapping_add(128));
                 if bytes > 192 {
                     prefetch::<64>(p.wrapping_add(192));
                 }
-                let d = halves(p);
-                let dots = B::dots(p.add(2 * PANEL * B::HEADER), &x);
+                let d = B::factors(p);
+                let dots = B::dots(p.add(PANEL * header::<B>()), &x);
                 for ((x, dot), sum) in x.iter_mut().zip(dots).zip(&mut sums) {
                     let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), d);
-                    if B::HEADER == 2 {
-                        value = _mm256_fmadd_ps(halves(p.add(2 * PANEL)), single(x.add(Q8X32_SUM)), value);
+                    if B::FACTORS == 2 {
+                        let m = B::factors(p.add(PANEL * B::FACTOR_BYTES));
+                        value = _mm256_fmadd_ps(m, single(x.add(Q8X32_SUM)), value);
                     }
                     *sum = _mm256_fmadd_ps(value, single(x.add(Q8X32_D)), *sum);
                     *x = x.add(Q8X32_BYTES);

@@ -1,4 +1,4 @@
-//! F32 and F16: values as they are. Block: one value.
+//! F32, F16 and BF16: values as they are. Block: one value.
 //!
 //! Panel: for each k the eight rows' values.
 
@@ -38,6 +38,23 @@ pub(super) const F16: Format = Format {
     avx2_wide: None,
 };
 
+pub(super) const BF16: Format = Format {
+    ty: GgmlType::BF16,
+    name: "BF16",
+    ggml_id: 30,
+    block: 1,
+    block_bytes: 2,
+    act: ActKind::F32,
+    dequantize: dequantize::<Brain>,
+    pack: pack::<Brain, 2>,
+    unpack: unpack::<Brain, 2>,
+    scalar: scalar::<Brain>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: avx2::product::<Brain>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
+};
+
 /// A kind of value.
 trait Dense {
     const FORMAT: Format;
@@ -46,6 +63,7 @@ trait Dense {
 
 struct Single;
 struct Half;
+struct Brain;
 
 impl Dense for Single {
     const FORMAT: Format = F32;
@@ -58,6 +76,14 @@ impl Dense for Half {
     const FORMAT: Format = F16;
     fn at(bytes: &[u8], at: usize) -> f32 {
         half_at(bytes, at)
+    }
+}
+
+impl Dense for Brain {
+    const FORMAT: Format = BF16;
+    fn at(bytes: &[u8], at: usize) -> f32 {
+        // The upper half of a single.
+        f32::from_bits(u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]])) << 16)
     }
 }
 
@@ -134,6 +160,16 @@ mod avx2 {
         unsafe fn load(p: *const u8) -> __m256 {
             // SAFETY: the caller's promise.
             unsafe { halves(p) }
+        }
+    }
+
+    impl Load for Brain {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn load(p: *const u8) -> __m256 {
+            // SAFETY: the caller's promise; the load may be unaligned.
+            let upper = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) });
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
         }
     }
 

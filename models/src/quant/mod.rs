@@ -6,7 +6,7 @@
 //!
 //! Law: for every format, all instruction sets give the same bits, and so does any grouping of columns.
 //! Within an activation block sums are exact integers; across blocks there is one float expression, in
-//! ascending order of k, with fused multiply-add. F32 and F16 products are two sums, over even and over odd k,
+//! ascending order of k, with fused multiply-add. F32, F16 and BF16 products are two sums, over even and over odd k,
 //! each accumulated in ascending k with fused multiply-add, then added. (Two chains are enough for one column
 //! to run at memory speed, and leave registers for six columns.) Bits of a NaN are not part of the law.
 //!
@@ -18,10 +18,13 @@ mod act;
 mod avx2;
 mod block32;
 mod dense;
+mod iq4_nl;
+mod mxfp4;
 mod q4_0;
 mod q4_1;
 mod q4_k;
 mod q5_0;
+mod q5_1;
 mod q6_k;
 mod q8_0;
 #[cfg(test)]
@@ -46,9 +49,13 @@ pub enum GgmlType {
     Q4_0,
     Q4_1,
     Q5_0,
+    Q5_1,
     Q8_0,
     Q4_K,
     Q6_K,
+    IQ4_NL,
+    BF16,
+    MXFP4,
 }
 
 /// How activations are encoded for a format's products.
@@ -132,15 +139,19 @@ pub struct Format {
 }
 
 /// Every format, in the order of [`GgmlType`].
-pub static FORMATS: [Format; 8] = [
+pub static FORMATS: [Format; 12] = [
     dense::F32,
     dense::F16,
     q4_0::FORMAT,
     q4_1::FORMAT,
     q5_0::FORMAT,
+    q5_1::FORMAT,
     q8_0::FORMAT,
     q4_k::FORMAT,
     q6_k::FORMAT,
+    iq4_nl::FORMAT,
+    dense::BF16,
+    mxfp4::FORMAT,
 ];
 
 const _: () = {
@@ -159,8 +170,20 @@ pub fn format(ty: GgmlType) -> &'static Format {
 
 impl GgmlType {
     /// Every format, in order of [`GgmlType::id`].
-    pub const ALL: [Self; FORMATS.len()] =
-        [Self::F32, Self::F16, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q8_0, Self::Q4_K, Self::Q6_K];
+    pub const ALL: [Self; FORMATS.len()] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4_K,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::BF16,
+        Self::MXFP4,
+    ];
 
     /// The format with this number in GGUF files, if Frugal reads it.
     pub fn from_id(id: u32) -> Option<Self> {

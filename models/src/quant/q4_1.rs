@@ -28,8 +28,10 @@ struct Q4_1;
 
 impl Block32 for Q4_1 {
     const FORMAT: Format = FORMAT;
-    const HEADER: usize = 2;
-    const BIAS: i8 = 0;
+    const FACTORS: usize = 2;
+    fn value(code: u8) -> i8 {
+        code.cast_signed()
+    }
     fn codes(body: &[u8]) -> [u32; 8] {
         block32::nibbles(body)
     }
@@ -56,7 +58,7 @@ mod avx2 {
         #[target_feature(enable = "avx2")]
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
             // SAFETY: the caller's promise: four vectors, and the columns.
-            unsafe { block32::unsigned_dots::<Self, N>(block32::decode_nibbles(body), acts) }
+            unsafe { block32::unsigned_dots::<0, 8, N>(block32::decode_nibbles(body), acts) }
         }
     }
 }

@@ -37,41 +37,66 @@ struct Q5_0;
 
 impl Block32 for Q5_0 {
     const FORMAT: Format = FORMAT;
-    const HEADER: usize = 1;
-    const BIAS: i8 = 16;
+    const FACTORS: usize = 1;
+    fn value(code: u8) -> i8 {
+        code.cast_signed() - 16
+    }
     fn codes(body: &[u8]) -> [u32; 8] {
-        let fifths = word(body, 0);
-        let mut codes = block32::nibbles(&body[4..]);
-        for (i, code) in codes.iter_mut().enumerate() {
-            // Bits j..j+4 to bit 4 of bytes 0..4.
-            let four = (fifths >> (4 * i)) & 15;
-            *code |= (four << 4 | four << 11 | four << 18 | four << 25) & FIFTH;
-        }
-        codes
+        codes(body)
     }
     fn put_codes(codes: [u32; 8], body: &mut [u8]) {
-        let mut fifths = 0;
-        for (i, code) in codes.iter().enumerate() {
-            let bits = code & FIFTH;
-            fifths |= ((bits >> 4 | bits >> 11 | bits >> 18 | bits >> 25) & 15) << (4 * i);
-        }
-        put_word(body, 0, fifths);
-        block32::put_nibbles(codes.map(|c| c & LOW), &mut body[4..]);
+        put_codes(codes, body);
     }
     fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
-        let fifths = word(body, FIFTHS + 4 * row);
-        let mut codes = block32::panel_nibbles(body, row);
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code |= (fifths >> i & 0x0101_0101) << 4;
-        }
-        codes
+        panel_codes(body, row)
     }
     fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
-        let fifths = codes.iter().enumerate().fold(0, |bits, (i, code)| bits | (code & FIFTH) >> 4 << i);
-        put_word(body, FIFTHS + 4 * row, fifths);
-        block32::put_panel_nibbles(codes.map(|c| c & LOW), row, body);
+        put_panel_codes(codes, row, body);
     }
 }
+
+/// Codes of fifth bits and nibbles.
+pub(super) fn codes(body: &[u8]) -> [u32; 8] {
+    let fifths = word(body, 0);
+    let mut codes = block32::nibbles(&body[4..]);
+    for (i, code) in codes.iter_mut().enumerate() {
+        // Bits j..j+4 to bit 4 of bytes 0..4.
+        let four = (fifths >> (4 * i)) & 15;
+        *code |= (four << 4 | four << 11 | four << 18 | four << 25) & FIFTH;
+    }
+    codes
+}
+
+/// The inverse of [`codes`].
+pub(super) fn put_codes(codes: [u32; 8], body: &mut [u8]) {
+    let mut fifths = 0;
+    for (i, code) in codes.iter().enumerate() {
+        let bits = code & FIFTH;
+        fifths |= ((bits >> 4 | bits >> 11 | bits >> 18 | bits >> 25) & 15) << (4 * i);
+    }
+    put_word(body, 0, fifths);
+    block32::put_nibbles(codes.map(|c| c & LOW), &mut body[4..]);
+}
+
+/// Codes of a row of a panel's body.
+pub(super) fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
+    let fifths = word(body, FIFTHS + 4 * row);
+    let mut codes = block32::panel_nibbles(body, row);
+    for (i, code) in codes.iter_mut().enumerate() {
+        *code |= (fifths >> i & 0x0101_0101) << 4;
+    }
+    codes
+}
+
+/// The inverse of [`panel_codes`].
+pub(super) fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
+    let fifths = codes.iter().enumerate().fold(0, |bits, (i, code)| bits | (code & FIFTH) >> 4 << i);
+    put_word(body, FIFTHS + 4 * row, fifths);
+    block32::put_panel_nibbles(codes.map(|c| c & LOW), row, body);
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::decode;
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -81,29 +106,39 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::load;
 
+    /// Codes of four vectors of nibbles and one of fifth bits.
+    ///
+    /// # Safety
+    /// `body` is readable for them.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+        // SAFETY: the caller's promise.
+        let (mut codes, h) = unsafe { (block32::decode_nibbles(body), load(body.add(FIFTHS))) };
+        let fifth = _mm256_set1_epi8(0x10);
+        // Bit i of each byte to bit 4; what crosses bytes is masked away.
+        let shifted = [
+            _mm256_slli_epi16::<4>(h),
+            _mm256_slli_epi16::<3>(h),
+            _mm256_slli_epi16::<2>(h),
+            _mm256_slli_epi16::<1>(h),
+            h,
+            _mm256_srli_epi16::<1>(h),
+            _mm256_srli_epi16::<2>(h),
+            _mm256_srli_epi16::<3>(h),
+        ];
+        for (code, bit) in codes.iter_mut().zip(shifted) {
+            *code = _mm256_or_si256(*code, _mm256_and_si256(bit, fifth));
+        }
+        codes
+    }
+
     impl block32::Kernel for Q5_0 {
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
-            // SAFETY: the caller's promise: four vectors and the fifth bits.
-            let (mut codes, h) = unsafe { (block32::decode_nibbles(body), load(body.add(FIFTHS))) };
-            let fifth = _mm256_set1_epi8(0x10);
-            // Bit i of each byte to bit 4; what crosses bytes is masked away.
-            let shifted = [
-                _mm256_slli_epi16::<4>(h),
-                _mm256_slli_epi16::<3>(h),
-                _mm256_slli_epi16::<2>(h),
-                _mm256_slli_epi16::<1>(h),
-                h,
-                _mm256_srli_epi16::<1>(h),
-                _mm256_srli_epi16::<2>(h),
-                _mm256_srli_epi16::<3>(h),
-            ];
-            for (code, bit) in codes.iter_mut().zip(shifted) {
-                *code = _mm256_or_si256(*code, _mm256_and_si256(bit, fifth));
-            }
-            // SAFETY: the caller's promise.
-            unsafe { block32::unsigned_dots::<Self, N>(codes, acts) }
+            // SAFETY: the caller's promise: five vectors, and the columns.
+            unsafe { block32::unsigned_dots::<16, 8, N>(decode(body), acts) }
         }
     }
 }

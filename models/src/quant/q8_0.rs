@@ -28,8 +28,10 @@ struct Q8_0;
 
 impl Block32 for Q8_0 {
     const FORMAT: Format = FORMAT;
-    const HEADER: usize = 1;
-    const BIAS: i8 = 0;
+    const FACTORS: usize = 1;
+    fn value(code: u8) -> i8 {
+        code.cast_signed()
+    }
     fn codes(body: &[u8]) -> [u32; 8] {
         std::array::from_fn(|i| word(body, 4 * i))
     }
@@ -51,31 +53,17 @@ impl Block32 for Q8_0 {
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
 mod avx2 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::__m256i;
 
     use super::*;
-    use crate::quant::avx2::{dword, load};
+    use crate::quant::avx2::load;
 
     impl block32::Kernel for Q8_0 {
-        /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits
-        /// and two do not. -q exists, for q is never -128.
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
-            let ones = _mm256_set1_epi16(1);
-            let mut dots = [_mm256_setzero_si256(); N];
-            for i in 0..8 {
-                // SAFETY: the caller's promise: eight vectors.
-                let w = unsafe { load(body.add(32 * i)) };
-                let size = _mm256_abs_epi8(w);
-                for (dot, act) in dots.iter_mut().zip(acts) {
-                    // SAFETY: the activation block starts with 32 codes.
-                    let q = _mm256_sign_epi8(unsafe { dword(act.add(4 * i)) }, w);
-                    let pairs = _mm256_maddubs_epi16(size, q);
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
-                }
-            }
-            dots
+            // SAFETY: the caller's promise: eight vectors, and the columns.
+            unsafe { block32::signed_dots(|v| [load(body.add(64 * v)), load(body.add(64 * v + 32))], acts) }
         }
     }
 }

@@ -1,0 +1,81 @@
+//! IQ4_NL: `d * VALUES[q]`. File block, 18 bytes: f16 d; 16 bytes, element j low, j + 16 high.
+//!
+//! Panel block, 144 bytes: d of eight rows; 4 vectors, word 2v low, 2v + 1 high.
+
+use super::block32::{self, Block32};
+use super::{ActKind, Format, GgmlType};
+
+pub(super) const FORMAT: Format = Format {
+    ty: GgmlType::IQ4_NL,
+    name: "IQ4_NL",
+    ggml_id: 20,
+    block: 32,
+    block_bytes: 18,
+    act: ActKind::Q8x32,
+    dequantize: block32::dequantize::<Iq4Nl>,
+    pack: block32::pack::<Iq4Nl>,
+    unpack: block32::unpack::<Iq4Nl>,
+    scalar: block32::scalar::<Iq4Nl>,
+    #[cfg(target_arch = "x86_64")]
+    avx2: block32::product::<Iq4Nl>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_wide: None,
+};
+
+const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);
+
+/// What the sixteen codes stand for.
+const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+struct Iq4Nl;
+
+impl Block32 for Iq4Nl {
+    const FORMAT: Format = FORMAT;
+    const FACTORS: usize = 1;
+    fn value(code: u8) -> i8 {
+        VALUES[usize::from(code)]
+    }
+    fn codes(body: &[u8]) -> [u32; 8] {
+        block32::nibbles(body)
+    }
+    fn put_codes(codes: [u32; 8], body: &mut [u8]) {
+        block32::put_nibbles(codes, body);
+    }
+    fn panel_codes(body: &[u8], row: usize) -> [u32; 8] {
+        block32::panel_nibbles(body, row)
+    }
+    fn put_panel_codes(codes: [u32; 8], row: usize, body: &mut [u8]) {
+        block32::put_panel_nibbles(codes, row, body);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+    use crate::quant::avx2::{high_nibbles, load, low_nibbles, table};
+
+    /// Signed bytes of a vector of nibbles: the low ones', the high ones'.
+    ///
+    /// # Safety
+    /// `p` is readable for a vector.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn decode(p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the caller's promise.
+        let v = unsafe { load(p) };
+        let values = table(&VALUES);
+        [_mm256_shuffle_epi8(values, low_nibbles(v)), _mm256_shuffle_epi8(values, high_nibbles(v))]
+    }
+
+    impl block32::Kernel for Iq4Nl {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
+            // SAFETY: the caller's promise: four vectors, and the columns.
+            unsafe { block32::signed_dots(|v| decode(body.add(32 * v)), acts) }
+        }
+    }
+}
