@@ -6,6 +6,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use frugal_models::arch::{Architecture, TABLE};
+use frugal_models::gguf::Gguf;
+
 /// Lines of code in a file that are not its tests.
 const FILE_LINES_MAX: usize = 600;
 
@@ -220,6 +223,27 @@ fn config_table() -> String {
     table
 }
 
+/// Each architecture, and the models with goldens that it is tested with.
+fn architectures() -> String {
+    let fixtures = root().join("tests/fixtures");
+    let mut tested: Vec<(String, String)> = Vec::new();
+    for (golden, _) in files("tests/fixtures/golden", "json") {
+        let name = Path::new(&golden).file_stem().expect("a name").to_string_lossy().into_owned();
+        if let Ok(gguf) = Gguf::open(&fixtures.join(format!("{name}.gguf"))) {
+            tested.push((gguf.str("general.architecture").expect("an architecture").to_owned(), name));
+        }
+    }
+    let mut table = String::from("| `general.architecture` | models | goldens |\n|---|---|---|\n");
+    for Architecture { name, models, .. } in &TABLE {
+        let own = tested.iter().filter(|(architecture, _)| architecture == name);
+        let own = own.map(|(_, file)| file.strip_prefix(&format!("{name}-")).unwrap_or(file));
+        let goldens = own.collect::<Vec<_>>().join(", ");
+        assert!(!goldens.is_empty(), "{name} has no golden");
+        writeln!(table, "| `{name}` | {models} | {goldens} |").expect("a string");
+    }
+    table
+}
+
 /// Each module and the first sentence of its documentation.
 fn code_map() -> String {
     let mut map = String::new();
@@ -253,8 +277,12 @@ fn the_readme_is_current() {
     let path = root().join("README.md");
     let readme = fs::read_to_string(&path).expect("README.md");
     let mut current = readme.clone();
-    let tables =
-        [("config", config_table()), ("metrics", frugal::metrics::reference()), ("code map", code_map())];
+    let tables = [
+        ("architectures", architectures()),
+        ("config", config_table()),
+        ("metrics", frugal::metrics::reference()),
+        ("code map", code_map()),
+    ];
     for (name, table) in tables {
         let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
         let from = current.find(&begin).unwrap_or_else(|| panic!("README.md has no `{}`", begin.trim()))

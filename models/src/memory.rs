@@ -3,12 +3,16 @@
 //! Available is what the system says can be had without swapping, and no more than what each enclosing control
 //! group leaves. The cache's pages are committed as they are written, so a pool that is too large would show late,
 //! as a killed process: it is refused at start instead.
+//!
+//! Groups over the whole context have the same number of blocks. A windowed one needs what its sequences see at the
+//! same time, however long they are: it gets twice that, so that prefixes outlive their sequences, and what a step writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::arch::{LoadError, Shape};
+use crate::arch::{CacheShape, LoadError, Shape};
 use crate::kv::{GroupLayout, PageType};
+use crate::step::GroupKind;
 
 /// What the cache should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,29 +26,31 @@ pub struct KvOptions {
     /// Longest sequence, prompt and output together. If given, the pool must hold one of that length; if not, it
     /// is what the model was made for, or what the pool holds.
     pub context: Option<u32>,
+    /// Sequences that run at the same time; `u32::MAX` if windows are not freed as they pass.
+    pub sequences: u32,
+    /// Tokens of one step.
+    pub step_tokens: u32,
 }
 
 /// Size of the block pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvSize {
-    /// So many blocks.
+    /// So many blocks in groups over the whole context.
     Blocks(u32),
     /// As many blocks as fit in so many bytes.
     Bytes(u64),
-    /// What the machine has left beside the weights, but no more than `sequences` of full length can use.
+    /// What the machine has left beside the weights, but no more than all sequences of full length can use.
     Available {
         /// Bytes left for everything else.
         reserve: u64,
-        /// Sequences that run at the same time.
-        sequences: u32,
     },
 }
 
 /// What the cache will be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// In every group.
-    pub blocks: u32,
+    /// In each group.
+    pub blocks: Vec<u32>,
     /// Longest sequence.
     pub context: u32,
 }
@@ -54,7 +60,7 @@ pub struct Pool {
 /// # Errors
 /// If a product overflows.
 pub fn block_bytes(shape: &Shape, kv: &KvOptions) -> Result<Vec<u64>, LoadError> {
-    let bytes = |g: &crate::arch::CacheShape| {
+    let bytes = |g: &CacheShape| {
         let dims = u64::from(g.key_dim) + u64::from(g.value_dim);
         [g.kv_heads, kv.block_tokens, kv.page.bytes() as u32]
             .into_iter()
@@ -66,15 +72,55 @@ pub fn block_bytes(shape: &Shape, kv: &KvOptions) -> Result<Vec<u64>, LoadError>
 }
 
 /// The groups as the store wants them.
-pub fn layouts(shape: &Shape, pool: Pool) -> Vec<GroupLayout> {
-    let layout = |g: &crate::arch::CacheShape| GroupLayout {
+pub fn layouts(shape: &Shape, pool: &Pool) -> Vec<GroupLayout> {
+    let layout = |(g, &blocks): (&CacheShape, &u32)| GroupLayout {
         layers: g.layers as usize,
         kv_heads: g.kv_heads as usize,
         key_dim: g.key_dim as usize,
         value_dim: g.value_dim as usize,
-        blocks: pool.blocks as usize,
+        blocks: blocks as usize,
     };
-    shape.cache.iter().map(layout).collect()
+    shape.cache.iter().zip(&pool.blocks).map(layout).collect()
+}
+
+/// Blocks of a group that are of use, whatever the others have.
+fn useful(kind: GroupKind, kv: &KvOptions) -> u64 {
+    let (sequences, block) = (u64::from(kv.sequences.max(1)), u64::from(kv.block_tokens));
+    match kind {
+        GroupKind::Full => u64::MAX,
+        GroupKind::Window { window } => {
+            // A query's window may begin anywhere in a block, so it can touch one block more.
+            let seen = u64::from(window.max(1) - 1).div_ceil(block) + 1;
+            2 * sequences * seen + u64::from(kv.step_tokens).div_ceil(block)
+        }
+        GroupKind::State => 2 * sequences,
+    }
+}
+
+/// What a cache of so many blocks in the groups over the whole context costs.
+struct Costs {
+    /// Bytes of a block and useful blocks, of each group.
+    groups: Vec<(u64, u64)>,
+}
+
+impl Costs {
+    fn bytes(&self, blocks: u64) -> u64 {
+        let group = |&(bytes, useful): &(u64, u64)| bytes.saturating_mul(blocks.min(useful));
+        self.groups.iter().map(group).fold(0, u64::saturating_add)
+    }
+
+    /// The most blocks that so many bytes hold.
+    fn fit(&self, bytes: u64) -> u64 {
+        let (mut low, mut high) = (0, u64::from(u32::MAX));
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            match self.bytes(middle) <= bytes {
+                true => low = middle,
+                false => high = middle - 1,
+            }
+        }
+        low
+    }
 }
 
 /// Decides the pool. `available` is the memory before weights are loaded, if it is known.
@@ -91,22 +137,24 @@ pub fn plan(shape: &Shape, kv: &KvOptions, available: Option<u64>) -> Result<Poo
         return Err(LoadError::ContextTooLong { asked, model: shape.context });
     }
     let context = kv.context.unwrap_or(shape.context);
-    let each = block_bytes(shape, kv)?.iter().fold(0u64, |sum, &bytes| sum.saturating_add(bytes)).max(1);
+    let useful = shape.cache.iter().map(|g| useful(g.kind, kv));
+    let costs = Costs { groups: block_bytes(shape, kv)?.into_iter().zip(useful).collect() };
     let per_sequence = context.div_ceil(kv.block_tokens);
     let blocks = match kv.size {
         KvSize::Blocks(blocks) => u64::from(blocks),
-        KvSize::Bytes(bytes) => bytes / each,
-        KvSize::Available { reserve, sequences } => {
+        KvSize::Bytes(bytes) => costs.fit(bytes),
+        KvSize::Available { reserve } => {
             let available = available.ok_or(LoadError::MemoryUnknown)?;
             let free = available.saturating_sub(shape.weight_bytes).saturating_sub(reserve);
-            if free < each {
-                return Err(too_much(shape, each, reserve, available));
+            let fit = costs.fit(free);
+            if fit == 0 {
+                return Err(too_much(shape, costs.bytes(1), reserve, available));
             }
-            (free / each).min(u64::from(per_sequence) * u64::from(sequences.max(1)))
+            fit.min(u64::from(per_sequence) * u64::from(kv.sequences.max(1)))
         }
     };
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-    let cache = each.saturating_mul(u64::from(blocks.max(1)));
+    let cache = costs.bytes(u64::from(blocks.max(1)));
     if let Some(available) = available
         && shape.weight_bytes.saturating_add(cache) > available
     {
@@ -123,7 +171,9 @@ pub fn plan(shape: &Shape, kv: &KvOptions, available: Option<u64>) -> Result<Poo
             "the KV cache holds less than the model's context, which is cut to fit"
         );
     }
-    Ok(Pool { blocks, context: u32::try_from(tokens).unwrap_or(u32::MAX).min(context) })
+    let of_group = |&(_, useful): &(u64, u64)| u32::try_from(useful).unwrap_or(u32::MAX).min(blocks);
+    let context = u32::try_from(tokens).unwrap_or(u32::MAX).min(context);
+    Ok(Pool { blocks: costs.groups.iter().map(of_group).collect(), context })
 }
 
 fn too_much(shape: &Shape, cache: u64, reserve: u64, available: u64) -> LoadError {
@@ -204,8 +254,6 @@ fn group_files(groups: &str) -> Vec<GroupFiles> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::CacheShape;
-    use crate::step::GroupKind;
 
     fn shape() -> Shape {
         // 2 layers x 2 heads x (8 + 8) x 2 bytes = 128 bytes a position.
@@ -214,21 +262,46 @@ mod tests {
     }
 
     fn options(size: KvSize, context: Option<u32>) -> KvOptions {
-        KvOptions { block_tokens: 16, page: PageType::F16, size, context }
+        let page = PageType::F16;
+        KvOptions { block_tokens: 16, page, size, context, sequences: 2, step_tokens: 512 }
     }
 
     #[test]
     fn the_pool_is_what_is_asked_for_or_what_is_left() {
         let plan = |size, context, available| plan(&shape(), &options(size, context), available);
-        assert_eq!(plan(KvSize::Blocks(100), None, None).unwrap(), Pool { blocks: 100, context: 1000 });
-        assert_eq!(
-            plan(KvSize::Bytes(2048 * 70 + 5), Some(900), None).unwrap(),
-            Pool { blocks: 70, context: 900 }
-        );
-        let rest = KvSize::Available { reserve: 10_000, sequences: 2 };
+        let pool = |blocks, context| Pool { blocks: vec![blocks], context };
+        assert_eq!(plan(KvSize::Blocks(100), None, None).unwrap(), pool(100, 1000));
+        assert_eq!(plan(KvSize::Bytes(2048 * 70 + 5), Some(900), None).unwrap(), pool(70, 900));
+        let rest = KvSize::Available { reserve: 10_000 };
         // 63 blocks a sequence.
-        assert_eq!(plan(rest, None, Some(1 << 30)).unwrap(), Pool { blocks: 126, context: 1000 });
-        assert_eq!(plan(rest, None, Some(60_000 + 2048 * 5 + 7)).unwrap(), Pool { blocks: 5, context: 80 });
+        assert_eq!(plan(rest, None, Some(1 << 30)).unwrap(), pool(126, 1000));
+        assert_eq!(plan(rest, None, Some(60_000 + 2048 * 5 + 7)).unwrap(), pool(5, 80));
+    }
+
+    #[test]
+    fn a_windowed_group_gets_what_its_sequences_see() {
+        // As gpt-oss: as many windowed layers as others. A query sees 5 blocks of 16 at most.
+        let full = shape().cache[0];
+        let window = CacheShape { kind: GroupKind::Window { window: 60 }, ..full };
+        let shape = Shape { cache: vec![window, full], ..shape() };
+        let plan = |size, context| plan(&shape, &options(size, context), Some(1 << 30)).unwrap();
+        // Twice 2 sequences of 5 blocks, and 32 of a step.
+        assert_eq!(plan(KvSize::Blocks(1000), None), Pool { blocks: vec![52, 1000], context: 1000 });
+        // Short sequences use as much of either.
+        assert_eq!(plan(KvSize::Blocks(50), None), Pool { blocks: vec![50, 50], context: 800 });
+        // 2048 bytes a block.
+        assert_eq!(plan(KvSize::Bytes(2048 * 100), None), Pool { blocks: vec![50, 50], context: 800 });
+        assert_eq!(plan(KvSize::Bytes(2048 * 200 - 1), None).blocks, [52, 147]);
+        let rest = KvSize::Available { reserve: 0 };
+        assert_eq!(plan(rest, None), Pool { blocks: vec![52, 126], context: 1000 });
+        let never_freed = KvOptions { sequences: u32::MAX, ..options(KvSize::Blocks(1000), None) };
+        assert_eq!(super::plan(&shape, &never_freed, None).unwrap().blocks, [1000, 1000]);
+        // What is planned is what is committed.
+        let pool = plan(KvSize::Bytes(2048 * 200), None);
+        let bytes = block_bytes(&shape, &options(KvSize::Blocks(1), None)).unwrap();
+        let all: u64 = bytes.iter().zip(&pool.blocks).map(|(b, n)| b * u64::from(*n)).sum();
+        assert_eq!(all, 2048 * 200);
+        assert_eq!(layouts(&shape, &pool).iter().map(|l| l.blocks).collect::<Vec<_>>(), [52, 148]);
     }
 
     #[test]
@@ -236,7 +309,7 @@ mod tests {
         let error = |size, context, available| {
             plan(&shape(), &options(size, context), available).unwrap_err().to_string()
         };
-        let rest = KvSize::Available { reserve: 1 << 20, sequences: 1 };
+        let rest = KvSize::Available { reserve: 1 << 20 };
         assert!(error(rest, None, Some(1 << 20)).contains("not enough memory"));
         assert!(error(rest, None, None).contains("set the size"));
         assert!(error(KvSize::Blocks(1 << 20), None, Some(1 << 20)).contains("not enough memory"));

@@ -58,8 +58,8 @@ pub enum BackendKind {
 pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     let shape = arch::shape(gguf)?;
     let pool = memory::plan(&shape, &options.kv, memory::available())?;
-    let geometry = geometry(gguf, &shape, pool, &options.kv)?;
-    let groups = memory::layouts(&shape, pool);
+    let geometry = geometry(gguf, &shape, &pool, &options.kv)?;
+    let groups = memory::layouts(&shape, &pool);
     let (block_tokens, page) = (options.kv.block_tokens as usize, options.kv.page);
     match options.backend {
         BackendKind::Cpu => {
@@ -84,22 +84,28 @@ fn bitwise<B: Backend + 'static>(
     Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
 }
 
-fn geometry(gguf: &Gguf, shape: &Shape, pool: Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {
+fn geometry(gguf: &Gguf, shape: &Shape, pool: &Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {
     let page = match kv.page {
         PageType::F16 => "f16",
         PageType::F32 => "f32",
     };
     let digest = Sha256::new().chain_update(gguf.digest()).chain_update(page);
-    let group = |(cache, block_bytes): (&arch::CacheShape, u64)| CacheGroup {
+    let group = |((cache, &blocks), block_bytes): ((&arch::CacheShape, &u32), u64)| CacheGroup {
         kind: cache.kind,
         block_bytes,
-        blocks: pool.blocks,
+        blocks,
     };
     Ok(Geometry {
         vocab: shape.vocab,
         context_max: pool.context,
         block_tokens: kv.block_tokens,
-        groups: shape.cache.iter().zip(memory::block_bytes(shape, kv)?).map(group).collect(),
+        groups: shape
+            .cache
+            .iter()
+            .zip(&pool.blocks)
+            .zip(memory::block_bytes(shape, kv)?)
+            .map(group)
+            .collect(),
         digest: digest.chain_update(kv.block_tokens.to_le_bytes()).finalize().into(),
     })
 }

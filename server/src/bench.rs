@@ -46,7 +46,7 @@ fn cache(config: &Config, bench: &Bench) -> KvOptions {
     let widest = bench.batches.iter().copied().max().unwrap_or(1);
     let needed = blocks(bench.prompt.into()).max(u64::from(widest) * blocks(grown(bench)));
     let size = KvSize::Blocks(u32::try_from(needed).unwrap_or(u32::MAX));
-    KvOptions { size, context: None, ..load::kv(config) }
+    KvOptions { size, context: None, sequences: u32::MAX, ..load::kv(config) }
 }
 
 /// Tokens of a decoding sequence after the last run.

@@ -80,7 +80,7 @@ fn isa(isa: raw::Isa) -> anyhow::Result<Option<Isa>> {
 /// The cache that the configuration asks for.
 pub(crate) fn kv(config: &Config) -> KvOptions {
     let Kv { block_tokens, dtype, memory_bytes, context_max } = config.kv;
-    let available = KvSize::Available { reserve: RESERVE_BYTES, sequences: config.scheduler.seqs_max };
+    let available = KvSize::Available { reserve: RESERVE_BYTES };
     let page = match dtype {
         KvType::F16 => PageType::F16,
         KvType::F32 => PageType::F32,
@@ -90,5 +90,7 @@ pub(crate) fn kv(config: &Config) -> KvOptions {
         page,
         size: memory_bytes.map_or(available, KvSize::Bytes),
         context: context_max,
+        sequences: config.scheduler.seqs_max,
+        step_tokens: config.scheduler.step_tokens,
     }
 }

@@ -108,6 +108,8 @@ fn real(gguf: &Gguf, backend: BackendKind) -> Box<dyn Runner> {
         page: PageType::F32,
         size: KvSize::Blocks(512),
         context: Some(CONTEXT),
+        sequences: 16,
+        step_tokens: 512,
     };
     let options = RunnerOptions { backend, threads: 2, pin: false, isa: None, kv };
     load_runner(gguf, &options).expect("the model runs")

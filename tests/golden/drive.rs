@@ -44,9 +44,14 @@ pub(crate) fn greedy(logprobs: u32) -> SamplingParams {
     SamplingParams { temperature: 0.0, logprobs: Some(logprobs), ..SamplingParams::default() }
 }
 
+/// A cache of 16 positions a block for as many sequences as tests run together.
+pub(crate) fn kv(page: PageType, size: KvSize) -> KvOptions {
+    KvOptions { block_tokens: 16, page, size, context: None, sequences: 8, step_tokens: 512 }
+}
+
 impl Driver {
     pub(crate) fn new(gguf: &Gguf, backend: BackendKind, page: PageType, blocks: u32) -> Result<Self> {
-        let kv = KvOptions { block_tokens: 16, page, size: KvSize::Blocks(blocks), context: None };
+        let kv = kv(page, KvSize::Blocks(blocks));
         Self::with(gguf, &RunnerOptions { backend, threads: 2, pin: false, isa: None, kv })
     }
 

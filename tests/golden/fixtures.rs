@@ -81,24 +81,32 @@ fixtures! {
     qwen3moe_q4_k_m = "qwen3moe-Q4_K_M";
     qwen3moe_q5_1 = "qwen3moe-Q5_1";
     llama_q4_k_m = "llama-Q4_K_M";
+    granitemoe_f32 = "granitemoe-F32";
+    olmoe_f32 = "olmoe-F32";
+    qwen2_f32 = "qwen2-F32";
+    qwen2moe_f32 = "qwen2moe-F32";
+    qwen3_f32 = "qwen3-F32";
+}
+
+/// Waiting for operations of the CPU backend.
+mod reference_only {
+    use super::*;
+
+    pub(super) const NAMES: &[&str] =
+        &["deepseek2-lite-F32", "deepseek2-v3-F32", "glm4moe-F32", "gpt-oss-F32", "gpt-oss-MXFP4_MOE"];
+
+    #[test]
+    fn all() -> Result<()> {
+        for name in NAMES {
+            let (gguf, golden) = open(name)?;
+            reference(&gguf, &golden).context(*name)?;
+        }
+        Ok(())
+    }
 }
 
 /// To be moved into the table with the architecture or format that each needs.
-const NOT_YET: &[&str] = &[
-    "deepseek2-lite-F32",
-    "deepseek2-v3-F32",
-    "deepseek2-v3-Q4_K_M",
-    "glm4moe-F32",
-    "gpt-oss-F32",
-    "gpt-oss-MXFP4_MOE",
-    "granitemoe-F32",
-    "olmoe-F32",
-    "qwen2-F32",
-    "qwen2moe-F32",
-    "qwen3-F32",
-    "qwen3moe-IQ4_XS",
-    "qwen3moe-Q2_K",
-];
+const NOT_YET: &[&str] = &["deepseek2-v3-Q4_K_M", "qwen3moe-IQ4_XS", "qwen3moe-Q2_K"];
 
 #[test]
 fn reference_with_f16_pages() -> Result<()> {
@@ -108,7 +116,7 @@ fn reference_with_f16_pages() -> Result<()> {
 
 #[test]
 fn every_fixture_is_tested() -> Result<()> {
-    let mut tested = [NAMES, NOT_YET].concat();
+    let mut tested = [NAMES, NOT_YET, reference_only::NAMES].concat();
     tested.sort_unstable();
     assert_eq!(tested, names(&folder())?);
     Ok(())

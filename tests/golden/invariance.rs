@@ -8,7 +8,7 @@ use frugal_models::model_runner::{BackendKind, RunnerOptions};
 use frugal_models::quant::Isa;
 use frugal_models::step::{SamplingParams, StepStats, TokenId};
 
-use crate::drive::{Driver, by_id, greedy};
+use crate::drive::{Driver, by_id, greedy, kv};
 use crate::fixture::{Golden, open};
 
 /// A prompt's log-probabilities as bits, and its continuation.
@@ -107,7 +107,7 @@ fn cpu_machines() -> Result<()> {
     for name in ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16"] {
         let (gguf, mut golden) = open(name)?;
         golden.prompts.truncate(3);
-        let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(32), context: None };
+        let kv = kv(PageType::F16, KvSize::Blocks(32));
         let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
         let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
         let others = [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use frugal_models::kv::PageType;
-use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::memory::KvSize;
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::step::{SamplingParams, TokenId};
 use frugal_scheduler::engine::{Command, Engine};
@@ -13,6 +13,7 @@ use frugal_scheduler::options::EngineOptions;
 use frugal_scheduler::request::{Event, Request, RequestId, Tick};
 use frugal_scheduler::snapshot::Counters;
 
+use crate::drive::kv;
 use crate::fixture::open;
 
 const REQUESTS: u64 = 16;
@@ -57,7 +58,7 @@ fn request(i: u64) -> Request {
 
 /// Runs requests to their end, new ones arriving every other step.
 fn run(name: &str, requests: &[u64], blocks: u32, options: EngineOptions) -> Result<(Texts, Counters)> {
-    let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(blocks), context: None };
+    let kv = kv(PageType::F16, KvSize::Blocks(blocks));
     let options_of_runner =
         RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv };
     let (gguf, _) = open(name)?;

@@ -80,7 +80,8 @@ fn read(file: Vec<u8>) -> bool {
 }
 
 fn options() -> RunnerOptions {
-    let kv = KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(2), context: None };
+    let (page, size) = (PageType::F16, KvSize::Blocks(2));
+    let kv = KvOptions { block_tokens: 16, page, size, context: None, sequences: 1, step_tokens: 64 };
     RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv }
 }
 

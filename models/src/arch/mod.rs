@@ -1,18 +1,33 @@
-//! Model architectures: one file and one row of [`table`] each.
+//! Model architectures: one file and one row of [`TABLE`] each.
 //!
 //! An architecture is written once, against [`Backend`]. What it reads from a file is hostile until checked:
 //! whatever is missing, contradictory or not honoured refuses the file by the name of the key or tensor.
 
 mod decoder;
+mod deepseek2;
 mod error;
+mod feed;
+mod glm4moe;
+mod gpt_oss;
+mod granitemoe;
+mod heads;
 mod keys;
+mod latent;
 mod llama;
+mod load;
+mod olmoe;
+mod plan;
+mod qwen2;
+mod qwen2moe;
+mod qwen3;
 mod qwen3moe;
+mod rope;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use self::error::LoadError;
+use self::plan::Plan;
 use crate::backend::{Backend, BackendError, Batch};
 use crate::gguf::Gguf;
 use crate::step::GroupKind;
@@ -61,32 +76,36 @@ pub struct CacheShape {
     pub value_dim: u32,
 }
 
-/// A row of [`table`].
-struct Architecture<B: Backend> {
+/// A row of [`TABLE`].
+#[derive(Debug)]
+pub struct Architecture {
     /// `general.architecture`.
-    name: &'static str,
-    /// Checks the metadata.
-    shape: fn(&Gguf) -> Result<Shape, LoadError>,
-    /// Checks and loads the tensors.
-    load: Load<B>,
+    pub name: &'static str,
+    /// What is published under that name.
+    pub models: &'static str,
+    plan: Plan,
 }
-
-type Load<B> = fn(&Gguf, &mut B) -> Result<Box<dyn Model<B>>, LoadError>;
 
 /// Every architecture.
-fn table<B: Backend + 'static>() -> [Architecture<B>; 2] {
-    [
-        Architecture { name: "llama", shape: llama::shape, load: llama::load },
-        Architecture { name: "qwen3moe", shape: qwen3moe::shape, load: qwen3moe::load },
-    ]
-}
+pub static TABLE: [Architecture; 10] = [
+    llama::ARCHITECTURE,
+    qwen2::ARCHITECTURE,
+    qwen3::ARCHITECTURE,
+    qwen2moe::ARCHITECTURE,
+    qwen3moe::ARCHITECTURE,
+    olmoe::ARCHITECTURE,
+    granitemoe::ARCHITECTURE,
+    glm4moe::ARCHITECTURE,
+    gpt_oss::ARCHITECTURE,
+    deepseek2::ARCHITECTURE,
+];
 
 /// Reads and checks a model's metadata.
 ///
 /// # Errors
 /// If the architecture is not supported or a key is missing, contradictory or not honoured.
 pub fn shape(gguf: &Gguf) -> Result<Shape, LoadError> {
-    (find::<crate::reference::ReferenceBackend>(gguf)?.shape)(gguf)
+    decoder::shape(gguf, &find(gguf)?.plan)
 }
 
 /// Loads a model's weights into `backend`, whose cache has the groups of [`shape`].
@@ -94,14 +113,14 @@ pub fn shape(gguf: &Gguf) -> Result<Shape, LoadError> {
 /// # Errors
 /// As [`shape`]; if a tensor is missing, superfluous or of the wrong shape; if the backend cannot take it.
 pub fn load<B: Backend + 'static>(gguf: &Gguf, backend: &mut B) -> Result<Box<dyn Model<B>>, LoadError> {
-    (find::<B>(gguf)?.load)(gguf, backend)
+    decoder::load(gguf, backend, &find(gguf)?.plan)
 }
 
-fn find<B: Backend + 'static>(gguf: &Gguf) -> Result<Architecture<B>, LoadError> {
+fn find(gguf: &Gguf) -> Result<&'static Architecture, LoadError> {
     let name = gguf.str("general.architecture")?;
-    let row = table().into_iter().find(|row| row.name == name);
+    let row = TABLE.iter().find(|row| row.name == name);
     row.ok_or_else(|| LoadError::Architecture {
         name: name.to_owned(),
-        known: table::<B>().map(|row| row.name).join(", "),
+        known: TABLE.each_ref().map(|row| row.name).join(", "),
     })
 }

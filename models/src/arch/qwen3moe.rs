@@ -1,27 +1,16 @@
 //! `qwen3moe`: Qwen3 with experts (30B-A3B, 235B-A22B, Coder).
 //!
-//! Pairs (i, i + n/2) rotate, after queries and keys were normed per head. Every block has experts: softmax over
-//! all, the chosen weights renormalised.
+//! As `qwen3` with experts in every block: softmax over all, the chosen weights normalised.
 
-use super::decoder::{self, Experts, Plan};
-use super::{LoadError, Model, Shape};
-use crate::backend::{Backend, RopeStyle};
-use crate::gguf::Gguf;
+use super::Architecture;
+use super::plan::{Attention, Experts, Heads, Norms, Plan};
 
-const PLAN: Plan = Plan {
-    rope: RopeStyle::Neox,
-    head_norms: true,
-    expert_inner: "expert_feed_forward_length",
-    experts: Experts::Required,
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "qwen3moe",
+    models: "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+    plan: Plan {
+        attention: Attention::Heads(Heads { norms: Norms::PerHead, ..Heads::PLAIN }),
+        experts: Some(Experts::PLAIN),
+        ..Plan::PLAIN
+    },
 };
-
-pub(super) fn shape(gguf: &Gguf) -> Result<Shape, LoadError> {
-    decoder::shape(gguf, &PLAN)
-}
-
-pub(super) fn load<B: Backend + 'static>(
-    gguf: &Gguf,
-    backend: &mut B,
-) -> Result<Box<dyn Model<B>>, LoadError> {
-    decoder::load(gguf, backend, &PLAN)
-}

@@ -66,6 +66,18 @@ impl<'a> Tensors<'a> {
         Ok(Some(values.iter().map(|&v| f32::from_le_bytes(v)).collect()))
     }
 
+    /// Passes over a block whose tensors are called as those used of block `like`, or by one of `more`.
+    pub(super) fn skip_block(&self, block: u32, like: u32, more: &[&str]) {
+        let prefix = format!("blk.{block}.");
+        let mut used = self.used.borrow_mut();
+        for tensor in self.gguf.tensors() {
+            let Some(kind) = tensor.name.strip_prefix(&prefix) else { continue };
+            if more.contains(&kind) || used.contains(&format!("blk.{like}.{kind}")) {
+                used.insert(tensor.name.clone());
+            }
+        }
+    }
+
     /// Refuses what was not asked for.
     pub(super) fn all_used(&self) -> Result<(), LoadError> {
         let used = self.used.borrow();

@@ -1,106 +1,17 @@
-use std::collections::BTreeMap;
+pub(super) mod file;
 
 use proptest::prelude::*;
 
+use self::file::{File, file, legacy};
 use super::keys::Keys;
+use super::rope::Rotation;
 use super::*;
-use crate::backend::{Rope, RopeStyle};
-use crate::gguf::{GgufWriter, Value};
-use crate::kv::{KvStore, PageType};
-use crate::quant::GgmlType;
-use crate::reference::ReferenceBackend;
+use crate::gguf::Value;
+use crate::kv::{GroupPages, KvStore, PageType};
+use crate::memory::{KvOptions, KvSize};
 
-/// A model to be broken: hidden 8, 2 heads of 4, 1 for keys and values, 1 block, 3 experts of 6, 10 tokens.
-#[derive(Clone)]
-struct File {
-    keys: BTreeMap<&'static str, Value<'static>>,
-    tensors: BTreeMap<&'static str, Vec<u64>>,
-}
-
-fn file(arch: &'static str) -> File {
-    let keys = [
-        ("block_count", Value::U32(1)),
-        ("context_length", Value::U32(64)),
-        ("embedding_length", Value::U32(8)),
-        ("feed_forward_length", Value::U32(6)),
-        ("expert_feed_forward_length", Value::U32(6)),
-        ("attention.head_count", Value::U32(2)),
-        ("attention.head_count_kv", Value::U32(1)),
-        ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-        ("expert_count", Value::U32(3)),
-        ("expert_used_count", Value::U32(2)),
-    ];
-    let tensors = [
-        ("token_embd.weight", vec![8, 10]),
-        ("output_norm.weight", vec![8]),
-        ("blk.0.attn_norm.weight", vec![8]),
-        ("blk.0.attn_q.weight", vec![8, 8]),
-        ("blk.0.attn_k.weight", vec![8, 4]),
-        ("blk.0.attn_v.weight", vec![8, 4]),
-        ("blk.0.attn_output.weight", vec![8, 8]),
-        ("blk.0.ffn_norm.weight", vec![8]),
-        ("blk.0.ffn_gate_inp.weight", vec![8, 3]),
-        ("blk.0.ffn_gate_exps.weight", vec![8, 6, 3]),
-        ("blk.0.ffn_up_exps.weight", vec![8, 6, 3]),
-        ("blk.0.ffn_down_exps.weight", vec![6, 8, 3]),
-    ];
-    let mut file = File { keys: keys.into(), tensors: tensors.into() };
-    file.keys.insert("general.architecture", Value::String(arch));
-    if arch == "qwen3moe" {
-        file.tensors.insert("blk.0.attn_q_norm.weight", vec![4]);
-        file.tensors.insert("blk.0.attn_k_norm.weight", vec![4]);
-    }
-    file
-}
-
-impl File {
-    fn set(mut self, key: &'static str, value: Value<'static>) -> Self {
-        self.keys.insert(key, value);
-        self
-    }
-
-    fn unset(mut self, key: &str) -> Self {
-        self.keys.remove(key);
-        self
-    }
-
-    fn tensor(mut self, name: &'static str, dims: &[u64]) -> Self {
-        self.tensors.insert(name, dims.to_vec());
-        self
-    }
-
-    fn build(&self) -> Gguf {
-        let mut writer = GgufWriter::new();
-        let arch = match self.keys["general.architecture"] {
-            Value::String(name) => name,
-            _ => "",
-        };
-        for (key, value) in &self.keys {
-            match key.starts_with("general.") {
-                true => writer.set(key, *value),
-                false => writer.set(&format!("{arch}.{key}"), *value),
-            };
-        }
-        for (name, dims) in &self.tensors {
-            writer.tensor(name, GgmlType::F32, dims);
-        }
-        let mut data = writer.start(Vec::new()).unwrap();
-        for dims in self.tensors.values() {
-            let values = dims.iter().product::<u64>();
-            for i in 0..values {
-                data.write(&(i as f32 / values as f32 - 0.3).to_le_bytes()).unwrap();
-            }
-        }
-        Gguf::from_bytes(data.finish()).unwrap()
-    }
-
-    /// What is said about it, or "" if it loads.
-    fn verdict(&self) -> String {
-        let gguf = self.build();
-        let mut backend = ReferenceBackend::new(KvStore::new(&[], 16, PageType::F32).unwrap());
-        let result = shape(&gguf).and_then(|_| load(&gguf, &mut backend));
-        result.err().map(|e| e.to_string()).unwrap_or_default()
-    }
+fn options(size: KvSize) -> KvOptions {
+    KvOptions { block_tokens: 16, page: PageType::F16, size, context: None, sequences: 4, step_tokens: 64 }
 }
 
 fn refused(file: &File, words: &str) {
@@ -111,8 +22,14 @@ fn refused(file: &File, words: &str) {
 #[test]
 fn sound_files_load() {
     let llama = file("llama");
-    assert_eq!(llama.verdict(), "");
-    assert_eq!(file("qwen3moe").verdict(), "");
+    for Architecture { name, .. } in &TABLE {
+        assert_eq!(file(name).verdict(), "", "{name}");
+    }
+    assert_eq!(legacy(file("deepseek2")).verdict(), "");
+    assert_eq!(
+        file("deepseek2").unset("attention.q_lora_rank").verdict(),
+        "tensor blk.0.attn_q.weight is missing"
+    );
     assert_eq!(llama.clone().tensor("output.weight", &[8, 10]).verdict(), "");
     assert_eq!(
         llama.clone().tensor("rope_freqs.weight", &[2]).verdict(),
@@ -131,6 +48,9 @@ fn sound_files_load() {
         ("rope.dimension_count", Value::U32(4)),
         ("rope.scaling.type", Value::String("none")),
         ("vocab_size", Value::U32(10)),
+        ("expert_weights_norm", Value::Bool(true)),
+        ("expert_group_count", Value::U32(1)),
+        ("rope.scaling.finetuned", Value::Bool(false)),
     ];
     let all = neutral.into_iter().fold(llama, |file, (key, value)| file.set(key, value));
     assert_eq!(all.verdict(), "");
@@ -140,7 +60,10 @@ fn sound_files_load() {
 fn metadata_is_refused_by_the_name_of_the_key() {
     let llama = || file("llama");
     let cases = [
-        (file("mamba"), "general.architecture mamba is not supported; these are: llama, qwen3moe"),
+        (
+            file("mamba"),
+            "general.architecture mamba is not supported; these are: llama, qwen2, qwen3, qwen2moe",
+        ),
         (llama().unset("block_count"), "llama.block_count is missing"),
         (
             llama().set("block_count", Value::U32(u32::MAX)),
@@ -165,12 +88,194 @@ fn metadata_is_refused_by_the_name_of_the_key() {
         (llama().set("rope.dimension_count", Value::U32(6)), "llama.rope.dimension_count is 6"),
         (llama().set("rope.dimension_count", Value::U32(3)), "llama.rope.dimension_count is 3"),
         (llama().set("rope.freq_base", Value::F32(-1.0)), "llama.rope.freq_base is -1"),
-        (llama().set("rope.scaling.type", Value::String("yarn")), "llama.rope.scaling.type is yarn"),
+        (llama().set("rope.scaling.type", Value::String("longrope")), "llama.rope.scaling.type is longrope"),
+        (llama().set("rope.scaling.type", Value::String("yarn")), "llama.rope.scaling.factor is missing"),
+        (llama().set("rope.dimension_sections", Value::U32(1)), "llama.rope.dimension_sections is"),
         (llama().set("rope.scaling.type", Value::String("linear")), "llama.rope.scaling.factor is missing"),
         (llama().set("attention.sliding_window", Value::U32(63)), "llama.attention.sliding_window is"),
         (llama().set("logit_scale", Value::F32(2.0)), "llama.logit_scale is"),
         (llama().set("attention.causal", Value::Bool(false)), "llama.attention.causal is"),
         (file("qwen3moe").set("expert_gating_func", Value::U32(2)), "qwen3moe.expert_gating_func is"),
+    ];
+    for (file, words) in cases {
+        refused(&file, words);
+    }
+}
+
+/// Of architectures that have more to say.
+#[test]
+fn their_own_metadata_is_refused_by_the_name_of_the_key() {
+    let set = |arch, key, value| file(arch).set(key, value);
+    let deepseek = |key, value| set("deepseek2", key, value);
+    let (u, f, b, s) = (Value::U32, Value::F32, Value::Bool, Value::String);
+    let yarn = || deepseek("rope.scaling.type", s("yarn")).set("rope.scaling.factor", f(4.0));
+    let cases = [
+        (set("qwen2", "expert_count", u(3)), "qwen2.expert_count is"),
+        (set("qwen3", "logit_scale", f(2.0)), "qwen3.logit_scale is"),
+        (set("qwen2moe", "expert_weights_norm", b(true)), "qwen2moe.expert_weights_norm is true"),
+        (file("qwen2moe").unset("expert_shared_feed_forward_length"), "feed_forward_length is missing"),
+        (set("olmoe", "attention.clamp_kqv", f(8.0)), "olmoe.attention.clamp_kqv is"),
+        (set("olmoe", "expert_weights_norm", b(true)), "olmoe.expert_weights_norm is true"),
+        (file("granitemoe").unset("logit_scale"), "granitemoe.logit_scale is missing"),
+        (set("granitemoe", "logit_scale", f(0.0)), "granitemoe.logit_scale is 0"),
+        (set("granitemoe", "embedding_scale", f(f32::NAN)), "granitemoe.embedding_scale is NaN"),
+        (set("granitemoe", "rope.scaling.finetuned", b(false)), "granitemoe.rope.scaling.finetuned is false"),
+        (set("glm4moe", "nextn_predict_layers", u(3)), "glm4moe.nextn_predict_layers is 3"),
+        (set("glm4moe", "leading_dense_block_count", u(3)), "glm4moe.leading_dense_block_count is 3"),
+        (set("glm4moe", "expert_gating_func", u(3)), "glm4moe.expert_gating_func is 3"),
+        (set("glm4moe", "expert_weights_scale", f(-1.0)), "glm4moe.expert_weights_scale is -1"),
+        (file("gpt-oss").unset("attention.sliding_window"), "attention.sliding_window is missing"),
+        (set("gpt-oss", "attention.sliding_window", u(0)), "gpt-oss.attention.sliding_window is 0"),
+        (set("gpt-oss", "rope.scaling.factor", f(0.5)), "gpt-oss.rope.scaling.factor is 0.5"),
+        (set("gpt-oss", "rope.freq_base", f(0.0)), "gpt-oss.rope.freq_base is 0"),
+        (set("gpt-oss", "rope.scaling.yarn_ext_factor", f(0.5)), "rope.scaling.yarn_ext_factor is"),
+        (set("gpt-oss", "rope.scaling.yarn_beta_fast", f(-1.0)), "rope.scaling.yarn_beta_fast is -1"),
+        (file("deepseek2").unset("attention.kv_lora_rank"), "attention.kv_lora_rank is missing"),
+        (file("deepseek2").unset("rope.dimension_count"), "rope.dimension_count is missing"),
+        (deepseek("rope.dimension_count", u(6)), "rope.dimension_count is 6"),
+        (deepseek("attention.key_length_mla", u(2)), "attention.key_length_mla is 2"),
+        (file("deepseek2").unset("attention.key_length_mla"), "attention.key_length_mla is missing"),
+        (file("deepseek2").unset("attention.value_length_mla"), "attention.value_length_mla is missing"),
+        (deepseek("attention.key_length", u(9)), "attention.key_length is 9, but it must be 8"),
+        (deepseek("attention.value_length", u(7)), "attention.value_length is 7, but it must be 6"),
+        (deepseek("attention.head_count_kv", u(2)), "attention.head_count_kv is 2, but it must be 1"),
+        (
+            legacy(file("deepseek2")).set("attention.head_count_kv", u(1)),
+            "head_count_kv is 1, but it must be 2",
+        ),
+        (yarn(), "rope.scaling.yarn_log_multiplier is missing"),
+        (yarn().set("rope.scaling.yarn_log_multiplier", f(0.0)), "rope.scaling.yarn_log_multiplier is 0"),
+        (deepseek("rope.scaling.yarn_log_multiplier", f(0.1)), "rope.scaling.yarn_log_multiplier is"),
+        (deepseek("rope.scaling.attn_factor", f(2.0)), "rope.scaling.attn_factor is 2"),
+        (deepseek("attention.temperature_scale", f(0.1)), "attention.temperature_scale is"),
+        (
+            deepseek("expert_group_count", u(3)).set("expert_group_used_count", u(1)),
+            "expert_group_count is 3",
+        ),
+        (deepseek("expert_group_count", u(2)), "expert_group_used_count is missing"),
+        (deepseek("expert_group_used_count", u(2)), "expert_group_used_count is 2"),
+        (
+            deepseek("expert_group_count", u(4)).set("expert_group_used_count", u(1)),
+            "expert_group_used_count is 1",
+        ),
+        (
+            deepseek("expert_group_count", u(2)).set("expert_group_used_count", u(3)),
+            "expert_group_used_count is 3",
+        ),
+        (deepseek("expert_gating_func", u(2)), "tensor blk.1.exp_probs_b.bias is missing"),
+        (deepseek("expert_shared_count", u(0)), "blk.1.ffn_down_shexp.weight is not part of"),
+        (deepseek("nextn_predict_layers", u(1)), "deepseek2.nextn_predict_layers is"),
+    ];
+    for (file, words) in cases {
+        refused(&file, words);
+    }
+}
+
+/// What is neutral to one architecture is honoured by another.
+#[test]
+fn optional_parts_load_where_they_are_there() {
+    let shared = file("granitemoe").set("expert_shared_feed_forward_length", Value::U32(6));
+    refused(&shared, "tensor blk.0.ffn_gate_shexp.weight is missing");
+    let shexp: [(&str, &[u64]); 3] = [
+        ("ffn_gate_shexp.weight", &[8, 6]),
+        ("ffn_up_shexp.weight", &[8, 6]),
+        ("ffn_down_shexp.weight", &[6, 8]),
+    ];
+    assert_eq!(shared.block(0, &shexp).verdict(), "");
+    assert_eq!(file("qwen3moe").set("expert_shared_feed_forward_length", Value::U32(0)).verdict(), "");
+    assert_eq!(file("deepseek2").set("expert_group_count", Value::U32(1)).verdict(), "");
+    let groups = file("deepseek2").set("expert_group_count", Value::U32(2));
+    assert_eq!(groups.set("expert_group_used_count", Value::U32(1)).verdict(), "");
+    let biased = file("deepseek2").block(1, &[("exp_probs_b.bias", &[4])]);
+    assert_eq!(biased.set("expert_gating_func", Value::U32(2)).verdict(), "");
+    let lite = ["attn_q_a.weight", "attn_q_a_norm.weight", "attn_q_b.weight"];
+    let lite = (0..2).fold(file("deepseek2").set("attention.q_lora_rank", Value::U32(0)), |file, block| {
+        file.without(block, &lite).block(block, &[("attn_q.weight", &[8, 8])])
+    });
+    assert_eq!(lite.verdict(), "");
+}
+
+#[test]
+fn caches_are_what_blocks_keep() {
+    let cache = |arch| shape(&file(arch).build()).unwrap().cache;
+    let heads = CacheShape { kind: GroupKind::Full, layers: 1, kv_heads: 1, key_dim: 4, value_dim: 4 };
+    let window = CacheShape { kind: GroupKind::Window { window: 20 }, ..heads };
+    assert_eq!(cache("gpt-oss"), [window, heads]);
+    assert_eq!(cache("glm4moe"), [CacheShape { layers: 2, ..heads }]);
+    assert_eq!(cache("deepseek2"), [CacheShape { layers: 2, key_dim: 8, value_dim: 0, ..heads }]);
+}
+
+/// Of a token, latent attention keeps `kv_lora_rank` and the rotated values in each layer: by the plan and in memory.
+#[test]
+fn a_latent_cache_holds_the_latent_vector_alone() {
+    let (rank, rotated, layers) = (6, 2, 2);
+    for (page, value_bytes) in [(PageType::F16, 2), (PageType::F32, 4)] {
+        let formula = (rank + rotated) * value_bytes * layers;
+        for file in [file("deepseek2"), legacy(file("deepseek2"))] {
+            let shape = shape(&file.build()).unwrap();
+            let kv = KvOptions { page, ..options(KvSize::Blocks(5)) };
+            let pool = crate::memory::plan(&shape, &kv, None).unwrap();
+            assert_eq!(crate::memory::block_bytes(&shape, &kv).unwrap(), [16 * formula]);
+            let store = KvStore::new(&crate::memory::layouts(&shape, &pool), 16, page).unwrap();
+            let bytes = match store.group(0) {
+                GroupPages::F16(pages) => size_of_val(pages.all()),
+                GroupPages::F32(pages) => size_of_val(pages.all()),
+            };
+            assert_eq!(bytes as u64, 5 * 16 * formula);
+        }
+    }
+}
+
+#[test]
+fn weights_count_as_they_are_loaded() {
+    let bytes = |file: &File| shape(&file.build()).unwrap().weight_bytes;
+    let of_file = |file: &File| file.build().tensors().iter().filter_map(|t| t.bytes()).sum::<u64>();
+    for arch in ["llama", "gpt-oss", "deepseek2"] {
+        assert_eq!(bytes(&file(arch)), of_file(&file(arch)), "{arch}");
+    }
+    // In F32 the split projection is as large as the unsplit one.
+    assert_eq!(bytes(&legacy(file("deepseek2"))), bytes(&file("deepseek2")));
+    let skipped = file("glm4moe")
+        .build()
+        .tensors()
+        .iter()
+        .filter(|t| t.name.starts_with("blk.2."))
+        .filter_map(|t| t.bytes())
+        .sum::<u64>();
+    assert_eq!(bytes(&file("glm4moe")), of_file(&file("glm4moe")) - skipped);
+}
+
+#[test]
+fn their_own_tensors_are_refused_by_name() {
+    let cases = [
+        (file("qwen2").without(0, &["attn_k.bias"]), "tensor blk.0.attn_k.bias is missing"),
+        (file("qwen2").block(0, &[("attn_k.bias", &[8])]), "tensor blk.0.attn_k.bias is 8 x 1 x 1"),
+        (file("qwen3").without(0, &["attn_q_norm.weight"]), "tensor blk.0.attn_q_norm.weight is missing"),
+        (file("qwen2moe").without(0, &["ffn_gate_inp_shexp.weight"]), "ffn_gate_inp_shexp.weight is missing"),
+        (file("olmoe").block(0, &[("attn_q_norm.weight", &[4])]), "blk.0.attn_q_norm.weight is 4 x 1 x 1"),
+        (
+            file("glm4moe").block(2, &[("nextn.other.weight", &[8])]),
+            "blk.2.nextn.other.weight is not part of",
+        ),
+        (
+            file("glm4moe").block(1, &[("nextn.enorm.weight", &[8])]),
+            "blk.1.nextn.enorm.weight is not part of",
+        ),
+        (file("glm4moe").without(1, &["exp_probs_b.bias"]), "tensor blk.1.exp_probs_b.bias is missing"),
+        (file("gpt-oss").without(1, &["attn_sinks.weight"]), "tensor blk.1.attn_sinks.weight is missing"),
+        (file("gpt-oss").block(0, &[("attn_sinks.weight", &[1])]), "blk.0.attn_sinks.weight is 1 x 1 x 1"),
+        (
+            file("gpt-oss").block(1, &[("ffn_down_exps.bias", &[6, 3])]),
+            "blk.1.ffn_down_exps.bias is 6 x 3 x 1",
+        ),
+        (file("deepseek2").block(0, &[("attn_k_b.weight", &[6, 2, 2])]), "attn_k_b.weight is 6 x 2 x 2"),
+        (file("deepseek2").without(1, &["attn_v_b.weight"]), "tensor blk.1.attn_v_b.weight is missing"),
+        (file("deepseek2").block(0, &[("attn_kv_b.weight", &[6, 12])]), "attn_kv_b.weight is not part of"),
+        (
+            legacy(file("deepseek2")).block(0, &[("attn_kv_b.weight", &[6, 11])]),
+            "attn_kv_b.weight is 6 x 11 x 1",
+        ),
+        (file("deepseek2").tensor("rope_freqs.weight", &[2]), "rope_freqs.weight must hold 1 positive"),
     ];
     for (file, words) in cases {
         refused(&file, words);
@@ -201,34 +306,77 @@ fn tensors_are_refused_by_name() {
     }
 }
 
+const YARN_16: [f64; 8] = [
+    1.0,
+    0.159_671_083_477_033_52,
+    0.021_172_197_839_775_617,
+    0.001_431_778_349_082_528_2,
+    0.000_322_748_612_183_951_4,
+    7.275_334_672_675_824e-5,
+    1.639_991_392_721_192e-5,
+    3.696_835_800_971_321e-6,
+];
+
+fn rotation(file: File, dims: u32, factors: Option<&[f32]>) -> Rotation {
+    let mut rotation = Rotation::read(&Keys::new(&file.build()).unwrap(), dims, 64).unwrap();
+    factors.map(|f| rotation.divide(f)).transpose().unwrap();
+    rotation
+}
+
+fn close(found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len());
+    for (f, e) in found.iter().zip(expected) {
+        assert!((f - e).abs() < 1e-12 * e, "{f} is not {e}");
+    }
+}
+
 #[test]
 fn rotation_follows_its_keys() {
-    let rope = |file: File, factors: Option<&[f32]>| -> Rope {
-        Keys::new(&file.build()).unwrap().rope(RopeStyle::Neox, 4, factors).unwrap()
-    };
-    let close = |rope: Rope, expected: [f64; 2]| {
-        assert_eq!(rope.frequencies.len(), 2);
-        for (f, e) in rope.frequencies.iter().zip(expected) {
-            assert!((f - e).abs() < 1e-12, "{f} is not {e}");
-        }
+    let close = |file: File, factors, expected: [f64; 2]| {
+        let rotation = rotation(file, 4, factors);
+        close(&rotation.frequencies, &expected);
+        assert_eq!((rotation.sharpness(), rotation.yarn), (1.0, None));
     };
     let base = || file("llama").set("rope.freq_base", Value::F32(100.0));
-    close(rope(base(), None), [1.0, 0.1]);
-    close(rope(file("llama"), None), [1.0, 0.01]);
-    close(rope(base(), Some(&[2.0, 4.0])), [0.5, 0.025]);
+    close(base(), None, [1.0, 0.1]);
+    close(file("llama"), None, [1.0, 0.01]);
+    close(base(), Some(&[2.0, 4.0]), [0.5, 0.025]);
     let linear = base().set("rope.scaling.factor", Value::F32(4.0));
-    close(rope(linear.clone().set("rope.scaling.type", Value::String("linear")), None), [0.25, 0.025]);
-    close(rope(linear.clone(), None), [0.25, 0.025]);
-    close(rope(linear.set("rope.scaling.type", Value::String("none")), None), [1.0, 0.1]);
-    close(rope(base().set("rope.scale_linear", Value::F32(2.0)), None), [0.5, 0.05]);
-    assert_eq!(rope(base().set("rope.dimension_count", Value::U32(2)), None).frequencies, [1.0]);
+    close(linear.clone().set("rope.scaling.type", Value::String("linear")), None, [0.25, 0.025]);
+    close(linear.clone(), None, [0.25, 0.025]);
+    close(linear.set("rope.scaling.type", Value::String("none")), None, [1.0, 0.1]);
+    close(base().set("rope.scale_linear", Value::F32(2.0)), None, [0.5, 0.05]);
+}
+
+/// Numbers of the goldens' numpy description of YaRN.
+#[test]
+fn yarn_keeps_fast_pairs_and_divides_slow_ones() {
+    let yarn = || {
+        file("gpt-oss")
+            .set("rope.freq_base", Value::F32(150_000.0))
+            .set("rope.scaling.factor", Value::F32(8.0))
+            .set("rope.scaling.original_context_length", Value::U32(256))
+    };
+    let sixteen = rotation(yarn(), 16, None);
+    close(&sixteen.frequencies, &YARN_16);
+    assert_eq!((sixteen.yarn, sixteen.sharpness()), (Some(8f64.ln()), 1.207_944_2));
+    let stretched = rotation(yarn().set("rope.scaling.attn_factor", Value::F32(0.5)), 16, Some(&[2.0; 8]));
+    close(&stretched.frequencies, &YARN_16.map(|f| f / 2.0));
+    assert_eq!(stretched.sharpness(), 0.603_972_1);
+    // Without an original context it is the model's own.
+    let own = rotation(yarn().unset("rope.scaling.original_context_length"), 16, None);
+    let told = rotation(yarn().set("rope.scaling.original_context_length", Value::U32(64)), 16, None);
+    assert_eq!(own, told);
+    assert_ne!(own, sixteen);
+    let slower = yarn().set("rope.scaling.yarn_beta_slow", Value::F32(0.01));
+    assert_ne!(rotation(slower, 16, None), sixteen);
 }
 
 proptest! {
     /// Whatever the numbers say: a verdict, and no allocation that the file's own size does not justify.
     #[test]
     fn absurd_numbers_are_survived(
-        changes in prop::collection::vec((0usize..40, prop_oneof![
+        changes in prop::collection::vec((0usize..60, prop_oneof![
             (0u32..20).prop_map(Value::U32),
             any::<u32>().prop_map(Value::U32),
             Just(Value::U32(u32::MAX)),
@@ -238,11 +386,12 @@ proptest! {
             Just(Value::I32(-1)),
             Just(Value::Bool(true)),
         ]), 1..4),
-        arch in prop_oneof![Just("llama"), Just("qwen3moe")],
+        arch in prop::sample::select(TABLE.each_ref().map(|row| row.name).to_vec()),
     ) {
-        const MORE: [&str; 6] = [
+        const MORE: [&str; 11] = [
             "attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base",
-            "rope.scaling.factor", "attention.sliding_window",
+            "rope.scaling.factor", "attention.sliding_window", "expert_group_count", "expert_group_used_count",
+            "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_beta_fast", "nextn_predict_layers",
         ];
         let mut file = file(arch);
         let keys: Vec<_> = file.keys.keys().copied().filter(|k| !k.starts_with("general.")).chain(MORE).collect();
@@ -250,12 +399,7 @@ proptest! {
             file = file.set(keys[which % keys.len()], value);
         }
         let gguf = file.build();
-        let kv = crate::memory::KvOptions {
-            block_tokens: 16,
-            page: PageType::F16,
-            size: crate::memory::KvSize::Bytes(1 << 20),
-            context: None,
-        };
+        let kv = options(KvSize::Bytes(1 << 20));
         if let Ok(shape) = shape(&gguf) {
             let _ = crate::memory::plan(&shape, &kv, Some(1 << 30));
         }

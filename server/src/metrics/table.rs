@@ -292,7 +292,7 @@ pub const METRICS: &[Metric] = &[
         &["block_size", "num_gpu_blocks"],
         "1; the labels say the cache's shape (its blocks, wherever they are).",
         Read::Both(|s, v, out| {
-            let blocks: u32 = s.gauges.groups.first().map_or(0, |g| g.referenced + g.cached + g.free);
+            let blocks = s.gauges.groups.iter().map(|g| g.referenced + g.cached + g.free).max().unwrap_or(0);
             let size = v.engine.map_or(0, |(_, block_tokens)| block_tokens);
             out.put(&[&size.to_string(), &blocks.to_string()], 1.0);
         }),

@@ -1,0 +1,122 @@
+//! Rotary position embedding: frequencies as metadata and `rope_freqs.weight` have them.
+//!
+//! YaRN as llama.cpp computes it, which the goldens hold it to: fast pairs keep their frequency, slow ones are divided
+//! by the factor, between them a ramp whose ends are whole pairs.
+
+use super::LoadError;
+use super::keys::Keys;
+use crate::backend::{Rope, RopeStyle};
+
+/// How positions turn the pairs of a head.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Rotation {
+    /// Angle per position of each pair.
+    pub frequencies: Vec<f64>,
+    /// `ln` of YaRN's factor; None without YaRN.
+    pub yarn: Option<f64>,
+    /// `rope.scaling.attn_factor`: a factor on cos and sin beside YaRN's own.
+    pub factor: f32,
+}
+
+/// What `rope.scaling.type` says.
+enum Scaling {
+    /// Frequencies divided by this, which is 1 where there is no scaling.
+    Linear(f64),
+    Yarn(Yarn),
+}
+
+struct Yarn {
+    factor: f64,
+    /// Context before it was extended.
+    context: u32,
+    /// Turns within that context above which a pair keeps its frequency, and below which it is divided.
+    turns: [f32; 2],
+}
+
+impl Rotation {
+    /// Of `dims` values, an even number, of a model with a context of `context`.
+    pub(super) fn read(keys: &Keys<'_>, dims: u32, context: u32) -> Result<Self, LoadError> {
+        let base = f64::from(keys.opt_positive("rope.freq_base")?.unwrap_or(10_000.0));
+        let frequency = |i: u32| base.powf(-2.0 * f64::from(i) / f64::from(dims));
+        let mut frequencies: Vec<f64> = (0..dims / 2).map(frequency).collect();
+        let yarn = match scaling(keys, context)? {
+            Scaling::Linear(factor) => {
+                frequencies.iter_mut().for_each(|f| *f /= factor);
+                None
+            }
+            Scaling::Yarn(yarn) => {
+                yarn.stretch(&mut frequencies, base);
+                Some(yarn.factor.ln())
+            }
+        };
+        let factor = keys.opt_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        Ok(Self { frequencies, yarn, factor })
+    }
+
+    /// Divides each frequency by a factor of `rope_freqs.weight`.
+    pub(super) fn divide(&mut self, factors: &[f32]) -> Result<(), LoadError> {
+        let usable = |f: &f32| f.is_finite() && *f > 0.0;
+        if factors.len() != self.frequencies.len() || !factors.iter().all(usable) {
+            let why = format!("must hold {} positive factors", self.frequencies.len());
+            return Err(LoadError::BadTensor { tensor: "rope_freqs.weight".to_owned(), why });
+        }
+        for (frequency, &factor) in self.frequencies.iter_mut().zip(factors) {
+            *frequency /= f64::from(factor);
+        }
+        Ok(())
+    }
+
+    /// YaRN's factor on cos and sin: what stretched attention needs to stay as sharp as it was.
+    pub(super) fn sharpness(&self) -> f32 {
+        self.factor * self.yarn.map_or(1.0, |ln| (1.0 + 0.1 * ln) as f32)
+    }
+
+    /// For heads whose rotated values begin at `first`.
+    pub(super) fn rope(&self, style: RopeStyle, first: u32, scale: f32) -> Rope {
+        Rope { style, first, frequencies: self.frequencies.clone(), scale }
+    }
+}
+
+impl Yarn {
+    fn stretch(&self, frequencies: &mut [f64], base: f64) {
+        let dims = 2.0 * frequencies.len() as f64;
+        // The pair that turns so often within the context.
+        let pair = |turns: f32| {
+            let wave = f64::from(self.context) / (f64::from(turns) * std::f64::consts::TAU);
+            dims * wave.ln() / (2.0 * base.ln())
+        };
+        let low = pair(self.turns[0]).floor().max(0.0);
+        let high = pair(self.turns[1]).ceil().min(dims - 1.0);
+        for (i, frequency) in frequencies.iter_mut().enumerate() {
+            let stretched = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+            *frequency *= 1.0 - stretched + stretched / self.factor;
+        }
+    }
+}
+
+fn scaling(keys: &Keys<'_>, context: u32) -> Result<Scaling, LoadError> {
+    let (kind, factor_key) = ("rope.scaling.type", "rope.scaling.factor");
+    let factor = keys.opt_positive(factor_key)?.map(f64::from);
+    let required = || factor.ok_or_else(|| keys.missing(factor_key));
+    match keys.opt_str(kind)? {
+        Some("none") => Ok(Scaling::Linear(1.0)),
+        Some("linear") => required().map(Scaling::Linear),
+        Some("yarn") => {
+            let factor = required()?;
+            if factor < 1.0 {
+                return Err(keys.bad(factor_key, factor, "YaRN does not shorten the context"));
+            }
+            let context = keys.opt_size("rope.scaling.original_context_length")?.unwrap_or(context);
+            let turns = |key, usual| Ok::<_, LoadError>(keys.opt_positive(key)?.unwrap_or(usual));
+            let turns =
+                [turns("rope.scaling.yarn_beta_fast", 32.0)?, turns("rope.scaling.yarn_beta_slow", 1.0)?];
+            Ok(Scaling::Yarn(Yarn { factor, context, turns }))
+        }
+        Some(other) => Err(keys.not_honoured(kind, other)),
+        // Files older than `rope.scaling.type` say it so.
+        None => {
+            let old = keys.opt_positive("rope.scale_linear")?.map(f64::from);
+            Ok(Scaling::Linear(factor.or(old).unwrap_or(1.0)))
+        }
+    }
+}
