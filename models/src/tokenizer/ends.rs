@@ -26,6 +26,7 @@ const ENDS: &[&str] = &[
     "<end_of_utterance>",
     "<eos>",
     "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 
 /// Texts of the fill-in-the-middle tokens that end generation, where no key names them.

@@ -140,6 +140,65 @@ fn end_tokens_are_known_by_key_and_by_text() {
     );
 }
 
+/// Families by the special tokens of their files: the key `eos`, the key `eot`, and which end generation.
+#[test]
+fn every_family_ends_where_its_turns_end() {
+    let cases: &[(&str, &str, &str, &[&str], &[&str])] = &[
+        (
+            "llama 3",
+            "<|end_of_text|>",
+            "",
+            &["<|eot_id|>", "<|eom_id|>", "<|start_header_id|>"],
+            &["<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"],
+        ),
+        (
+            "gpt-oss",
+            "<|return|>",
+            "",
+            &["<|end|>", "<|call|>", "<|start|>", "<|channel|>", "<|endoftext|>"],
+            &["<|return|>", "<|call|>", "<|endoftext|>"],
+        ),
+        (
+            "glm 4.5",
+            "<|endoftext|>",
+            "<|user|>",
+            &["<|observation|>", "<|assistant|>"],
+            &["<|endoftext|>", "<|user|>"],
+        ),
+        (
+            "deepseek",
+            "<｜end▁of▁sentence｜>",
+            "",
+            &["<｜User｜>", "<｜Assistant｜>"],
+            &["<｜end▁of▁sentence｜>"],
+        ),
+        (
+            "kimi k2",
+            "[EOS]",
+            "",
+            &["[EOT]", "[PAD]", "<|im_end|>", "<|im_user|>"],
+            &["[EOS]", "[EOT]", "[PAD]", "<|im_end|>"],
+        ),
+        ("granite", "<|end_of_text|>", "", &["<|start_of_role|>", "<|tool_call|>"], &["<|end_of_text|>"]),
+        ("mistral", "</s>", "", &["[INST]", "[/INST]"], &["</s>"]),
+        ("phi", "<|endoftext|>", "", &["<|end|>", "<|user|>"], &["<|endoftext|>", "<|end|>"]),
+        ("minimax m2", "[e~[", "", &["]~b]"], &["[e~["]),
+    ];
+    for (family, eos, eot, others, expect) in cases {
+        let names: Vec<&str> =
+            [*eos, *eot].iter().chain(*others).copied().filter(|t| !t.is_empty()).collect();
+        let mut spec = spec(&[], &[], &names);
+        let key = |text: &str| names.iter().position(|t| *t == text).map(|i| 256 + u32::try_from(i).unwrap());
+        spec.ids = SpecialIds { eos: key(eos), eot: key(eot), ..Default::default() };
+        let tokenizer = Tokenizer::new(spec).unwrap();
+        let mut got: Vec<String> = tokenizer.end_tokens().iter().map(|&t| tokenizer.token_text(t)).collect();
+        let mut expect = expect.to_vec();
+        got.sort_unstable();
+        expect.sort_unstable();
+        assert_eq!(got, expect, "{family}");
+    }
+}
+
 #[test]
 fn bos_is_put_in_front_once() {
     let mut spec = small();
