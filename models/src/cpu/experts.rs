@@ -1,19 +1,20 @@
-//! Routing and gated feed-forwards: dense ones are a stack of one expert that every token chose with weight 1.
+//! Gated feed-forwards: dense ones are a stack of one expert that every token chose with weight 1.
 //!
 //! Two phases with a barrier between. First, item = (expert, [`BLOCK_ROWS`] inner rows): gate and up products for
-//! the expert's tokens, activation, and the encoding of the result for the down product, whose blocks the item
-//! holds whole. Second, item = output rows: the down products of all active experts, added in ascending order of
-//! expert, so an output has one writer and one order of summation: out += weight * y.
+//! the expert's tokens, biases, activation, and the encoding of the result for the down product, whose blocks the
+//! item holds whole. Second, item = output rows: the down products of all active experts, added in ascending order of
+//! expert, so an output has one writer and one order of summation: out += weight * y, y with its bias.
 
 use std::ops::Range;
 
 use super::linear::{Part, WIDE_COLUMNS, balanced, paired};
 use super::math;
 use super::pool::Disjoint;
+use super::route::CpuRouting;
 use super::tensor::{Columns, CpuTensor};
 use super::weight::{CpuVector, CpuWeight};
 use super::{Core, Env};
-use crate::backend::{Activation, Gated, RouteSpec};
+use crate::backend::{Activation, Gated};
 use crate::quant::{ActKind, PANEL, act_bytes, encode};
 
 /// Most inner rows of an item: a block of the widest encoding.
@@ -22,16 +23,6 @@ const BLOCK_ROWS: usize = 256;
 const NARROW_ROWS: usize = 64;
 /// Most columns whose gate and up results a thread holds at a time: 2 x 64 KB, and one wide product.
 const CHUNK: usize = WIDE_COLUMNS;
-
-/// The experts of each token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CpuRouting {
-    pub(super) top_k: usize,
-    /// `[tokens, top_k]`, ascending within a token.
-    pub(super) experts: Vec<u32>,
-    /// `[tokens, top_k]`.
-    pub(super) weights: Vec<f32>,
-}
 
 /// Which rows of the input go through which matrix of the stack, sorted by matrix.
 pub(super) struct Assigned {
@@ -126,22 +117,24 @@ impl Core {
         assert!(gate.cols == x.width && up.cols == x.width, "gate and up take the input's width");
         assert!(gate.rows == up.rows && gate.rows == down.cols, "one inner width");
         assert!(gate.experts == up.experts && gate.experts == down.experts, "stacks of one size");
-        assert!(ffn.activation == Activation::Silu && ffn.biases.is_none(), "not implemented");
+        for (bias, w) in ffn.biases.iter().flatten().zip([gate, up, down]) {
+            assert_eq!(bias.values.len(), w.experts * w.rows, "a bias per expert and output");
+        }
         let kind = down.format.act;
         let stride = act_bytes(kind, down.cols);
         let mut inner = self.env.bytes.take(assigned.rows.len() * stride);
-        self.gate_and_up(x, assigned, gate, up, &Inner { kind, stride, bytes: Disjoint::new(&mut inner) });
-        self.down(x, assigned, down, Columns { bytes: &inner, stride })
+        self.gate_and_up(x, assigned, ffn, &Inner { kind, stride, bytes: Disjoint::new(&mut inner) });
+        self.down(x, assigned, ffn, Columns { bytes: &inner, stride })
     }
 
     fn gate_and_up(
         &self,
         x: &CpuTensor,
         assigned: &Assigned,
-        gate: &CpuWeight,
-        up: &CpuWeight,
+        ffn: Gated<'_, CpuWeight, CpuVector>,
         inner: &Inner<'_>,
     ) {
+        let (gate, up) = (ffn.gate, ffn.up);
         let block = if inner.kind == ActKind::Q8x256 { BLOCK_ROWS } else { NARROW_ROWS };
         let blocks = gate.rows.div_ceil(block);
         // The experts with most tokens first: the small items even out the end.
@@ -162,10 +155,18 @@ impl Core {
                 let tokens = &assigned.rows[chunk.clone()];
                 env.block(gate, expert, &rows, inputs.0, tokens, g);
                 env.block(up, expert, &rows, inputs.1, tokens, u);
-                let columns = g.chunks_exact_mut(BLOCK_ROWS).zip(u.chunks_exact(BLOCK_ROWS));
+                let columns = g.chunks_exact_mut(BLOCK_ROWS).zip(u.chunks_exact_mut(BLOCK_ROWS));
                 for (assignment, (g, u)) in chunk.zip(columns) {
-                    let (g, u) = (&mut g[..rows.len()], &u[..rows.len()]);
-                    math::silu_times(env.isa, g, u);
+                    let (g, u) = (&mut g[..rows.len()], &mut u[..rows.len()]);
+                    if let Some([gate, up, _]) = ffn.biases {
+                        let of = expert * ffn.gate.rows + rows.start..expert * ffn.gate.rows + rows.end;
+                        math::add(env.isa, g, &gate.values[of.clone()], 1.0);
+                        math::add(env.isa, u, &up.values[of], 1.0);
+                    }
+                    match ffn.activation {
+                        Activation::Silu => math::silu_times(env.isa, g, u),
+                        Activation::ClampedSwiglu => math::clamped_swiglu(env.isa, g, u),
+                    }
                     let at = assignment * inner.stride + act_bytes(inner.kind, rows.start);
                     // SAFETY: an item writes only its rows of its expert's assignments, and is done once.
                     let to = unsafe { inner.bytes.slice(at, act_bytes(inner.kind, rows.len())) };
@@ -175,7 +176,14 @@ impl Core {
         });
     }
 
-    fn down(&self, x: &CpuTensor, assigned: &Assigned, down: &CpuWeight, inner: Columns<'_>) -> CpuTensor {
+    fn down(
+        &self,
+        x: &CpuTensor,
+        assigned: &Assigned,
+        ffn: Gated<'_, CpuWeight, CpuVector>,
+        inner: Columns<'_>,
+    ) -> CpuTensor {
+        let down = ffn.down;
         let mut out = self.env.floats.zeros(x.rows * down.rows);
         let shared = Disjoint::new(&mut out);
         let panels = down.panels();
@@ -187,72 +195,23 @@ impl Core {
             for (expert, assignments) in &assigned.experts {
                 let part = Part { weight: down, expert: *expert, panels: panels.clone() };
                 let column = |i| assignments.start + i;
+                let bias = ffn.biases.map(|[_, _, b]| &b.values[expert * down.rows..][..down.rows]);
                 part.products(isa, inner, assignments.len(), column, |panel, i, result| {
                     let (a, first) = (assignments.start + i, panel * PANEL);
                     let (weight, len) = (assigned.weights[a], PANEL.min(down.rows - first));
                     // SAFETY: an item writes only its panels' values of each row, and is done once.
                     let to = unsafe { shared.slice(assigned.rows[a] * down.rows + first, len) };
-                    for (to, y) in to.iter_mut().zip(result) {
-                        *to += weight * y;
+                    match bias {
+                        None => to.iter_mut().zip(result).for_each(|(to, y)| *to += weight * y),
+                        Some(bias) => {
+                            for ((to, y), b) in to.iter_mut().zip(result).zip(&bias[first..]) {
+                                *to += weight * (y + b);
+                            }
+                        }
                     }
                 });
             }
         });
         CpuTensor::new(x.rows, down.rows, out, x.tokens.clone())
-    }
-
-    /// Softmax over each row of logits, then the largest, ties to the smaller index.
-    pub(super) fn choose(&self, logits: &CpuTensor, spec: &RouteSpec) -> CpuRouting {
-        let (rows, top_k) = (logits.rows, spec.top_k as usize);
-        assert!(0 < top_k && top_k <= logits.width, "experts per token");
-        let mut routing =
-            CpuRouting { top_k, experts: vec![0; rows * top_k], weights: vec![0.0; rows * top_k] };
-        let experts = Disjoint::new(&mut routing.experts);
-        let weights = Disjoint::new(&mut routing.weights);
-        let env = &self.env;
-        // Choosing looks at every logit once per choice.
-        self.rows(rows, logits.width * top_k, |worker, row| {
-            let mut scratch = env.scratch(worker);
-            // SAFETY: each row is done once.
-            let out = unsafe { (experts.slice(row * top_k, top_k), weights.slice(row * top_k, top_k)) };
-            choose_row(env.isa, logits.row(row), spec, &mut scratch.probabilities, out);
-        });
-        routing
-    }
-}
-
-fn choose_row(
-    isa: crate::quant::Isa,
-    logits: &[f32],
-    spec: &RouteSpec,
-    probabilities: &mut Vec<f32>,
-    (experts, weights): (&mut [u32], &mut [f32]),
-) {
-    probabilities.clear();
-    probabilities.extend_from_slice(logits);
-    let sum = math::exp_sum(isa, probabilities, math::largest(logits));
-    probabilities.iter_mut().for_each(|p| *p /= sum);
-    for slot in 0..experts.len() {
-        let (taken, _) = experts.split_at(slot);
-        let mut best: Option<usize> = None;
-        for (i, p) in probabilities.iter().enumerate() {
-            let better = best.is_none_or(|b| *p > probabilities[b]);
-            if better && !taken.contains(&(i as u32)) {
-                best = Some(i);
-            }
-        }
-        let best = best.expect("top_k is at most the number of experts");
-        (experts[slot], weights[slot]) = (best as u32, probabilities[best]);
-    }
-    let total = if spec.normalise { weights.iter().sum::<f32>() } else { 1.0 };
-    weights.iter_mut().for_each(|w| *w = *w / total * spec.scale);
-    // Ascending by expert, the order of summation.
-    for i in 1..experts.len() {
-        let mut j = i;
-        while j > 0 && experts[j] < experts[j - 1] {
-            experts.swap(j, j - 1);
-            weights.swap(j, j - 1);
-            j -= 1;
-        }
     }
 }

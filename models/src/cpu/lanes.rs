@@ -95,70 +95,100 @@ impl Lanes for Avx2 {
 }
 
 per_isa! {
-    /// `out[j] = scale * q.keys[j]`, keys as rows of q's length.
-    pub(super) fn dots[L](q: &[f32], keys: &[f32], scale: f32, out: &mut [f32]) {
-        let dim = q.len();
-        let (fours, rest) = out.as_chunks_mut::<4>();
-        for (out, keys) in fours.iter_mut().zip(keys.chunks_exact(4 * dim)) {
-            let (a, b) = keys.split_at(2 * dim);
-            let ((a, b), (c, d)) = (a.split_at(dim), b.split_at(dim));
-            *out = products::<L>(q, [a, b, c, d]).map(|dot| dot * scale);
-        }
-        let keys = keys[4 * dim * fours.len()..].chunks_exact(dim);
-        for (out, key) in rest.iter_mut().zip(keys) {
-            *out = products::<L>(q, [key; 4])[0] * scale;
+    /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
+    /// first as many values as there are keys are written.
+    pub(super) fn dots[L](q: &[f32], keys: &[f32], dim: usize, scale: f32, out: &mut [f32], stride: usize) {
+        let count = keys.len() / dim;
+        // Two queries share the loads of four keys: eight chains, which hide the latency of the addition.
+        for (q, out) in q.chunks(2 * dim).zip(out.chunks_mut(2 * stride)) {
+            let (first, second) = q.split_at(dim);
+            if second.is_empty() {
+                dots_of::<L, 1>([first], keys, scale, [&mut out[..count]]);
+            } else {
+                let (out, more) = out.split_at_mut(stride);
+                dots_of::<L, 2>([first, second], keys, scale, [&mut out[..count], &mut more[..count]]);
+            }
         }
     }
 }
 
-/// q times each of four keys of its length.
+/// `out[i][j] = scale * q[i].keys[j]`, keys as rows of the queries' length.
 #[inline(always)]
-fn products<L: Lanes>(q: &[f32], keys: [&[f32]; 4]) -> [f32; 4] {
-    let (chunks, rest) = q.as_chunks::<8>();
-    let [mut a, mut b, mut c, mut d] = [L::zero(); 4];
-    let [ka, kb, kc, kd] = keys.map(|k| k.as_chunks::<8>().0);
-    for ((((q, ka), kb), kc), kd) in chunks.iter().zip(ka).zip(kb).zip(kc).zip(kd) {
-        let q = L::load(q);
-        a = q.mul_add(L::load(ka), a);
-        b = q.mul_add(L::load(kb), b);
-        c = q.mul_add(L::load(kc), c);
-        d = q.mul_add(L::load(kd), d);
+fn dots_of<L: Lanes, const N: usize>(q: [&[f32]; N], keys: &[f32], scale: f32, mut out: [&mut [f32]; N]) {
+    let dim = q[0].len();
+    let fours = keys.chunks_exact(4 * dim);
+    let (rest, mut at) = (fours.remainder(), 0);
+    for keys in fours {
+        let (a, b) = keys.split_at(2 * dim);
+        let ((a, b), (c, d)) = (a.split_at(dim), b.split_at(dim));
+        for (out, dots) in out.iter_mut().zip(products::<L, N>(q, [a, b, c, d])) {
+            out[at..at + 4].copy_from_slice(&dots.map(|dot| dot * scale));
+        }
+        at += 4;
     }
-    let mut sums = [a, b, c, d];
-    if !rest.is_empty() {
-        for (sum, key) in sums.iter_mut().zip(keys) {
-            let mut p = [0.0; 8];
-            sum.store(&mut p);
-            for (l, (q, k)) in rest.iter().zip(&key[8 * chunks.len()..]).enumerate() {
-                p[l] = q.mul_add(*k, p[l]);
-            }
-            *sum = L::load(&p);
+    for key in rest.chunks_exact(dim) {
+        for (out, dots) in out.iter_mut().zip(products::<L, N>(q, [key; 4])) {
+            out[at] = dots[0] * scale;
+        }
+        at += 1;
+    }
+}
+
+/// Each query times each of four keys of its length: eight partial sums over the dimension mod 8.
+#[inline(always)]
+fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f32; 4]; N] {
+    let chunks = keys[0].len() / 8;
+    let lanes = q.map(|q| &q.as_chunks::<8>().0[..chunks]);
+    let [a, b, c, d] = keys.map(|k| &k.as_chunks::<8>().0[..chunks]);
+    let mut sums = [[L::zero(); 4]; N];
+    for (at, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
+        let k = [L::load(a), L::load(b), L::load(c), L::load(d)];
+        for i in 0..N {
+            let q = L::load(&lanes[i][at]);
+            let [s0, s1, s2, s3] = sums[i];
+            sums[i] = [q.mul_add(k[0], s0), q.mul_add(k[1], s1), q.mul_add(k[2], s2), q.mul_add(k[3], s3)];
         }
     }
-    L::sums(sums)
+    if !keys[0].len().is_multiple_of(8) {
+        for (sums, q) in sums.iter_mut().zip(q) {
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                let mut p = [0.0; 8];
+                sum.store(&mut p);
+                for (p, (q, k)) in p.iter_mut().zip(q[8 * chunks..].iter().zip(&key[8 * chunks..])) {
+                    *p = q.mul_add(*k, *p);
+                }
+                *sum = L::load(&p);
+            }
+        }
+    }
+    // No `map`: the compiler leaves that a call, outside of which the instruction set is unknown.
+    let mut dots = [[0.0; 4]; N];
+    for (dots, sums) in dots.iter_mut().zip(sums) {
+        *dots = L::sums(sums);
+    }
+    dots
 }
 
 per_isa! {
-    /// `to += weights[j] * values[j]` for ascending j, values as rows of `to`'s length.
-    pub(super) fn accumulate[L](weights: &[f32], values: &[f32], to: &mut [f32]) {
-        let dim = to.len();
+    /// `to += weights[j] * values[j]` for ascending j: values are the beginnings of rows of `stride`.
+    pub(super) fn accumulate[L](weights: &[f32], values: &[f32], stride: usize, to: &mut [f32]) {
         let (lanes, rest) = to.as_chunks_mut::<8>();
         // Eight chains hide the latency of the addition.
         let (eights, ones) = lanes.as_chunks_mut::<8>();
         for (c, to) in eights.iter_mut().enumerate() {
-            accumulate_lanes::<L, 8>(weights, values, dim, 64 * c, to);
+            accumulate_lanes::<L, 8>(weights, values, stride, 64 * c, to);
         }
         let done = 64 * eights.len();
         let (fours, ones) = ones.as_chunks_mut::<4>();
         for to in fours.iter_mut() {
-            accumulate_lanes::<L, 4>(weights, values, dim, done, to);
+            accumulate_lanes::<L, 4>(weights, values, stride, done, to);
         }
         let done = done + 32 * fours.len();
         for (c, to) in ones.iter_mut().enumerate() {
-            accumulate_lanes::<L, 1>(weights, values, dim, done + 8 * c, std::array::from_mut(to));
+            accumulate_lanes::<L, 1>(weights, values, stride, done + 8 * c, std::array::from_mut(to));
         }
         let done = done + 8 * ones.len();
-        for (w, row) in weights.iter().zip(values.chunks_exact(dim)) {
+        for (w, row) in weights.iter().zip(values.chunks_exact(stride)) {
             for (to, v) in rest.iter_mut().zip(&row[done..]) {
                 *to = w.mul_add(*v, *to);
             }
@@ -170,12 +200,12 @@ per_isa! {
 fn accumulate_lanes<L: Lanes, const N: usize>(
     weights: &[f32],
     values: &[f32],
-    dim: usize,
+    stride: usize,
     at: usize,
     to: &mut [[f32; 8]; N],
 ) {
     let mut sums: [L; N] = std::array::from_fn(|i| L::load(&to[i]));
-    for (w, row) in weights.iter().zip(values.chunks_exact(dim)) {
+    for (w, row) in weights.iter().zip(values.chunks_exact(stride)) {
         let w = L::splat(*w);
         let row: &[[f32; 8]; N] =
             row[at..].as_chunks().0.first_chunk().expect("the row is as wide as the sum");

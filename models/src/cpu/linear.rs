@@ -1,4 +1,4 @@
-//! Products with dense weights.
+//! Products with dense weights, and with a matrix per head.
 //!
 //! One work list for all weights of a call: an item is up to [`ITEM_PANELS`] panels of one weight times every
 //! column. Columns go in balanced groups of at most eight (9 are 5 and 4), or, where the
@@ -11,7 +11,7 @@ use super::Core;
 use super::pool::Disjoint;
 use super::tensor::{Columns, CpuTensor};
 use super::weight::CpuWeight;
-use crate::quant::{COLUMNS_MAX, Isa, PANEL};
+use crate::quant::{COLUMNS_MAX, Isa, PANEL, act_bytes, encode};
 
 /// Most panels of an item: with K = 2048 and 4.5 bits a weight, 74 KB that stay in L2 for all columns.
 const ITEM_PANELS: usize = 8;
@@ -135,6 +135,49 @@ impl Core {
         drop(shared);
         let tensors = outs.into_iter().zip(weights);
         tensors.map(|(o, w)| CpuTensor::new(x.rows, w.rows, o, x.tokens.clone())).collect()
+    }
+
+    /// Each head's own product: of a row's heads the first `w.cols` values through the head's matrix, the others
+    /// behind the result as they are; counts nothing. Heads are encoded one by one, so a head's blocks hold its values
+    /// alone; an item is some panels of one head's matrix times that head of every row.
+    pub(super) fn head_products(&self, x: &CpuTensor, w: &CpuWeight) -> CpuTensor {
+        let heads = w.experts;
+        let head_dim = x.width / heads;
+        assert!(x.width.is_multiple_of(heads) && w.cols <= head_dim, "heads of equal width");
+        let (kind, rest) = (w.format.act, head_dim - w.cols);
+        let (stride, to_dim) = (act_bytes(kind, w.cols), w.rows + rest);
+        let (env, width) = (&self.env, heads * to_dim);
+        let mut bytes = env.bytes.take(x.rows * heads * stride);
+        let mut out = env.floats.take(x.rows * width);
+        let (encoded, shared) = (Disjoint::new(&mut bytes), Disjoint::new(&mut out));
+        self.rows(x.rows, x.width, |_, row| {
+            for (head, values) in x.row(row).chunks_exact(head_dim).enumerate() {
+                let (values, others) = values.split_at(w.cols);
+                let place = row * heads + head;
+                // SAFETY: every (row, head) is done once, and its encoded values and the end of its result are its own.
+                let (to, end) = unsafe {
+                    (encoded.slice(place * stride, stride), shared.slice(place * to_dim + w.rows, rest))
+                };
+                encode(env.isa, kind, values, to);
+                end.copy_from_slice(others);
+            }
+        });
+        let columns = Columns { bytes: &bytes, stride };
+        let each = paired(self.panels_per_item(heads * w.panels()).min(ITEM_PANELS), x.rows);
+        let per_head = w.panels().div_ceil(each);
+        self.pool.for_each(heads * per_head, |_, i| {
+            let (head, first) = (i / per_head, i % per_head * each);
+            let part = Part { weight: w, expert: head, panels: first..w.panels().min(first + each) };
+            let column = |row| row * heads + head;
+            part.products(env.isa, columns, x.rows, column, |panel, row, result| {
+                let first = panel * PANEL;
+                let len = PANEL.min(w.rows - first);
+                // SAFETY: an item writes only its panels' rows of its head, and is done once.
+                let to = unsafe { shared.slice((row * heads + head) * to_dim + first, len) };
+                to.copy_from_slice(&result[..len]);
+            });
+        });
+        CpuTensor::new(x.rows, width, out, x.tokens.clone())
     }
 
     fn items(&self, weights: &[&CpuWeight], columns: usize) -> Vec<Item> {

@@ -78,6 +78,28 @@ per_isa! {
 }
 
 per_isa! {
+    /// `gate[i] = g * sigmoid(1.702 * g) * (u + 1)` with `g = min(gate[i], 7)` and u = `up[i]` within -7 to 7; what
+    /// is not a number stays so.
+    pub(super) fn clamped_swiglu(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            let x = if *g > 7.0 { 7.0 } else { *g };
+            let u = if u > 7.0 { 7.0 } else { u };
+            let u = if u < -7.0 { -7.0 } else { u };
+            *g = x / (1.0 + exp(-1.702 * x)) * (u + 1.0);
+        }
+    }
+}
+
+per_isa! {
+    /// `x[i] = sigmoid(x[i])`.
+    pub(super) fn sigmoid(x: &mut [f32]) {
+        for x in x {
+            *x = 1.0 / (1.0 + exp(-*x));
+        }
+    }
+}
+
+per_isa! {
     /// `x += factor * y`.
     pub(super) fn add(x: &mut [f32], y: &[f32], factor: f32) {
         for (a, &b) in x.iter_mut().zip(y) {
@@ -248,6 +270,11 @@ mod tests {
                     let mut a = x.clone();
                     silu_times(isa, &mut a, &y);
                     all.extend_from_slice(&a);
+                    let mut c = x.clone();
+                    clamped_swiglu(isa, &mut c, &y);
+                    all.extend_from_slice(&c);
+                    sigmoid(isa, &mut c);
+                    all.extend_from_slice(&c);
                     add(isa, &mut a, &y, seed);
                     all.extend_from_slice(&a);
                     gate(isa, &mut a, &x, &y);

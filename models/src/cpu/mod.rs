@@ -6,10 +6,12 @@
 //! (`T * top_k` columns), logits of the selected tokens, and at most 64 MB of attention's partial results.
 //! Buffers are kept between steps.
 //!
-//! Absent on purpose: sliding windows and recurrent state, which are refused by name.
+//! Absent on purpose: recurrent state, for which [`Backend`](crate::backend::Backend) has no operation: a model that
+//! needs it has no row in the table of architectures, and is refused by its name.
 
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output; kernels per instruction set")]
 mod attention;
+mod backend;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod experts;
 #[expect(unsafe_code, reason = "vector instructions")]
@@ -21,6 +23,8 @@ mod math;
 mod memory;
 #[expect(unsafe_code, reason = "lends borrowed closures and disjoint parts of slices to threads")]
 mod pool;
+#[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
+mod route;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -28,17 +32,14 @@ mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router, WorkMeter};
-use crate::kv::{GroupLayout, GroupPages, KvStore, PageType};
+use crate::backend::{BackendError, Batch, Rope, WorkMeter};
+use crate::kv::{GroupLayout, KvStore, PageType};
 use crate::quant::Isa;
-use crate::step::StepStats;
-use crate::weights::TensorView;
 
-use experts::Assigned;
-pub use experts::CpuRouting;
 use memory::{Recycled, Recycler};
 use pool::Pool;
 pub use pool::available_threads;
+pub use route::CpuRouting;
 pub use tensor::CpuTensor;
 use weight::Loaded;
 pub use weight::{CpuVector, CpuWeight};
@@ -55,7 +56,7 @@ pub struct CpuOptions {
     pub pin: bool,
     /// `None` chooses the fastest that the processor has.
     pub isa: Option<Isa>,
-    /// The cache's groups, in the order of `Row::tables`; all with full context.
+    /// The cache's groups, in the order of `Row::tables`.
     pub groups: Vec<GroupLayout>,
     /// Positions per block; at least 1.
     pub block_tokens: usize,
@@ -84,7 +85,7 @@ struct Scratch {
     attention: attention::Scratch,
     experts: experts::Scratch,
     raw: Vec<u8>,
-    probabilities: Vec<f32>,
+    route: route::Scratch,
 }
 
 impl Env {
@@ -179,229 +180,5 @@ impl CpuBackend {
         });
         self.angles.push((rope.clone(), angles));
         self.angles.len() - 1
-    }
-}
-
-impl Backend for CpuBackend {
-    type Tensor = CpuTensor;
-    type Weight = CpuWeight;
-    type Vector = CpuVector;
-    type Routing = CpuRouting;
-
-    fn load_weight(&mut self, view: &TensorView<'_>) -> Result<CpuWeight, BackendError> {
-        self.loaded.load(view, &self.core.pool)
-    }
-
-    fn load_embedding(&mut self, view: &TensorView<'_>) -> Result<CpuWeight, BackendError> {
-        self.loaded.load(view, &self.core.pool)
-    }
-
-    fn load_vector(&mut self, view: &TensorView<'_>) -> Result<CpuVector, BackendError> {
-        CpuVector::new(view)
-    }
-
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.kv.copy(&batch.copies);
-        self.meter.begin(batch);
-        self.angles.clear();
-        Ok(())
-    }
-
-    fn embed(&mut self, table: &CpuWeight, batch: &Batch) -> Result<CpuTensor, BackendError> {
-        let mut out = self.core.env.floats.take(batch.tokens.len() * table.cols);
-        let env = &self.core.env;
-        self.core.rows_mut(&mut out, table.cols, |worker, i, to| {
-            table.gather(batch.tokens[i].0 as usize, &mut env.scratch(worker).raw, to);
-        });
-        Ok(CpuTensor::new(batch.tokens.len(), table.cols, out, None))
-    }
-
-    fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuVector, eps: f32) -> Result<CpuTensor, BackendError> {
-        let weight = &weight.values;
-        assert!(weight.len() <= x.width, "at least one group");
-        self.count(x, 4 * weight.len() as u64, x.width as u64);
-        let mut out = self.core.env.floats.take(x.values().len());
-        let isa = self.core.env.isa;
-        self.core.rows_mut(&mut out, x.width, |_, i, to| math::rms_norm(isa, x.row(i), weight, eps, to));
-        Ok(CpuTensor::new(x.rows, x.width, out, x.tokens.clone()))
-    }
-
-    fn linear(&mut self, x: &CpuTensor, weights: &[&CpuWeight]) -> Result<Vec<CpuTensor>, BackendError> {
-        for w in weights {
-            self.count(x, w.matrix_bytes(), w.macs());
-        }
-        Ok(self.core.products(x, weights))
-    }
-
-    fn add_bias(&mut self, x: &mut CpuTensor, bias: &CpuVector) -> Result<(), BackendError> {
-        assert_eq!(x.width, bias.values.len(), "a bias per value");
-        let (isa, width) = (self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), width, |_, _, row| math::add(isa, row, &bias.values, 1.0));
-        Ok(())
-    }
-
-    fn per_head(&mut self, _: &CpuTensor, _: &CpuWeight) -> Result<CpuTensor, BackendError> {
-        Err(BackendError::Device("products per head are not implemented".to_owned()))
-    }
-
-    fn rope(
-        &mut self,
-        x: &mut CpuTensor,
-        head_dim: u32,
-        rope: &Rope,
-        batch: &Batch,
-    ) -> Result<(), BackendError> {
-        let (dim, width) = (head_dim as usize, 2 * rope.frequencies.len());
-        assert!(x.rows == batch.positions.len() && x.tokens.is_none(), "all of the batch's tokens");
-        let first = rope.first as usize;
-        assert!(x.width.is_multiple_of(dim) && first + width <= dim, "whole heads, pairs inside them");
-        let angles = self.angles(rope, batch);
-        let (angles, isa, row_width) = (&self.angles[angles].1, self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), row_width, |_, i, row| {
-            math::rope(isa, row, (first, dim), rope.style, &angles[i * width..(i + 1) * width]);
-        });
-        Ok(())
-    }
-
-    fn attend(
-        &mut self,
-        q: &CpuTensor,
-        k: &CpuTensor,
-        v: Option<&CpuTensor>,
-        sinks: Option<&CpuVector>,
-        spec: &AttendSpec,
-        batch: &Batch,
-    ) -> Result<CpuTensor, BackendError> {
-        let (Some(v), None, None) = (v, sinks, spec.window) else {
-            return Err(BackendError::Device("this attention is not implemented".to_owned()));
-        };
-        assert_eq!(spec.key_dim, spec.value_dim, "not implemented");
-        let tokens = batch.tokens.len();
-        assert!(
-            [q, k, v].iter().all(|x| x.rows == tokens && x.tokens.is_none()),
-            "all of the batch's tokens"
-        );
-        assert!(spec.heads.is_multiple_of(spec.kv_heads), "query heads in equal groups");
-        assert_eq!(q.width, (spec.heads * spec.key_dim) as usize, "query width");
-        let kv_width = (spec.kv_heads * spec.key_dim) as usize;
-        assert!(k.width == kv_width && v.width == kv_width, "key and value widths");
-        let block_tokens = self.kv.block_tokens();
-        for span in &batch.spans {
-            let table = &span.tables[spec.group as usize];
-            if table.first != 0 {
-                return Err(BackendError::Unsupported {
-                    tensor: format!("cache group {}", spec.group),
-                    what: "a sliding window".to_owned(),
-                });
-            }
-            let end = span.start as usize + (span.end - span.begin) as usize;
-            assert!(table.blocks.len() * block_tokens >= end, "the table covers the row's positions");
-        }
-        let (qkv, core) = ((q, k, v), &self.core);
-        let (out, value_bytes) = match self.kv.group_mut(spec.group as usize) {
-            GroupPages::F16(pages) => (core.attention(qkv, pages, block_tokens, spec, batch), 2),
-            GroupPages::F32(pages) => (core.attention(qkv, pages, block_tokens, spec, batch), 4),
-        };
-        for (i, span) in batch.spans.iter().enumerate() {
-            let (start, new) = (u64::from(span.start), u64::from(span.end - span.begin));
-            // Sum of the positions seen by each of the new tokens.
-            let seen = new * start + new * (new + 1) / 2;
-            self.meter.attention(
-                i,
-                (start + new) * 2 * kv_width as u64 * value_bytes,
-                2 * seen * q.width as u64,
-            );
-        }
-        Ok(out)
-    }
-
-    fn route(
-        &mut self,
-        x: &CpuTensor,
-        router: Router<'_, CpuWeight, CpuVector>,
-        spec: &RouteSpec,
-    ) -> Result<CpuRouting, BackendError> {
-        if spec.gating != crate::backend::Gating::Softmax || spec.groups.is_some() {
-            return Err(BackendError::Device("this routing is not implemented".to_owned()));
-        }
-        let router = router.weight;
-        self.count(x, router.matrix_bytes(), router.macs());
-        let logits = self.core.products(x, &[router]);
-        Ok(self.core.choose(&logits[0], spec))
-    }
-
-    fn experts(
-        &mut self,
-        x: &CpuTensor,
-        routing: &CpuRouting,
-        ffn: Gated<'_, CpuWeight, CpuVector>,
-        batch: &Batch,
-    ) -> Result<CpuTensor, BackendError> {
-        let all = batch.tokens.len();
-        assert_eq!(x.rows, x.tokens.as_ref().map_or(all, |t| t.len()), "the batch's tokens");
-        assert_eq!(routing.experts.len(), x.rows * routing.top_k, "routed for the same tokens");
-        let parts = [ffn.gate, ffn.up, ffn.down];
-        let bytes = parts.iter().map(|w| w.matrix_bytes()).sum();
-        let macs = parts.iter().map(|w| w.macs()).sum();
-        let (chosen, experts) = (&routing.experts, ffn.gate.experts);
-        match &x.tokens {
-            None => self.meter.experts(chosen, routing.top_k, experts, bytes, macs),
-            Some(t) => self.meter.experts_selected(t, chosen, routing.top_k, experts, bytes, macs),
-        }
-        Ok(self.core.gated(x, &Assigned::routed(routing, experts), ffn))
-    }
-
-    fn feed_forward(
-        &mut self,
-        x: &CpuTensor,
-        ffn: Gated<'_, CpuWeight, CpuVector>,
-    ) -> Result<CpuTensor, BackendError> {
-        for w in [ffn.gate, ffn.up, ffn.down] {
-            assert_eq!(w.experts, 1, "a dense feed-forward");
-            self.count(x, w.matrix_bytes(), w.macs());
-        }
-        Ok(self.core.gated(x, &Assigned::all(x.rows), ffn))
-    }
-
-    fn gate(&mut self, x: &mut CpuTensor, by: &CpuTensor, gate: &CpuVector) -> Result<(), BackendError> {
-        let gate = &gate.values;
-        assert!(by.width == gate.len() && x.rows == by.rows, "a gate for each row");
-        self.count(by, 4 * gate.len() as u64, gate.len() as u64);
-        let (isa, width) = (self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), width, |_, i, row| math::gate(isa, row, by.row(i), gate));
-        Ok(())
-    }
-
-    fn scale(&mut self, x: &mut CpuTensor, factor: f32) -> Result<(), BackendError> {
-        let (isa, width) = (self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), width, |_, _, row| math::scale(isa, row, factor));
-        Ok(())
-    }
-
-    fn add(&mut self, x: &mut CpuTensor, y: &CpuTensor, factor: f32) -> Result<(), BackendError> {
-        assert!(x.rows == y.rows && x.width == y.width, "equal shapes");
-        let (isa, width) = (self.core.env.isa, x.width);
-        self.core.rows_mut(x.values_mut(), width, |_, i, row| math::add(isa, row, y.row(i), factor));
-        Ok(())
-    }
-
-    fn select(&mut self, x: &CpuTensor, indices: &[u32]) -> Result<CpuTensor, BackendError> {
-        let mut out = self.core.env.floats.take(indices.len() * x.width);
-        for (to, &i) in out.chunks_exact_mut(x.width).zip(indices) {
-            to.copy_from_slice(x.row(i as usize));
-        }
-        let tokens = match &x.tokens {
-            None => indices.into(),
-            Some(t) => indices.iter().map(|&i| t[i as usize]).collect(),
-        };
-        Ok(CpuTensor::new(indices.len(), x.width, out, Some(tokens)))
-    }
-
-    fn read(&mut self, x: &CpuTensor) -> Result<Vec<f32>, BackendError> {
-        Ok(x.values().to_vec())
-    }
-
-    fn take_stats(&mut self) -> StepStats {
-        self.meter.take()
     }
 }
