@@ -96,18 +96,21 @@ impl Lanes for Avx2 {
 
 per_isa! {
     /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
-    /// first as many values as there are keys are written.
+    /// first as many values as there are keys are written. (Rows are split off, not counted: a division costs as much
+    /// as a key.)
     pub(super) fn dots[L](q: &[f32], keys: &[f32], dim: usize, scale: f32, out: &mut [f32], stride: usize) {
-        let count = keys.len() / dim;
+        let (mut q, mut out) = (q, out);
         // Two queries share the loads of four keys: eight chains, which hide the latency of the addition.
-        for (q, out) in q.chunks(2 * dim).zip(out.chunks_mut(2 * stride)) {
-            let (first, second) = q.split_at(dim);
-            if second.is_empty() {
-                dots_of::<L, 1>([first], keys, scale, [&mut out[..count]]);
-            } else {
-                let (out, more) = out.split_at_mut(stride);
-                dots_of::<L, 2>([first, second], keys, scale, [&mut out[..count], &mut more[..count]]);
-            }
+        while q.len() >= 2 * dim {
+            let (two, more) = q.split_at(2 * dim);
+            let (first, second) = out.split_at_mut(stride);
+            let (second, rest) = second.split_at_mut(stride.min(second.len()));
+            let (a, b) = two.split_at(dim);
+            dots_of::<L, 2>([a, b], keys, scale, [first, second]);
+            (q, out) = (more, rest);
+        }
+        if !q.is_empty() {
+            dots_of::<L, 1>([q], keys, scale, [out]);
         }
     }
 }
@@ -116,21 +119,22 @@ per_isa! {
 #[inline(always)]
 fn dots_of<L: Lanes, const N: usize>(q: [&[f32]; N], keys: &[f32], scale: f32, mut out: [&mut [f32]; N]) {
     let dim = q[0].len();
-    let fours = keys.chunks_exact(4 * dim);
-    let (rest, mut at) = (fours.remainder(), 0);
-    for keys in fours {
-        let (a, b) = keys.split_at(2 * dim);
+    let (mut keys, mut at) = (keys, 0);
+    while keys.len() >= 4 * dim {
+        let (four, more) = keys.split_at(4 * dim);
+        let (a, b) = four.split_at(2 * dim);
         let ((a, b), (c, d)) = (a.split_at(dim), b.split_at(dim));
         for (out, dots) in out.iter_mut().zip(products::<L, N>(q, [a, b, c, d])) {
             out[at..at + 4].copy_from_slice(&dots.map(|dot| dot * scale));
         }
-        at += 4;
+        (keys, at) = (more, at + 4);
     }
-    for key in rest.chunks_exact(dim) {
+    while !keys.is_empty() {
+        let (key, more) = keys.split_at(dim);
         for (out, dots) in out.iter_mut().zip(products::<L, N>(q, [key; 4])) {
             out[at] = dots[0] * scale;
         }
-        at += 1;
+        (keys, at) = (more, at + 1);
     }
 }
 
