@@ -101,10 +101,20 @@ fn cpu_experts_f32() -> Result<()> {
     check("llama-moe-F32", BackendKind::Cpu, PageType::F32, &[64])
 }
 
+#[test]
+fn cpu_windows_and_sinks() -> Result<()> {
+    check("gpt-oss-MXFP4_MOE", BackendKind::Cpu, PageType::F16, &[1, 37])
+}
+
+#[test]
+fn cpu_latent() -> Result<()> {
+    check("deepseek2-v3-F32", BackendKind::Cpu, PageType::F16, &[1, 16])
+}
+
 /// Bits do not depend on instruction set, threads or the size of blocks either.
 #[test]
 fn cpu_machines() -> Result<()> {
-    for name in ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16"] {
+    for name in ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16", "gpt-oss-F32", "deepseek2-v3-F32"] {
         let (gguf, mut golden) = open(name)?;
         golden.prompts.truncate(3);
         let kv = kv(PageType::F16, KvSize::Blocks(32));
@@ -126,7 +136,7 @@ fn cpu_machines() -> Result<()> {
 /// What a step is said to have cost does not depend on the backend. With F32 weights both choose the same experts.
 #[test]
 fn backends_count_the_same_work() -> Result<()> {
-    for name in ["llama-F32", "qwen3moe-F32"] {
+    for name in ["llama-F32", "qwen3moe-F32", "gpt-oss-F32", "deepseek2-v3-F32"] {
         let (gguf, golden) = open(name)?;
         let counts = [BackendKind::Reference, BackendKind::Cpu].map(|backend| -> Result<Vec<StepStats>> {
             let mut driver = Driver::new(&gguf, backend, PageType::F16, 64)?;
