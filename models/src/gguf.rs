@@ -6,11 +6,14 @@
 //!
 //! The header (metadata, tensor table) is copied; tensor data stays in the mapping. Data is aligned in the file to
 //! `general.alignment`, which may be 1: views promise no alignment.
+//!
+//! A model may be split into several files ([`PartName`]); opening the first opens them all, as one.
 
 mod bytes;
 mod digest;
 mod error;
 mod parse;
+mod split;
 mod value;
 mod write;
 
@@ -20,6 +23,7 @@ use std::path::Path;
 
 use self::bytes::Bytes;
 pub use self::error::GgufError;
+pub use self::split::{PartName, SPLIT_KEYS};
 pub use self::value::{Array, Value, ValueType};
 pub use self::write::{GgufData, GgufWriter};
 use crate::quant::GgmlType;
@@ -28,7 +32,7 @@ use crate::weights::TensorView;
 /// A row of the tensor table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Unique in the file.
+    /// Unique in the model.
     pub name: String,
     /// GGUF's `ne`: innermost first, filled up with 1.
     pub dims: [u64; 4],
@@ -40,6 +44,8 @@ pub struct TensorInfo {
     offset: u64,
     /// Of data; unknown for an unknown format.
     bytes: Option<u64>,
+    /// Index of the part that it lies in.
+    part: usize,
     range: Range<usize>,
 }
 
@@ -59,93 +65,145 @@ impl TensorInfo {
         self.bytes
     }
 
-    /// Where the data lies in the file, if the format is known.
+    /// Where the data lies in its file, if the format is known.
     pub fn range(&self) -> Option<Range<usize>> {
         self.bytes.map(|_| self.range.clone())
     }
 }
 
-/// An open model file.
+/// An open model file, or all the files of a split model.
 pub struct Gguf {
+    /// At least one.
+    parts: Vec<Part>,
+    /// Of all parts, in their order.
+    tensors: Vec<TensorInfo>,
+    /// Where the first part's metadata entries are.
+    keys: HashMap<String, usize>,
+    names: HashMap<String, usize>,
+}
+
+/// One file.
+struct Part {
     bytes: Bytes,
     /// The part of `bytes` before tensor data, copied: text must not change after it was checked.
     header: Vec<u8>,
-    parsed: parse::Header,
-    keys: HashMap<String, usize>,
-    names: HashMap<String, usize>,
+    version: u32,
+    alignment: u64,
+    entries: Vec<parse::Entry>,
 }
 
 impl std::fmt::Debug for Gguf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gguf")
-            .field("version", &self.parsed.version)
-            .field("bytes", &self.bytes.len())
-            .field("entries", &self.parsed.entries.len())
-            .field("tensors", &self.parsed.tensors.len())
+            .field("version", &self.version())
+            .field("parts", &self.parts.len())
+            .field("bytes", &self.file_bytes())
+            .field("entries", &self.first().entries.len())
+            .field("tensors", &self.tensors.len())
             .finish()
     }
 }
 
 impl Gguf {
-    /// Maps and checks a file. It must not be changed in place while it is open; replace it by renaming.
+    /// Maps and checks a file, and if it is the first part of a split model the other parts too. They must not be
+    /// changed in place while they are open; replace them by renaming.
     ///
     /// # Errors
-    /// If it cannot be read or anything in it is not as it should be.
+    /// If a file cannot be read or anything in it is not as it should be.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        Self::read(Bytes::map(path)?)
+        split::complete(Self::read(Bytes::map(path)?)?, path)
     }
 
-    /// The same for bytes in memory.
+    /// The same for bytes in memory, of a model in one file.
     ///
     /// # Errors
     /// If anything is not as it should be.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
-        Self::read(Bytes::Owned(bytes))
+        Self::from_parts(vec![bytes])
+    }
+
+    /// The same for a model in any number of files, the first one first. A file beyond the last part is an error.
+    ///
+    /// # Errors
+    /// If anything is not as it should be.
+    pub fn from_parts(parts: Vec<Vec<u8>>) -> Result<Self, GgufError> {
+        let given = parts.len();
+        let mut parts = parts.into_iter();
+        let lacking = |no: usize| GgufError::PartsInMemory { given, no };
+        let mut next = |no: usize| Self::read(Bytes::Owned(parts.next().ok_or_else(|| lacking(no))?));
+        let first = next(0)?;
+        let whole = split::join(first, |no| next(no as usize))?;
+        if whole.parts.len() == given { Ok(whole) } else { Err(lacking(whole.parts.len())) }
     }
 
     fn read(bytes: Bytes) -> Result<Self, GgufError> {
         // Twice: the first pass finds where the header ends, the second reads the copy that is kept.
         let len = parse::header(&bytes, bytes.len())?.len;
         let header = bytes[..len].to_vec();
-        let parsed = parse::header(&header, bytes.len())?;
-        let keys = parsed.entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
-        let names = parsed.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { bytes, header, parsed, keys, names })
+        let parse::Header { version, entries, tensors, alignment, .. } = parse::header(&header, bytes.len())?;
+        let keys = entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
+        let names = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let part = Part { bytes, header, version, alignment, entries };
+        Ok(Self { parts: vec![part], tensors, keys, names })
+    }
+
+    /// Adds what another part holds; its metadata are dropped.
+    fn append(&mut self, part: Self) -> Result<(), GgufError> {
+        for mut tensor in part.tensors {
+            if self.names.insert(tensor.name.clone(), self.tensors.len()).is_some() {
+                return Err(GgufError::DuplicateTensor { tensor: tensor.name });
+            }
+            tensor.part = self.parts.len();
+            self.tensors.push(tensor);
+        }
+        self.parts.extend(part.parts);
+        Ok(())
+    }
+
+    fn first(&self) -> &Part {
+        &self.parts[0]
     }
 
     /// 2 or 3.
     pub fn version(&self) -> u32 {
-        self.parsed.version
+        self.first().version
     }
 
-    /// Length of the file.
+    /// How many files the model is split into; 1 if it is not.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Length of the file, or of all together.
     pub fn file_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
-    /// Alignment of tensor data within the file.
+    /// Alignment of tensor data within the first file.
     pub fn alignment(&self) -> u64 {
-        self.parsed.alignment
+        self.first().alignment
     }
 
-    /// All metadata in the order of the file.
+    /// All metadata in the order of the first file.
     pub fn metadata(&self) -> impl ExactSizeIterator<Item = (&str, Value<'_>)> {
-        self.parsed.entries.iter().map(|e| (e.key.as_str(), e.value(&self.header)))
+        let Part { entries, header, .. } = self.first();
+        entries.iter().map(|e| (e.key.as_str(), e.value(header)))
     }
 
-    /// The tensor table in the order of the file.
+    /// The tensor tables in the order of the files.
     pub fn tensors(&self) -> &[TensorInfo] {
-        &self.parsed.tensors
+        &self.tensors
     }
 
     /// A metadata value.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        self.keys.get(key).map(|&i| self.parsed.entries[i].value(&self.header))
+        let Part { entries, header, .. } = self.first();
+        self.keys.get(key).map(|&i| entries[i].value(header))
     }
 
     /// A row of the tensor table.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.names.get(name).map(|&i| &self.parsed.tensors[i])
+        self.names.get(name).map(|&i| &self.tensors[i])
     }
 
     /// A tensor's data as a vector, a matrix or a stack of matrices.
@@ -162,18 +220,18 @@ impl Gguf {
         };
         // They fit: their product's bytes lie within the file.
         let (cols, rows, experts) = (cols as usize, rows as usize, experts as usize);
-        let data = &self.bytes[tensor.range.clone()];
+        let data = &self.parts[tensor.part].bytes[tensor.range.clone()];
         Ok(TensorView { name: &tensor.name, ty, cols, rows, experts, data })
     }
 
     /// Identifies the model's content without reading all of it.
     ///
-    /// SHA-256 over the file's length, the whole header, and of each tensor everything up to 64 KiB or else eight
+    /// SHA-256 over each file's length, its whole header, and of each tensor everything up to 64 KiB or else eight
     /// evenly spread pages of 4 KiB, first and last included. Two files that differ in metadata, shapes, formats or
     /// any small tensor (norms, routers, biases) have different digests, and so have two trainings or two
     /// quantizations of one model. Files made to differ only between the sampled pages do not.
     pub fn digest(&self) -> [u8; 32] {
-        digest::digest(&self.header, &self.bytes, &self.parsed.tensors)
+        digest::digest(&self.parts, &self.tensors)
     }
 }
 

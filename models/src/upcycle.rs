@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::atomic::{self, WriteError};
-use crate::gguf::{Gguf, GgufData, GgufError, GgufWriter, Value};
+use crate::gguf::{Gguf, GgufData, GgufError, GgufWriter, SPLIT_KEYS, Value};
 use crate::quant::GgmlType;
 use crate::weights::TensorView;
 
@@ -115,7 +115,9 @@ fn plan<'a>(dense: &'a Gguf, shape: &Shape) -> Result<(GgufWriter, Vec<Job<'a>>)
     }
     let mut writer = GgufWriter::new();
     for (key, value) in dense.metadata() {
-        if ![EXPERT_COUNT, EXPERT_USED_COUNT, "general.alignment"].contains(&key) {
+        // The result is one file, of whatever alignment.
+        let replaced = [EXPERT_COUNT, EXPERT_USED_COUNT, "general.alignment"].contains(&key);
+        if !replaced && !key.starts_with(SPLIT_KEYS) {
             writer.set(key, value);
         }
     }

@@ -11,4 +11,5 @@ mod fixtures;
 mod invariance;
 mod real;
 mod scheduled;
+mod split;
 mod upcycle;

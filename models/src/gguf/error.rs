@@ -13,8 +13,8 @@ pub enum GgufError {
     #[error("{} is not a regular file", path.display())]
     NotAFile { path: PathBuf },
     /// The first four bytes are not `GGUF`.
-    #[error("not a GGUF file")]
-    NotGguf,
+    #[error("not a GGUF file{instead}")]
+    NotGguf { instead: &'static str },
     /// Written for big-endian machines.
     #[error("this is a big-endian GGUF file; only little-endian ones can be read")]
     BigEndian,
@@ -22,7 +22,7 @@ pub enum GgufError {
     #[error("GGUF version {0} is not supported; versions 2 and 3 are")]
     Version(u32),
     /// The file ends inside the header.
-    #[error("the file ends at byte {len} inside {what}")]
+    #[error("the file ends at byte {len} inside {what}; if it was downloaded, it is not complete")]
     Truncated { what: String, len: usize },
     /// More entries than the rest of the file could hold.
     #[error("{count} {what} cannot fit in the {remaining} bytes that are left of the file")]
@@ -68,7 +68,8 @@ pub enum GgufError {
     Misaligned { tensor: String, offset: u64, alignment: u64 },
     /// Bytes beyond the end of the file: often an incomplete download.
     #[error(
-        "tensor {tensor} needs {bytes} bytes at offset {offset} of the data, but the file ends before that"
+        "tensor {tensor} needs {bytes} bytes at offset {offset} of the data, but the file ends before that; if it was \
+         downloaded, it is not complete"
     )]
     OutOfFile { tensor: String, offset: u64, bytes: u64 },
     /// Two tensors share bytes.
@@ -92,4 +93,31 @@ pub enum GgufError {
     /// More than a stack of matrices.
     #[error("tensor {tensor} has four dimensions; at most three are supported")]
     FourDimensions { tensor: String },
+    /// A split model whose name does not tell where its parts are.
+    #[error("this is part {no} of {count} of a split model, but its name does not end in {ending}")]
+    PartName { no: u32, count: u32, ending: String },
+    /// A later part was given.
+    #[error("this is part {no} of {count} of a split model; give the first one, {first}")]
+    NotTheFirstPart { no: u32, count: u32, first: String },
+    /// A part is not beside the first one.
+    #[error("part {no} of {count} of the split model is missing: {}", path.display())]
+    MissingPart { no: u32, count: u32, path: PathBuf },
+    /// Fewer or more parts in memory than the split has; `no` counts from 0.
+    #[error("{given} parts were given, but the split model has {}", if no < given { format!("only {no}") } else { "more".to_owned() })]
+    PartsInMemory { given: usize, no: usize },
+    /// Something is wrong within a part.
+    #[error("part {part} of the split model is unusable")]
+    Part { part: String, source: Box<GgufError> },
+    /// Parts were swapped or renamed.
+    #[error("part {wanted} of the split model says that it is part {found}")]
+    PartNumber { wanted: u32, found: u32 },
+    /// A part of another split.
+    #[error("part {no} of the split model says that there are {found} parts, not {wanted}")]
+    PartCount { no: u32, wanted: u32, found: u32 },
+    /// A part of another version.
+    #[error("part {no} of the split model has GGUF version {found}, the first one {wanted}")]
+    PartVersion { no: u32, wanted: u32, found: u32 },
+    /// Tensors too many or too few.
+    #[error("the split model should have {wanted} tensors in all its parts, but {found} were found")]
+    TensorTotal { wanted: u64, found: u64 },
 }

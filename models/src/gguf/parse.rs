@@ -103,10 +103,10 @@ impl<'a> Cursor<'a> {
 /// Allocates in proportion to the header's bytes, never to a number it claims.
 pub(super) fn header(bytes: &[u8], file_len: usize) -> Result<Header, GgufError> {
     let mut cursor = Cursor { bytes, at: 0 };
-    let magic = cursor.take(4, || "the magic number".into()).map_err(|_| GgufError::NotGguf)?;
-    if magic != b"GGUF" {
-        return Err(GgufError::NotGguf);
+    if !bytes.starts_with(b"GGUF") {
+        return Err(GgufError::NotGguf { instead: instead(bytes) });
     }
+    cursor.take(4, || "the magic number".into())?;
     let version = cursor.u32(|| "the version".into())?;
     match version {
         2 | 3 => {}
@@ -131,6 +131,27 @@ pub(super) fn header(bytes: &[u8], file_len: usize) -> Result<Header, GgufError>
     let len = cursor.at;
     place(&mut tensors, len, alignment, file_len)?;
     Ok(Header { version, entries, tensors, len, alignment })
+}
+
+/// What a file that is no GGUF file probably is, and what to do about it: the end of a sentence, or nothing.
+fn instead(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [] => ": it is empty",
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', b'h', b't', b't', b'p', ..] => {
+            " but a pointer to one in Git LFS: run `git lfs pull` where it was cloned"
+        }
+        [b'<', ..] => " but a web page: the download did not get the model",
+        [_, _, _, _, _, _, _, _, b'{', ..] => {
+            " but probably a safetensors file: convert the model to GGUF, or get a version that is"
+        }
+        [b'P', b'K', 3, 4, ..] => {
+            " but a zip archive, perhaps a PyTorch model: convert the model to GGUF, or get a version that is"
+        }
+        [b'l', b'm', b'g', b'g', ..] | [b'f', b'm', b'g', b'g', ..] | [b't', b'j', b'g', b'g', ..] => {
+            " but of its predecessor GGML: get a newer version of the model"
+        }
+        _ => "",
+    }
 }
 
 fn metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Vec<Entry>, GgufError> {
@@ -236,7 +257,7 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result<Tenso
         }
         None => None,
     };
-    Ok(TensorInfo { name, dims, dim_count: count, type_id, offset, bytes, range: 0..0 })
+    Ok(TensorInfo { name, dims, dim_count: count, type_id, offset, bytes, part: 0, range: 0..0 })
 }
 
 /// Turns offsets into ranges of the file and checks that no two tensors share a byte.

@@ -154,9 +154,18 @@ fn files_of_version_2_are_read() {
 
 #[test]
 fn other_files_are_refused() {
-    refused!(Raw(Vec::new()), GgufError::NotGguf, "not a GGUF file");
-    refused!(Raw(b"GGU".to_vec()), GgufError::NotGguf,);
-    refused!(Raw(b"PK\x03\x04 a zip archive".to_vec()), GgufError::NotGguf,);
+    for (bytes, word) in [
+        (b"".as_slice(), "not a GGUF file: it is empty"),
+        (b"GGU", "not a GGUF file"),
+        (b"PK\x03\x04", "PyTorch"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"\x40\0\0\0\0\0\0\0{\"__metadata__\"", "safetensors"),
+        (b"tjgg\x03\0\0\0", "GGML"),
+    ] {
+        let error = Raw(bytes.to_vec()).open().unwrap_err();
+        assert!(matches!(error, GgufError::NotGguf { .. }) && error.to_string().contains(word), "{error}");
+    }
     refused!(Raw(b"GGUF".to_vec()), GgufError::Truncated { .. }, "the version");
     refused!(Raw::new(1, 0, 0), GgufError::Version(1), "version 1");
     refused!(Raw::new(4, 0, 0), GgufError::Version(4), "version 4");
@@ -298,7 +307,7 @@ fn paths_that_are_no_files_are_named() {
     let folder = Gguf::open(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap_err();
     assert!(matches!(folder, GgufError::NotAFile { .. }));
     let source = Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap_err();
-    assert!(matches!(source, GgufError::NotGguf));
+    assert!(matches!(source, GgufError::NotGguf { .. }));
 }
 
 #[test]

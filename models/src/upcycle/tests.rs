@@ -191,7 +191,7 @@ fn what_cannot_be_upcycled_is_refused() {
     assert!(matches!(run(4, 5), UpcycleError::TopK { top_k: 5, experts: 4 }));
     assert!(matches!(run(4, 2), UpcycleError::Model(GgufError::Io { .. })));
     fs::write(&input, "no model").unwrap();
-    assert!(matches!(run(4, 2), UpcycleError::Model(GgufError::NotGguf)));
+    assert!(matches!(run(4, 2), UpcycleError::Model(GgufError::NotGguf { .. })));
 
     let with = |change: &dyn Fn(&mut GgufWriter)| {
         dense(&input, GgmlType::Q4_0, GgmlType::Q4_0, change);

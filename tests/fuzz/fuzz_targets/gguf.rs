@@ -1,11 +1,20 @@
-//! A model file's bytes are hostile: they open or give an error, and an open file can be read throughout.
+//! A model's bytes are hostile, in one file or several: they open or give an error, and what is open can be read
+//! throughout.
 #![no_main]
 
 use frugal_models::gguf::{Gguf, Value};
 use libfuzzer_sys::fuzz_target;
 
+/// The files of a split model, one after the other: each begins with the magic number.
+fn parts(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut begins: Vec<usize> = (1..bytes.len()).filter(|&at| bytes[at..].starts_with(b"GGUF")).collect();
+    begins.insert(0, 0);
+    begins.push(bytes.len());
+    begins.windows(2).map(|part| bytes[part[0]..part[1]].to_vec()).collect()
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let file = match Gguf::from_bytes(bytes.to_vec()) {
+    let file = match Gguf::from_parts(parts(bytes)) {
         Ok(file) => file,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
