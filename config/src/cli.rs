@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::ConfigError;
+use crate::hub::Hub;
 use crate::layers::{CONFIG_VARIABLE, Layers};
 use crate::resolved::Config;
 
@@ -39,8 +40,8 @@ enum Sub {
 
 #[derive(Clone, Debug, Args)]
 struct Common {
-    /// GGUF file [default: a small demonstration model, fetched once]
-    #[arg(long, value_name = "PATH")]
+    /// GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub [default: a small demonstration model, fetched once]
+    #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Configuration file; also FRUGAL_CONFIG
     #[arg(long, value_name = "FILE")]
@@ -120,9 +121,9 @@ struct UpcycleArgs {
 /// How to upcycle.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Upcycle {
-    /// Dense model
+    /// Dense model: a GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub
     #[arg(value_name = "IN")]
-    pub input: PathBuf,
+    pub input: String,
     /// File to write
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
@@ -145,7 +146,7 @@ pub enum Command {
     /// Measure.
     Bench(Box<Config>, Bench),
     /// Convert.
-    Upcycle(Upcycle),
+    Upcycle(Upcycle, Hub),
     /// Print this.
     Config(String),
 }
@@ -161,10 +162,11 @@ pub fn from_process() -> Result<Command, ConfigError> {
 }
 
 fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError> {
-    let cache = cache_dir(&env);
+    let (variables, cache) = (env.clone(), cache_dir(&env));
     let resolve = |layers: &Layers| -> Result<Box<Config>, ConfigError> {
         let mut config = Box::new(Config::resolve(layers)?);
         config.model.cache_dir = config.model.cache_dir.take().or(cache.clone());
+        config.model.hub = Hub::new(&variables, config.model.source.as_deref())?;
         Ok(config)
     };
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
@@ -173,7 +175,10 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             let layers = args.common.layers(env)?;
             Command::Bench(resolve(&layers)?, args.bench)
         }
-        Sub::Upcycle(args) => Command::Upcycle(args.upcycle),
+        Sub::Upcycle(UpcycleArgs { upcycle }) => {
+            let hub = Hub::new(&variables, Some(&upcycle.input))?;
+            Command::Upcycle(upcycle, hub)
+        }
         Sub::Config(args) => {
             let layers = args.layers(env)?;
             resolve(&layers)?;
@@ -207,7 +212,7 @@ impl Common {
         }
         apply(
             &mut layers,
-            &[("--model", "model.path", &self.model), ("--threads", "cpu.threads", &self.threads)],
+            &[("--model", "model.source", &self.model), ("--threads", "cpu.threads", &self.threads)],
         )?;
         Ok(layers)
     }

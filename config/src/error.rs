@@ -15,6 +15,14 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is a token, but it cannot be read.
+    #[error("cannot read the Hugging Face token file {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Not TOML.
     #[error("{origin}: {problem}")]
     Syntax {

@@ -7,6 +7,7 @@
 
 pub mod cli;
 mod error;
+pub mod hub;
 mod layers;
 pub mod prices;
 pub mod raw;

@@ -30,7 +30,7 @@ pub struct Raw {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Model {
-    pub path: Option<PathBuf>,
+    pub source: Option<String>,
     pub id: Option<String>,
     pub cache_dir: Option<PathBuf>,
     pub chat_template: Option<PathBuf>,

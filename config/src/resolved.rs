@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::ConfigError;
+use crate::hub::Hub;
 use crate::layers::{Layers, UNSET};
 use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerMillion};
 use crate::raw::{self, ApiKey, Isa, KvType, LogFormat, Raw, UnknownFields};
@@ -44,14 +45,16 @@ pub struct Config {
 /// What is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// The GGUF file; None for the default model.
-    pub path: Option<PathBuf>,
-    /// Its name on the wire; None for the file's.
+    /// A path, or `hf:` and what follows; None for the default model.
+    pub source: Option<String>,
+    /// Its name on the wire; None for its own.
     pub id: Option<String>,
     /// Folder for the default model; None if the user has no home.
     pub cache_dir: Option<PathBuf>,
     /// The text of a template that replaces the file's.
     pub chat_template: Option<String>,
+    /// How a model on the hub is had.
+    pub hub: Hub,
 }
 
 /// The listener and its connections.
@@ -233,12 +236,12 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn model(&self, raw: &Raw) -> Result<Model, ConfigError> {
-        let raw::Model { path, id, cache_dir, chat_template } = raw.model.clone();
+        let raw::Model { source, id, cache_dir, chat_template } = raw.model.clone();
         if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > 256 || id.contains(char::is_control)) {
             return Err(self.layers.wrong("model.id", "expected 1 to 256 bytes without control characters"));
         }
         let chat_template = chat_template.map(|path| self.read("model.chat_template", &path)).transpose()?;
-        Ok(Model { path, id, cache_dir, chat_template })
+        Ok(Model { source, id, cache_dir, chat_template, hub: Hub::default() })
     }
 
     fn listen(&self, raw: &Raw) -> Result<Listen, ConfigError> {

@@ -13,35 +13,43 @@ use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
-use frugal_models::source;
+use frugal_models::source::{self, Folders, Hub, Source};
 
 /// Left free by an automatic cache: activations, tokenizer, connections and answers.
 const RESERVE_BYTES: u64 = 512 << 20;
 
-/// The name of the default model on the wire.
-const DEFAULT_ID: &str = "smollm2-135m-instruct-8x2";
-
-/// What clients call the model.
-pub(crate) fn id(config: &Config) -> String {
-    let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
-    let from_path = || config.model.path.as_ref().and_then(stem);
-    config.model.id.clone().or_else(from_path).unwrap_or_else(|| DEFAULT_ID.to_owned())
+/// Which model is configured.
+pub(crate) fn source(config: &Config) -> anyhow::Result<Source> {
+    config.model.source.as_deref().map_or(Ok(Source::Default), |text| Ok(Source::parse(text)?))
 }
 
-/// The model file: the configured one, or the default one, fetched on first use.
+/// What clients call it.
+pub(crate) fn id(config: &Config) -> anyhow::Result<String> {
+    let given = config.model.id.clone();
+    given.map_or_else(|| Ok(source(config)?.id()), Ok)
+}
+
+/// Its file, the first one of several, fetched on first use.
 pub(crate) fn file(config: &Config) -> anyhow::Result<PathBuf> {
-    if let Some(path) = &config.model.path {
-        return Ok(path.clone());
-    }
-    let cache = config.model.cache_dir.as_deref();
-    let cache = cache
-        .context("no folder for the default model: set HOME or model.cache_dir, or give --model PATH")?;
-    Ok(source::default_model(cache, &mut source::progress_bar())?)
+    let folders = Folders { cache: config.model.cache_dir.clone(), hub: hub(&config.model.hub) };
+    Ok(source(config)?.obtain(&folders, &mut source::progress_bar())?)
 }
 
-/// Opens a model file.
+/// How models on the hub are had.
+pub(crate) fn hub(hub: &frugal_config::hub::Hub) -> Hub {
+    Hub {
+        endpoint: hub.endpoint.clone(),
+        token: hub.token.as_ref().map(|token| token.expose().to_owned()),
+        cache: hub.cache_dir.clone(),
+        offline: hub.offline,
+    }
+}
+
+/// Opens a model file that is to run.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
-    Gguf::open(path).with_context(|| format!("cannot read model {}", path.display()))
+    let gguf = Gguf::open(path).with_context(|| format!("cannot read model {}", path.display()))?;
+    source::servable(&gguf).with_context(|| format!("cannot serve {}", path.display()))?;
+    Ok(gguf)
 }
 
 /// Loads an open model onto the configured backend.

@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use frugal_config::cli::{self, Command, Upcycle};
-use frugal_models::source::{Progress, Stage, progress_bar};
+use frugal_config::hub::Hub;
+use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
 
 /// Usage or configuration is wrong.
 const EXIT_USAGE: u8 = 2;
@@ -39,16 +40,18 @@ fn run(command: Command, started: Instant) -> anyhow::Result<()> {
             logging::init(&config.log);
             bench::run(&config, &bench)
         }
-        Command::Upcycle(job) => upcycle(&job),
+        Command::Upcycle(job, hub) => upcycle(&job, &hub),
         Command::Config(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
     }
 }
 
-fn upcycle(job: &Upcycle) -> anyhow::Result<()> {
+fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
     let mut bar = progress_bar();
+    let folders = Folders { cache: None, hub: load::hub(hub) };
+    let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
-    frugal_models::upcycle::upcycle(&job.input, &job.output, job.experts, job.top_k, job.seed, progress)
-        .with_context(|| format!("cannot upcycle {}", job.input.display()))
+    frugal_models::upcycle::upcycle(&input, &job.output, job.experts, job.top_k, job.seed, progress)
+        .with_context(|| format!("cannot upcycle {}", job.input))
 }
 
 /// One line: what was attempted and why it did not work.

