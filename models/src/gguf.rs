@@ -403,9 +403,6 @@ fn integer<T: TryFrom<i128>>(key: &str, value: &Value<'_>, wanted: &'static str)
 fn type_name(id: u32) -> String {
     let name = match id {
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        13 => "Q5_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
@@ -413,7 +410,6 @@ fn type_name(id: u32) -> String {
         19 => "IQ1_S",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
         26 => "I32",

@@ -3,17 +3,19 @@
 //! Bound of a product: with few columns the time to read the weights (bytes / read bandwidth; a core reads 12 to
 //! 18 GB/s on the 2-core EPYC these were designed on, both together 19 to 29), with many the multiply-adds
 //! (rows * cols * columns / rate; `vpmaddubsw` with `vpaddw` alone does 114 to 167 G/s there, `vpsignb` and `vpmaddwd` for
-//! Q8_0 72, F32 52). The knee is at about 4 columns. divan prints bytes of weights per second: compare with
+//! the signed codes of Q8_0, IQ4_NL and IQ4_XS 72, F32 52). The knee is at about 4 columns. divan prints bytes of weights per second: compare with
 //! the first bound up to 4 columns, and times columns / bytes per weight with the second above. The matrix is larger
 //! than any cache, so every product streams it.
 
-use divan::counter::BytesCount;
+use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use frugal_models::quant::{ActKind, FORMATS, Format, Isa, PANEL, act_bytes, encode};
 
 const COLS: usize = 2048;
 /// 64 Mi weights: 36 MiB in 4 bits, 256 MiB in F32.
 const ROWS: usize = 32 * 1024;
+/// Of the wide products: multiply-adds bound them, so fewer do.
+const WIDE_ROWS: usize = 1024;
 const COLUMNS: [usize; 5] = [1, 2, 4, 6, 8];
 
 fn main() {
@@ -26,8 +28,8 @@ fn bytes(n: usize) -> Vec<u8> {
     (0..n)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // Below 0x7c as the upper byte of a half or a single: finite.
-            (state >> 57) as u8 & 0x3b
+            // Below 0x7c as the upper byte of a half or a single: finite; above 1 as MXFP4's exponent: not subnormal.
+            (state >> 57) as u8 & 0x3b | 0x20
         })
         .collect()
 }
@@ -47,6 +49,10 @@ fn names() -> impl Iterator<Item = &'static str> {
     FORMATS.iter().map(|f| f.name)
 }
 
+fn wide_names() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().filter(|f| f.wide(Isa::detect()).is_some()).map(|f| f.name)
+}
+
 fn named(name: &str) -> &'static Format {
     FORMATS.iter().find(|f| f.name == name).expect("names are of FORMATS")
 }
@@ -64,6 +70,27 @@ fn product<const N: usize>(bencher: Bencher, name: &str) {
         let mut out = [[0.0; PANEL]; N];
         for panel in matrix.chunks_exact(panel_bytes) {
             product(panel, COLS, black_box(&acts), &mut out);
+            black_box(&out);
+        }
+    });
+}
+
+/// Products of two panels with 48 columns, where a format has them. Bound: multiply-adds, as `vpmaddubsw` with `vpaddw` does
+/// them; divan prints them.
+#[divan::bench(args = wide_names(), sample_count = 10, sample_size = 1)]
+fn wide(bencher: Bencher, name: &str) {
+    const N: usize = 48;
+    let (f, isa) = (named(name), Isa::detect());
+    let panel_bytes = PANEL * f.ty.row_bytes(COLS);
+    let matrix = bytes(WIDE_ROWS / PANEL * panel_bytes);
+    let acts = columns(f.act, isa, N);
+    let acts: Vec<&[u8]> = acts.iter().map(Vec::as_slice).collect();
+    let wide = f.wide(isa).expect("names are of formats that have one");
+    bencher.counter(ItemsCount::new(WIDE_ROWS * COLS * N)).bench_local(|| {
+        let mut out = [[[0.0; PANEL]; 2]; N];
+        for pair in matrix.chunks_exact(2 * panel_bytes) {
+            let (first, second) = pair.split_at(panel_bytes);
+            wide([first, second], COLS, black_box(&acts), &mut out);
             black_box(&out);
         }
     });

@@ -95,6 +95,16 @@ impl Stored {
                     half(0, x / 512.0);
                     half(2, x / 64.0);
                 }
+                GgmlType::Q5_K => {
+                    half(0, x / 1024.0);
+                    half(2, x / 64.0);
+                }
+                GgmlType::Q2_K => {
+                    half(80, x / 24.0);
+                    half(82, x / 16.0);
+                }
+                GgmlType::Q3_K => half(108, x / 128.0),
+                GgmlType::IQ4_XS => half(0, x / 4096.0),
                 GgmlType::Q6_K => half(208, x / 4096.0),
             }
         }

@@ -75,12 +75,12 @@ pub(super) unsafe fn halves(p: *const u8) -> __m256 {
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
 }
 
-/// Asks for the lines that lie [`AHEAD`] of the `BYTES` from `p`. The address may be anywhere: a prefetch never faults.
+/// Asks for the lines that lie [`AHEAD`] of the `bytes` from `p`. The address may be anywhere: a prefetch never faults.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn prefetch<const BYTES: usize>(p: *const u8) {
+pub(super) fn prefetch(p: *const u8, bytes: usize) {
     let mut at = 0;
-    while at < BYTES {
+    while at < bytes {
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + at).cast());
         at += 64;
     }

@@ -305,11 +305,11 @@ mod avx2 {
             unsafe {
                 let p = p.add(b * bytes);
                 // Blocks of 136 to 272 bytes: some line twice now and then, none missed.
-                prefetch::<64>(p);
-                prefetch::<64>(p.wrapping_add(64));
-                prefetch::<64>(p.wrapping_add(128));
+                prefetch(p, 64);
+                prefetch(p.wrapping_add(64), 64);
+                prefetch(p.wrapping_add(128), 64);
                 if bytes > 192 {
-                    prefetch::<64>(p.wrapping_add(192));
+                    prefetch(p.wrapping_add(192), 64);
                 }
                 let d = B::factors(p);
                 let dots = B::dots(p.add(PANEL * header::<B>()), &x);

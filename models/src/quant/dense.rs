@@ -218,9 +218,9 @@ mod avx2 {
         unsafe {
             while k + UNROLL <= cols {
                 let p = p.add(k * step);
-                prefetch::<64>(p);
+                prefetch(p, 64);
                 if step == 32 {
-                    prefetch::<64>(p.wrapping_add(64));
+                    prefetch(p.wrapping_add(64), 64);
                 }
                 for i in 0..UNROLL {
                     let w = D::load(p.add(i * step));

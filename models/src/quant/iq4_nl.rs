@@ -25,7 +25,8 @@ pub(super) const FORMAT: Format = Format {
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);
 
 /// What the sixteen codes stand for.
-const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 struct Iq4Nl;
 
@@ -50,6 +51,9 @@ impl Block32 for Iq4Nl {
 }
 
 #[cfg(target_arch = "x86_64")]
+pub(super) use avx2::decode;
+
+#[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
 mod avx2 {
     use std::arch::x86_64::*;
@@ -63,7 +67,7 @@ mod avx2 {
     /// `p` is readable for a vector.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn decode(p: *const u8) -> [__m256i; 2] {
+    pub(in crate::quant) unsafe fn decode(p: *const u8) -> [__m256i; 2] {
         // SAFETY: the caller's promise.
         let v = unsafe { load(p) };
         let values = table(&VALUES);

@@ -16,15 +16,20 @@
 mod act;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod block256;
 mod block32;
 mod dense;
 mod iq4_nl;
+mod iq4_xs;
 mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
 mod q5_0;
 mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
 #[cfg(test)]
@@ -51,9 +56,13 @@ pub enum GgmlType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K,
     Q4_K,
+    Q5_K,
     Q6_K,
     IQ4_NL,
+    IQ4_XS,
     BF16,
     MXFP4,
 }
@@ -139,7 +148,7 @@ pub struct Format {
 }
 
 /// Every format, in the order of [`GgmlType`].
-pub static FORMATS: [Format; 12] = [
+pub static FORMATS: [Format; 16] = [
     dense::F32,
     dense::F16,
     q4_0::FORMAT,
@@ -147,9 +156,13 @@ pub static FORMATS: [Format; 12] = [
     q5_0::FORMAT,
     q5_1::FORMAT,
     q8_0::FORMAT,
+    q2_k::FORMAT,
+    q3_k::FORMAT,
     q4_k::FORMAT,
+    q5_k::FORMAT,
     q6_k::FORMAT,
     iq4_nl::FORMAT,
+    iq4_xs::FORMAT,
     dense::BF16,
     mxfp4::FORMAT,
 ];
@@ -178,9 +191,13 @@ impl GgmlType {
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
         Self::Q4_K,
+        Self::Q5_K,
         Self::Q6_K,
         Self::IQ4_NL,
+        Self::IQ4_XS,
         Self::BF16,
         Self::MXFP4,
     ];
@@ -280,9 +297,4 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 /// The single-precision value at `at`.
 fn single_at(bytes: &[u8], at: usize) -> f32 {
     f32::from_bits(word(bytes, at))
-}
-
-/// Four codes of a word as signed bytes.
-fn signed(word: u32) -> [i8; 4] {
-    word.to_le_bytes().map(u8::cast_signed)
 }
