@@ -140,10 +140,12 @@ fn end_tokens_are_known_by_key_and_by_text() {
     );
 }
 
-/// Families by the special tokens of their files: the key `eos`, the key `eot`, and which end generation.
+/// A family, its key `eos`, its key `eot`, its other special tokens, and which of all end generation.
+type Ends = (&'static str, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
+
 #[test]
 fn every_family_ends_where_its_turns_end() {
-    let cases: &[(&str, &str, &str, &[&str], &[&str])] = &[
+    let cases: &[Ends] = &[
         (
             "llama 3",
             "<|end_of_text|>",
