@@ -9,6 +9,7 @@
 mod clock;
 mod filters;
 mod guard;
+mod messages;
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,6 +30,19 @@ const FUEL: u64 = 10_000_000;
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Nested macro calls and includes.
 const RECURSION_MAX: usize = 100;
+/// Variables that requests do not set by name: they have fields of their own, are the model's, or are parameters that
+/// transformers' `apply_chat_template` keeps to itself.
+const RESERVED: &[&str] = &[
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "strftime_now",
+    "chat_template",
+    "continue_final_message",
+    "tokenize",
+];
 /// The only template of its environment.
 const NAME: &str = "chat template";
 
@@ -53,6 +67,17 @@ pub enum TemplateError {
     /// The template refused the messages with `raise_exception`: the client's mistake.
     #[error("{0}")]
     Raised(String),
+    /// A variable that is not for requests to set.
+    #[error("{0:?} cannot be set in chat_template_kwargs")]
+    Reserved(String),
+    /// The arguments of a call are to be JSON.
+    #[error("messages[{message}].tool_calls[{call}].function.arguments is not a JSON object")]
+    Arguments {
+        /// Index of the message.
+        message: usize,
+        /// Index in its `tool_calls`.
+        call: usize,
+    },
     /// It ran for too long.
     #[error("the chat template took more than {FUEL} instructions")]
     OutOfFuel,
@@ -78,6 +103,20 @@ pub struct TemplateTokens {
     pub eos: Option<String>,
     /// Texts of all control tokens.
     pub control: Vec<String>,
+}
+
+/// What a template is to render.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Chat<'a> {
+    /// JSON objects with at least `role` and what goes with it (`content`, `tool_calls` ...). Arguments of calls may be
+    /// JSON text, as in OpenAI's API, or objects, as templates want them.
+    pub messages: &'a [Json],
+    /// As in OpenAI's API. Templates see none where there are none.
+    pub tools: &'a [Json],
+    /// More variables: `enable_thinking`, `reasoning_effort`, `documents` ...
+    pub kwargs: Option<&'a Map<String, Json>>,
+    /// Whether the text is to end where the assistant's answer begins.
+    pub add_generation_prompt: bool,
 }
 
 /// A part of a rendering.
@@ -120,11 +159,12 @@ impl ChatTemplate {
     /// Compiles a template for a vocabulary.
     ///
     /// ```
-    /// use frugal_models::template::{ChatTemplate, TemplateTokens};
+    /// use frugal_models::template::{Chat, ChatTemplate, TemplateTokens};
     /// let source = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}";
     /// let tokens = TemplateTokens { control: vec!["<s>".to_owned()], ..Default::default() };
     /// let messages = [serde_json::json!({"role": "user", "content": "Hi <s>"})];
-    /// let rendered = ChatTemplate::new(source, tokens)?.render(&messages, Default::default(), true)?;
+    /// let chat = Chat { messages: &messages, ..Default::default() };
+    /// let rendered = ChatTemplate::new(source, tokens)?.render(&chat)?;
     /// assert_eq!(rendered.text(), "<s>user: Hi <s>");
     /// assert_eq!(rendered.pieces().len(), 2); // the first <s> is a control token, the second is the user's text
     /// # Ok::<(), frugal_models::template::TemplateError>(())
@@ -142,6 +182,8 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION_MAX);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", filters::tojson);
+        environment.add_test("iterable", filters::is_iterable);
+        environment.add_test("sequence", filters::is_sequence);
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, guard.mark_source(source)).map_err(|e| error(&e, &guard))?;
         let mark = |text: Option<String>| text.map(|text| guard.mark(&text));
@@ -158,47 +200,44 @@ impl ChatTemplate {
         Self::new(source, tokens)
     }
 
-    /// Renders messages: JSON objects with at least `role` and what goes with it (`content` ...). `extra` are more
-    /// variables (`tools`, `enable_thinking` ...); as in transformers, `tools` and `documents` are none if not given.
+    /// Renders a chat. As in transformers, `tools` and `documents` are none if not given.
     ///
     /// # Errors
-    /// If the template refuses the messages, fails, or does not end within its bounds.
-    pub fn render(
-        &self,
-        messages: &[Json],
-        extra: Map<String, Json>,
-        add_generation_prompt: bool,
-    ) -> Result<Rendered, TemplateError> {
-        self.render_at(messages, extra, add_generation_prompt, SystemTime::now())
+    /// If the template refuses the messages, fails, or does not end within its bounds; if `kwargs` has what is not its
+    /// to set; if the arguments of a call are not JSON.
+    pub fn render(&self, chat: &Chat<'_>) -> Result<Rendered, TemplateError> {
+        self.render_at(chat, SystemTime::now())
     }
 
     /// The same at a given time, which only templates that write the date see (`strftime_now`, in UTC).
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub fn render_at(
-        &self,
-        messages: &[Json],
-        extra: Map<String, Json>,
-        add_generation_prompt: bool,
-        now: SystemTime,
-    ) -> Result<Rendered, TemplateError> {
-        let mut variables: Map<String, Json> = Map::new();
-        variables.insert("tools".to_owned(), Json::Null);
-        variables.insert("documents".to_owned(), Json::Null);
-        variables.extend(extra.into_iter().map(|(key, value)| (key, self.guard.shield(&value))));
-        let messages: Vec<Json> = messages.iter().map(|m| self.guard.shield(m)).collect();
+    pub fn render_at(&self, chat: &Chat<'_>, now: SystemTime) -> Result<Rendered, TemplateError> {
+        let mut context: Map<String, Json> = Map::new();
+        context.insert("documents".to_owned(), Json::Null);
+        for (key, value) in chat.kwargs.into_iter().flatten() {
+            if RESERVED.contains(&key.as_str()) || self.environment.globals().any(|(name, _)| name == key) {
+                return Err(TemplateError::Reserved(key.clone()));
+            }
+            context.insert(key.clone(), self.guard.shield(value));
+        }
+        let messages = messages::with_objects(chat.messages)?;
+        let messages = messages.iter().map(|message| self.guard.shield(message)).collect();
+        let tools = chat.tools.iter().map(|tool| self.guard.shield(tool)).collect();
+        context.extend([
+            ("messages".to_owned(), Json::Array(messages)),
+            ("tools".to_owned(), if chat.tools.is_empty() { Json::Null } else { Json::Array(tools) }),
+            ("add_generation_prompt".to_owned(), chat.add_generation_prompt.into()),
+        ]);
         let mut context: Vec<(String, Value)> =
-            variables.iter().map(|(key, value)| (key.clone(), Value::from_serialize(value))).collect();
+            context.into_iter().map(|(key, value)| (key, Value::from_serialize(&value))).collect();
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let strftime_now = move |format: &str| clock::strftime(format, seconds);
-        context.extend([
-            ("messages".to_owned(), Value::from_serialize(&messages)),
-            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-            ("bos_token".to_owned(), Value::from(self.bos.as_deref())),
-            ("eos_token".to_owned(), Value::from(self.eos.as_deref())),
-            ("strftime_now".to_owned(), Value::from_function(strftime_now)),
-        ]);
+        context.push(("strftime_now".to_owned(), Value::from_function(strftime_now)));
+        for (name, token) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
+            context.push((name.to_owned(), Value::from(token.as_deref())));
+        }
         let context: Value = context.into_iter().collect();
 
         let template = self.environment.get_template(NAME).map_err(|e| error(&e, &self.guard))?;

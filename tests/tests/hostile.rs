@@ -14,7 +14,7 @@ use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::runner::Runner;
 use frugal_models::step::{BlockId, BlockTable, Row, Sample, SamplingParams, SeqId, StepInput, TokenId};
-use frugal_models::template::ChatTemplate;
+use frugal_models::template::{Chat, ChatTemplate};
 use frugal_models::tokenizer::Tokenizer;
 use serde_json::json;
 
@@ -60,8 +60,11 @@ fn read(file: Vec<u8>) -> bool {
         let tokens = tokenizer.encode_prompt("Hello <|im_start|> \u{1f600} 12345").unwrap_or_default();
         tokenizer.decode(&tokens);
         if let Ok(template) = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens())
-            && let Ok(rendered) =
-                template.render(&[json!({"role": "user", "content": "Hi"})], Default::default(), true)
+            && let Ok(rendered) = template.render(&Chat {
+                messages: &[json!({"role": "user", "content": "Hi"})],
+                add_generation_prompt: true,
+                ..Default::default()
+            })
         {
             tokenizer.encode_rendered(&rendered).unwrap_or_default();
         }

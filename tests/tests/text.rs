@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use frugal_models::gguf::Gguf;
 use frugal_models::step::TokenId;
-use frugal_models::template::{ChatTemplate, Piece, TEMPLATE_KEY};
+use frugal_models::template::{Chat, ChatTemplate, Piece, TEMPLATE_KEY};
 use frugal_models::tokenizer::{SpecialIds, Tokenizer, TokenizerSpec};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
@@ -124,11 +124,9 @@ fn smollm2_template_renders_as_llama_cpp() {
     for case in cases {
         let (name, request, expect) = (&case["name"], &case["request"], case["rendered"].as_str().unwrap());
         let messages = request["messages"].as_array().unwrap();
-        let mut extra: serde_json::Map<_, _> =
-            request["chat_template_kwargs"].as_object().cloned().unwrap_or_default();
-        extra.extend(request.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));
-        let prompt = request["add_generation_prompt"].as_bool().unwrap_or(true);
-        let rendered = template.render(messages, extra, prompt).unwrap();
+        let add_generation_prompt = request["add_generation_prompt"].as_bool().unwrap_or(true);
+        let rendered =
+            template.render(&Chat { messages, add_generation_prompt, ..Default::default() }).unwrap();
         assert_eq!(rendered.text(), expect, "{name}");
 
         // Nothing but the template's own tokens is special; without special strings in the messages that is all.
@@ -149,7 +147,8 @@ fn the_template_in_a_model_file_is_used() {
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).unwrap();
     let messages = [json!({"role": "user", "content": "Hi<|im_end|>"})];
-    let rendered = template.render(&messages, Default::default(), true).unwrap();
+    let chat = Chat { messages: &messages, add_generation_prompt: true, ..Default::default() };
+    let rendered = template.render(&chat).unwrap();
     let control = |text: &str| Piece::Control(text.to_owned());
     let plain = |text: &str| Piece::Text(text.to_owned());
     let expect = [
@@ -275,7 +274,8 @@ proptest! {
                 message
             };
             let messages = [message("user", &a), message("assistant", &b)];
-            let rendered = template.render(&messages, Default::default(), true).unwrap();
+            let chat = Chat { messages: &messages, add_generation_prompt: true, ..Default::default() };
+            let rendered = template.render(&chat).unwrap();
             let ids = tokenizer.encode_rendered(&rendered).unwrap();
             prop_assert_eq!(control_ids(tokenizer, &ids), case.control, "{}", case.source);
             // A slice may cut what stands for a noncharacter.

@@ -1,12 +1,15 @@
-//! `tojson` as transformers defines it for chat templates: Python's `json.dumps` without ASCII escapes.
+//! `tojson` as transformers defines it for chat templates: Python's `json.dumps` without ASCII escapes. Tests with
+//! Python's meaning.
 
 use std::io;
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::ser::Formatter;
+
+use super::guard;
 
 const INDENT_MAX: usize = 16;
 
@@ -37,6 +40,16 @@ pub(super) fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> R
     let python = Python { item, key, indent, ascii, depth: 0, filled: false };
     json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, python)).map_err(failed)?;
     Ok(Value::from(String::from_utf8_lossy(&out)))
+}
+
+/// `value is iterable`: text is, none is not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    value.is_undefined() || value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
+}
+
+/// `value is sequence`: whatever has a length and items, so text and mappings too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
 }
 
 /// Python's layout: its separators, its floats, and lines as `indent` asks.
@@ -133,7 +146,8 @@ impl Formatter for Python<'_> {
             return out.write_all(text.as_bytes());
         }
         for c in text.chars() {
-            if c.is_ascii() {
+            // What stands for a control token or for a noncharacter stays what it is.
+            if c.is_ascii() || guard::reserved(c) {
                 write!(out, "{c}")?;
             } else {
                 c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;

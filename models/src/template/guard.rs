@@ -36,7 +36,8 @@ const DIGITS_MAX: usize = 8;
 const ROLES: &[&str] =
     &["system", "developer", "user", "assistant", "tool", "function", "ipython", "environment"];
 
-fn reserved(c: char) -> bool {
+/// Whether the character means something here.
+pub(super) fn reserved(c: char) -> bool {
     ('\u{fdd0}'..='\u{fdef}').contains(&c)
 }
 
@@ -69,13 +70,13 @@ impl Guard {
         Self { find: searcher(&control), find_assembled: searcher(&assembled), control, assembled }
     }
 
-    /// The template with placeholders for control tokens.
+    /// The template with placeholders for control tokens, and without transformers' tag `generation`.
     pub(super) fn mark_source(&self, source: &str) -> String {
         scan(source)
             .into_iter()
             .map(|part| match part {
                 Part::Constant(text) => self.mark(text),
-                Part::Code(code) => code.to_owned(),
+                Part::Code(code) => without_generation(code),
             })
             .collect()
     }
@@ -289,6 +290,16 @@ fn is_assembled(token: &str, constants: &[&str]) -> bool {
             && constants.iter().any(|c| c.ends_with(before))
             && constants.iter().any(|c| c.starts_with(after))
     })
+}
+
+/// `{% generation %}` marks for training what the assistant wrote; to a rendering it is a block like any other.
+fn without_generation(code: &str) -> String {
+    let tag = code.strip_suffix("%}").map(|tag| tag.trim_matches(['-', '+', ' ', '\t', '\r', '\n']));
+    match tag {
+        Some("generation") => code.replacen("generation", "if true", 1),
+        Some("endgeneration") => code.replacen("endgeneration", "endif", 1),
+        _ => code.to_owned(),
+    }
 }
 
 /// A part of a template.

@@ -14,7 +14,8 @@ fn tokens() -> TemplateTokens {
 
 fn render_with(source: &str, messages: &[Json], extra: Json) -> Result<Rendered, TemplateError> {
     let Json::Object(extra) = extra else { panic!("extra variables are an object") };
-    ChatTemplate::new(source, tokens())?.render_at(messages, extra, true, UNIX_EPOCH)
+    let chat = Chat { messages, tools: &[], kwargs: Some(&extra), add_generation_prompt: true };
+    ChatTemplate::new(source, tokens())?.render_at(&chat, UNIX_EPOCH)
 }
 
 fn render(source: &str, messages: &[Json]) -> Result<Rendered, TemplateError> {
@@ -50,10 +51,65 @@ fn values_print_as_in_python() {
         &[],
         "True None 1.0 True False",
     );
-    let tools = json!({"tools": [{"name": "f", "strict": true}]});
-    let rendered =
-        render_with("{{ tools | tojson }}{% for t in tools %}{{ t.name }}{% endfor %}", &[], tools).unwrap();
+    let tools = [json!({"name": "f", "strict": true})];
+    let source = "{{ tools | tojson }}{% for t in tools %}{{ t.name }}{% endfor %}";
+    let template = ChatTemplate::new(source, tokens()).unwrap();
+    let rendered = template.render(&Chat { tools: &tools, ..Default::default() }).unwrap();
     assert_eq!(rendered.text(), r#"[{"name": "f", "strict": true}]f"#);
+}
+
+#[test]
+fn none_is_not_iterable_and_text_is() {
+    let source = "{{ tools is iterable }} {{ 'a' is iterable }} {{ messages is iterable }} {{ 1 is iterable }} {{ x is iterable }} \
+                  {{ tools is sequence }} {{ 'a' is sequence }} {{ messages is sequence }} {{ messages[0] is sequence }} {{ 1 is sequence }}";
+    check(source, &[user("a")], "False True True False True False True True True False");
+}
+
+#[test]
+fn variables_of_requests_do_not_hide_what_is_not_theirs() {
+    let source = "{{ enable_thinking }}{{ documents | length }}";
+    let rendered = render_with(source, &[], json!({"enable_thinking": false, "documents": [1]})).unwrap();
+    assert_eq!(rendered.text(), "False1");
+    for name in RESERVED.iter().chain(&["raise_exception", "namespace", "range", "dict"]) {
+        let mut extra = Map::new();
+        extra.insert((*name).to_owned(), json!([]));
+        let error = render_with("a", &[], Json::Object(extra)).unwrap_err();
+        assert_eq!(error, TemplateError::Reserved((*name).to_owned()));
+    }
+}
+
+#[test]
+fn arguments_of_calls_are_objects() {
+    let message = |arguments: Json| json!({"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]});
+    let source = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}";
+    check(source, &[message(json!("{\"b\": [1], \"a\": \"x\"}"))], r#"{"b": [1], "a": "x"}"#);
+    check(source, &[message(json!({"a": 1})), message(json!(" ")), user("x")], r#"{"a": 1}{}"#);
+    for wrong in [json!("{"), json!("[1]"), json!("1"), json!([1]), json!(null), json!("[".repeat(100_000))] {
+        let error = render(source, &[user("a"), message(wrong)]).unwrap_err();
+        assert_eq!(error, TemplateError::Arguments { message: 1, call: 0 });
+    }
+}
+
+#[test]
+fn tools_and_variables_of_requests_are_text() {
+    let hostile = "<s>\u{fdd0}<|im_end|>";
+    let tools = [json!({hostile: hostile})];
+    let Json::Object(kwargs) = json!({"documents": [hostile], "effort": hostile}) else { panic!() };
+    let source = "<s>{{ tools | tojson(ensure_ascii=true) }}{{ documents[0] }}{{ effort }}{{ messages[0].tool_calls[0].function.arguments | tojson }}";
+    let call = json!({"function": {"arguments": json!({hostile: hostile}).to_string()}});
+    let messages = [json!({"role": "assistant", "tool_calls": [call]})];
+    let chat =
+        Chat { messages: &messages, tools: &tools, kwargs: Some(&kwargs), add_generation_prompt: true };
+    let rendered = ChatTemplate::new(source, tokens()).unwrap().render(&chat).unwrap();
+    let control = |piece: &&Piece| matches!(piece, Piece::Control(_));
+    assert_eq!(rendered.pieces().iter().filter(control).count(), 1, "{rendered:?}");
+    assert_eq!(rendered.text().matches(hostile).count(), 6);
+}
+
+#[test]
+fn generation_tags_are_blocks() {
+    let source = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}{% endgeneration %}\n{% endfor %}{{ generation }}";
+    check(source, &[user("a"), user("generation")], "ageneration");
 }
 
 #[test]

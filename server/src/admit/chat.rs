@@ -5,7 +5,7 @@
 //! - `name` reaches the template, and most templates do not use it.
 //! - An assistant's message may lack its content.
 
-use frugal_models::template::Piece;
+use frugal_models::template::{Chat, Piece};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, mistyped};
@@ -32,8 +32,9 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let template = cx.engine.template.as_ref().ok_or_else(|| {
         ApiError::invalid(PROMPT_FIELD, "This model has no chat template; use /v1/completions instead")
     })?;
+    let chat = Chat { messages: &messages, add_generation_prompt: true, ..Default::default() };
     let rendered = template
-        .render(&messages, Map::new(), true)
+        .render(&chat)
         .map_err(|e| ApiError::invalid(PROMPT_FIELD, format!("The model's chat template refused: {e}")))?;
     cx.check_text(PROMPT_FIELD, rendered.pieces().iter().map(piece_bytes).sum())?;
     let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
