@@ -265,6 +265,11 @@ impl FakeRunner {
         if let Some(sample) = &row.sample {
             let position = row.start + row.tokens.len() as u32 - 1;
             let past = self.past(row, position, true);
+            if let Some(constraint) = &sample.constraint
+                && constraint.next.wait()?.is_end()
+            {
+                return Ok(out);
+            }
             let token = choose(past, self.geometry.vocab, sample).ok_or(RowFault::NothingToChoose)?;
             out.token = Some(token);
             out.score = sample.params.logprobs.map(|top| score_of(past, self.geometry.vocab, token, top));
@@ -358,7 +363,8 @@ mod tests {
 
     fn sample() -> Sample {
         let forbid = Arc::new([]);
-        Sample { params: Arc::default(), seed: 3, choice: 1, history: Vec::new(), prompt_len: 1, forbid }
+        let (params, history) = (Arc::default(), Vec::new());
+        Sample { params, seed: 3, choice: 1, history, prompt_len: 1, forbid, constraint: None }
     }
 
     fn row(start: u32, tokens: &[u32], tables: [(u32, &[u32]); 3]) -> Row {

@@ -3,11 +3,13 @@
 pub mod arch;
 mod atomic;
 pub mod backend;
+pub mod constraint;
 pub mod cpu;
 pub mod detok;
 pub mod fake;
 pub mod gguf;
 pub mod kv;
+pub mod mask;
 pub mod memory;
 pub mod model_runner;
 pub mod quant;

@@ -228,6 +228,11 @@ fn choose(
     if let Some(sample) = &row.sample
         && token + 1 == row.tokens.len()
     {
+        if let Some(constraint) = &sample.constraint
+            && constraint.next.wait()?.is_end()
+        {
+            return Ok(());
+        }
         let position = row.start + row.tokens.len() as u32;
         let (token, score) = sampler.sample(logits, sample, position)?;
         output.token = Some(token);

@@ -1,6 +1,6 @@
 //! From a row of logits to a token.
 //!
-//! Order: bias, forbidden tokens, penalties, temperature, min-p, top-k, top-p. Each of the last three keeps a
+//! Order: bias, forbidden tokens, the grammar's mask, penalties, temperature, min-p, top-k, top-p. Each of the last three keeps a
 //! prefix of the tokens from the likeliest down (ties to the smaller id); top-p counts the probability among
 //! what min-p and top-k left, as vLLM does. Log-probabilities are of the raw logits.
 //!
@@ -13,6 +13,7 @@ mod tests;
 
 use std::cmp::Ordering;
 
+use crate::mask::Next;
 use crate::step::{RowFault, Sample, SamplingParams, TokenId, TokenScore};
 
 /// Chooses tokens; holds scratch memory between rows, and nothing else.
@@ -46,7 +47,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`RowFault::NotANumber`] if a logit is NaN or infinite upwards, or none is finite;
-    /// [`RowFault::NothingToChoose`] if bias and forbidden tokens leave none.
+    /// [`RowFault::NothingToChoose`] if bias, forbidden tokens and grammar leave none; [`RowFault::Grammar`] if there is no mask.
     pub fn sample(
         &mut self,
         raw: &[f32],
@@ -58,11 +59,12 @@ impl Sampler {
         let score = |sampler: &mut Self, token| {
             params.logprobs.map(|top| sampler.score_checked(raw, raw_max, token, top))
         };
-        if params.logit_bias.is_empty() && ask.forbid.is_empty() && !params.needs_history() {
+        let free = ask.forbid.is_empty() && ask.constraint.is_none();
+        if params.logit_bias.is_empty() && free && !params.needs_history() {
             let token = self.choose(raw, raw_max, ask, position);
             return Ok((token, score(self, token)));
         }
-        self.adjust(raw, ask);
+        self.adjust(raw, ask)?;
         let adjusted = std::mem::take(&mut self.adjusted);
         let max = adjusted.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let token = (max > f32::NEG_INFINITY).then(|| self.choose(&adjusted, max, ask, position));
@@ -96,8 +98,8 @@ impl Sampler {
         TokenScore { token, logprob: logprob(own), rank: ahead as u32 + 1, top }
     }
 
-    /// Fills `adjusted`: bias, forbidden tokens, then penalties.
-    fn adjust(&mut self, raw: &[f32], ask: &Sample) {
+    /// Fills `adjusted`: bias, forbidden tokens, the grammar's mask, then penalties.
+    fn adjust(&mut self, raw: &[f32], ask: &Sample) -> Result<(), RowFault> {
         let params = &*ask.params;
         self.adjusted.clear();
         self.adjusted.extend_from_slice(raw);
@@ -111,8 +113,31 @@ impl Sampler {
                 *logit = f32::NEG_INFINITY;
             }
         }
+        if let Some(constraint) = &ask.constraint {
+            let next = constraint.next.wait()?;
+            self.mask(&next, &constraint.ends);
+        }
         if params.needs_history() {
             self.penalise(ask, params);
+        }
+        Ok(())
+    }
+
+    /// Leaves what may follow, `ends` included where the output may end.
+    fn mask(&mut self, next: &Next, ends: &[TokenId]) {
+        let ends = if next.may_end { ends } else { &[] };
+        let logit = |end: &TokenId| Some((end.0 as usize, *self.adjusted.get(end.0 as usize)?));
+        let kept: Vec<(usize, f32)> = ends.iter().filter_map(logit).collect();
+        let words = next.tokens.words().iter().copied().chain(std::iter::repeat(0));
+        for (logits, word) in self.adjusted.chunks_mut(32).zip(words) {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for (id, logit) in kept {
+            self.adjusted[id] = logit;
         }
     }
 

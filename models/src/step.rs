@@ -1,8 +1,11 @@
 //! Vocabulary of one engine step: the plain data that crosses from the scheduler to a runner and back.
 //!
-//! Absent on purpose: clocks, locks, tensors, text. Everything here can be printed, compared and replayed.
+//! Absent on purpose: clocks, tensors, text. Everything here can be printed, compared and replayed; what a grammar allows is a
+//! promise, which whoever chooses a token waits for.
 
 use std::sync::Arc;
+
+use crate::mask::PendingNext;
 
 /// A sequence: one choice of one request. Never reused within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +121,17 @@ pub struct Sample {
     pub prompt_len: u32,
     /// Tokens that may not be chosen here (end tokens before `min_tokens`).
     pub forbid: Arc<[TokenId]>,
+    /// The grammar that the output follows, if it follows one.
+    pub constraint: Option<Constrained>,
+}
+
+/// What a grammar lets be chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constrained {
+    /// What may follow the tokens so far. If that is nothing, no token is chosen.
+    pub next: PendingNext,
+    /// Tokens that may be chosen, too, where the output may end.
+    pub ends: Arc<[TokenId]>,
 }
 
 /// Ask for log-probabilities of known tokens (`echo` with `logprobs`).
@@ -198,7 +212,7 @@ pub struct TokenScore {
 /// What one row produced.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
-    /// The chosen token, if one was asked for.
+    /// The chosen token, if one was asked for and its grammar lets one follow.
     pub token: Option<TokenId>,
     /// Its score, if `params.logprobs` asked for it.
     pub score: Option<TokenScore>,
@@ -215,6 +229,9 @@ pub enum RowFault {
     /// Bias, penalties and forbidden tokens left nothing to choose.
     #[error("no token may be chosen")]
     NothingToChoose,
+    /// The grammar that the output follows could not be followed any further.
+    #[error("the output's grammar cannot be followed: {0}")]
+    Grammar(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),

@@ -347,6 +347,11 @@ impl Tokenizer {
         }
     }
 
+    /// Whether a token steers the model and is no text in output.
+    pub fn is_control(&self, token: TokenId) -> bool {
+        self.kinds.get(token.0 as usize) == Some(&Kind::Control)
+    }
+
     /// [`Tokenizer::raw_bytes`] as text, with U+FFFD for what is not.
     pub fn token_text(&self, token: TokenId) -> String {
         String::from_utf8_lossy(&self.raw_bytes(token)).into_owned()

@@ -1,6 +1,9 @@
 //! What a step produced becomes tokens, events, charges and cached prefixes; or faults.
 
-use frugal_models::step::{RowOutput, SeqId, StepFault, StepOutput, StepStats, TokenId, TokenScore};
+use frugal_models::mask::Progress;
+use frugal_models::step::{
+    RowFault, RowOutput, SeqId, StepFault, StepOutput, StepStats, TokenId, TokenScore,
+};
 
 use crate::engine::Engine;
 use crate::ledger::RowTokens;
@@ -99,8 +102,11 @@ impl Engine {
             return self.end(request, FinishReason::Length);
         }
         if planned.samples {
-            let token = row.token.expect("a row that was asked for a token gives one or a fault");
-            self.output(planned.seq, token, row.score);
+            match row.token {
+                Some(token) => self.output(planned.seq, token, row.score),
+                None if seq.matcher.is_some() => self.finish(planned.seq, FinishReason::Complete, None),
+                None => panic!("a row that was asked for a token gives one or a fault"),
+            }
         }
     }
 
@@ -143,9 +149,17 @@ impl Engine {
         let event = Event::Token { choice: seq.choice, token, score, release };
         self.outbox.events.push((seq.request, event));
         if let Some(found) = found {
-            self.finish(id, FinishReason::StopString(found.index), Some(found.text_len));
-        } else if seq.output >= seq.output_max {
-            self.finish(id, FinishReason::Length, None);
+            return self.finish(id, FinishReason::StopString(found.index), Some(found.text_len));
+        }
+        let full = seq.output >= seq.output_max;
+        match seq.matcher.as_mut().map_or(Ok(Progress::Open), |matcher| matcher.advance(token)) {
+            Ok(Progress::Complete) => self.finish(id, FinishReason::Complete, None),
+            Ok(Progress::Open) if full => self.finish(id, FinishReason::Length, None),
+            Ok(Progress::Open) => {}
+            Err(why) => {
+                self.counters.row_faults += 1;
+                self.fault(id, &RowFault::Grammar(why).to_string());
+            }
         }
     }
 }

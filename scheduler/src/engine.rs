@@ -160,6 +160,7 @@ impl Engine {
                 scored: (choice == 0 && request.prompt_logprobs.is_some()).then_some(0),
                 kv: SeqKv::new(&self.geometry, root),
                 stop: StopMatcher::new(stop.clone()),
+                matcher: None,
                 last_token: None,
             };
             self.seqs.insert(seq, state);

@@ -18,6 +18,9 @@ use crate::request::{Event, Request, RequestId, SubmitError, Tick};
 use crate::snapshot::Snapshot;
 use crate::watchdog::Watchdog;
 
+/// Bytes of the engine's stack, of which only what is used takes memory: following a deep grammar recurses.
+const STACK: usize = 64 << 20;
+
 /// Spawns the thread that owns the engine and the runner.
 ///
 /// The thread ends after [`Handle::drain`], when the last handle is dropped, or when the runner or the engine panics: then
@@ -38,7 +41,8 @@ pub fn start(runner: Box<dyn Runner>, options: EngineOptions) -> (Handle, Engine
         geometry: geometry.clone(),
     });
     let driver = Driver::new(runner, Engine::new(geometry, options), shared.clone(), ended);
-    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run());
+    let thread =
+        std::thread::Builder::new().name("engine".to_owned()).stack_size(STACK).spawn(move || driver.run());
     let thread = thread.expect("the OS gives the engine its thread at start");
     let alive = Arc::new(Alive(shared.clone()));
     (Handle { shared, ended: watch_end, _alive: alive }, EngineThread { thread })

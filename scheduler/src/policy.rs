@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use frugal_models::step::{BlockCopy, Row, Sample, Score, SeqId, StepInput};
+use frugal_models::step::{BlockCopy, Constrained, Row, Sample, Score, SeqId, StepInput};
 
 use crate::engine::Engine;
 use crate::ledger::RowTokens;
@@ -233,17 +233,18 @@ impl Engine {
         }
         let request = &live.request;
         let samples = seq.output_max > 0 && end == seq.len();
+        let early = seq.output < request.min_tokens;
         let sample = samples.then(|| Sample {
             params: request.sampling.clone(),
             seed: request.seed,
             choice: seq.choice,
             history: if request.sampling.needs_history() { seq.tokens.clone() } else { Vec::new() },
             prompt_len: seq.prompt_len,
-            forbid: if seq.output < request.min_tokens {
-                request.end_tokens.clone()
-            } else {
-                self.nothing.clone()
-            },
+            forbid: if early { request.end_tokens.clone() } else { self.nothing.clone() },
+            constraint: request.grammar.as_ref().map(|grammar| Constrained {
+                next: seq.matcher.get_or_insert_with(|| grammar.matcher()).next(),
+                ends: if early { self.nothing.clone() } else { request.end_tokens.clone() },
+            }),
         });
         let owed = seq.scored.is_some_and(|scored| start >= scored) && start + 1 < seq.prompt_len;
         let score = request.prompt_logprobs.filter(|_| owed).map(|top| Score {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use frugal_models::mask::Grammar;
 use frugal_models::step::{SamplingParams, TokenId, TokenScore};
 
 /// Nanoseconds since the engine started. Passed in, never read from the OS.
@@ -33,6 +34,9 @@ pub struct Request {
     pub stop: Arc<[String]>,
     /// What ended a choice is part of its text all the same: the stop string, or the end token if it stands for text.
     pub include_stop: bool,
+    /// What each choice's output must follow. Where the grammar is complete the choice ends, whatever `min_tokens` says; end
+    /// tokens are chosen only where it may end.
+    pub grammar: Option<Arc<dyn Grammar>>,
     /// Report log-probabilities of the prompt's tokens from the second on, with so many alternatives.
     /// Such a request does not read the prefix cache.
     pub prompt_logprobs: Option<u32>,
@@ -49,6 +53,8 @@ pub struct Request {
 pub enum FinishReason {
     /// An end token was chosen.
     EndToken(TokenId),
+    /// The output's grammar is complete: nothing can follow.
+    Complete,
     /// A stop string appeared: `Request::stop[index]`.
     StopString(u32),
     /// `max_tokens` or the context's end.
@@ -174,6 +180,7 @@ pub(crate) fn test_request(prompt: u32) -> Request {
         end_tokens: Arc::default(),
         stop: Arc::default(),
         include_stop: false,
+        grammar: None,
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,

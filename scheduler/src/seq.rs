@@ -1,5 +1,6 @@
 //! A sequence (one choice of one request) and a live request: state, no decisions.
 
+use frugal_models::mask::Matcher;
 use frugal_models::step::{SeqId, TokenId};
 
 use crate::kv::table::SeqKv;
@@ -25,6 +26,8 @@ pub(crate) struct Seq {
     pub(crate) scored: Option<u32>,
     pub(crate) kv: SeqKv,
     pub(crate) stop: StopMatcher,
+    /// Where the output is in its grammar, if it follows one; from the first row that samples on. Losing blocks loses nothing here.
+    pub(crate) matcher: Option<Box<dyn Matcher>>,
     pub(crate) last_token: Option<Tick>,
 }
 

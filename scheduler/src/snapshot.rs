@@ -70,7 +70,7 @@ pub struct Rejections {
 /// Index into [`Counters::finished`].
 pub const fn finish_index(reason: FinishReason) -> usize {
     match reason {
-        FinishReason::EndToken(_) => 0,
+        FinishReason::EndToken(_) | FinishReason::Complete => 0,
         FinishReason::StopString(_) => 1,
         FinishReason::Length => 2,
         FinishReason::Cancelled => 3,

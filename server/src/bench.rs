@@ -171,6 +171,7 @@ impl Session {
             history: Vec::new(),
             prompt_len: 0,
             forbid: Arc::new([]),
+            constraint: None,
         });
         let tables = sequence.tables.clone();
         Row { seq: sequence.id, start, tokens: tokens.to_vec(), tables, sample, score: None }

@@ -15,6 +15,7 @@ use frugal::metrics::Facts;
 use frugal::settings::{self, Settings, UnknownFields};
 use frugal::state::{Engine, Operations, State};
 use frugal_config::{Config, raw};
+use frugal_models::constraint::ConstraintEngine;
 use frugal_models::runner::Runner;
 use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
@@ -62,6 +63,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         handle: handle.clone(),
         tokenizer: loaded.tokenizer,
         template: loaded.template,
+        grammars: loaded.grammars,
     });
     announce(address, state.model())?;
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
@@ -82,6 +84,7 @@ struct Loaded {
     runner: Box<dyn Runner>,
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
+    grammars: Arc<ConstraintEngine>,
 }
 
 /// Loads on a thread of its own, which the end of the process does not wait for.
@@ -108,8 +111,9 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
             template => Some(template.with_context(of)?),
         },
     };
+    let grammars = Arc::new(ConstraintEngine::new(&tokenizer).with_context(of)?);
     let runner = load::runner(config, &path, &gguf, load::kv(config))?;
-    Ok(Loaded { runner, tokenizer, template: template.map(Arc::new) })
+    Ok(Loaded { runner, tokenizer, template: template.map(Arc::new), grammars })
 }
 
 fn settings(config: &Config, model: String) -> Settings {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use frugal_models::constraint::ConstraintEngine;
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::handle::Handle;
@@ -45,6 +46,8 @@ pub struct Engine {
     pub template: Option<Arc<ChatTemplate>>,
     /// See [`crate::fingerprint`].
     pub fingerprint: Arc<str>,
+    /// Compiles what answers must be.
+    pub grammars: Arc<ConstraintEngine>,
 }
 
 impl State {

@@ -369,6 +369,7 @@ fn outcome(reason: FinishReason, stops: &Stops) -> Result<Ending, ApiError> {
             let stop = stops.tokens.contains(&token).then_some(StopReason::Token(token.0));
             Ok(Ending { reason: "stop", stop })
         }
+        FinishReason::Complete => Ok(Ending { reason: "stop", stop: None }),
         FinishReason::StopString(index) => {
             let text = stops.strings.get(index as usize);
             Ok(Ending { reason: "stop", stop: text.cloned().map(StopReason::Text) })

@@ -1,7 +1,7 @@
-//! Parsing, templates and tokenizers, off the threads that serve connections.
+//! Parsing, templates, tokenizers and grammars, off the threads that serve connections.
 //!
 //! Bounded twice: in the threads it occupies and in the requests that wait for them. Large bodies queue for one
-//! thread of their own, so they delay each other and never a small one.
+//! thread of their own, so they delay each other and never a small one; so do grammars, with a queue of their own.
 
 use std::sync::Arc;
 
@@ -15,6 +15,12 @@ const LARGE_BYTES: usize = 64 << 10;
 /// Seconds after which a client that found the queue full may come back.
 const RETRY_AFTER_S: u32 = 1;
 
+/// Grammars compiled at a time.
+const GRAMMARS: usize = 2;
+
+/// Requests that may wait for their grammar: each may take seconds.
+const GRAMMARS_WAITING: usize = 32;
+
 /// Runs closures on tokio's blocking threads, a few at a time.
 #[derive(Debug)]
 pub struct TextPool {
@@ -22,6 +28,8 @@ pub struct TextPool {
     queue: Arc<Semaphore>,
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    grammar_queue: Arc<Semaphore>,
+    grammars: Arc<Semaphore>,
 }
 
 impl TextPool {
@@ -33,6 +41,8 @@ impl TextPool {
             queue: Arc::new(Semaphore::new(queue)),
             small: Arc::new(Semaphore::new(threads)),
             large: Arc::new(Semaphore::new(1)),
+            grammar_queue: Arc::new(Semaphore::new(GRAMMARS + GRAMMARS_WAITING)),
+            grammars: Arc::new(Semaphore::new(GRAMMARS)),
         }
     }
 
@@ -45,22 +55,40 @@ impl TextPool {
         bytes: usize,
         job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let ticket = self.queue.clone().try_acquire_owned();
-        let ticket = ticket.map_err(|_| ApiError::overloaded(RETRY_AFTER_S))?;
-        let lane = if bytes < LARGE_BYTES { &self.small } else { &self.large };
-        let turn = lane.clone().acquire_owned().await.expect("the semaphore is never closed");
-        // The permits go with the job: it runs on when its client is gone, and occupies its thread until it ends.
-        let permits: (OwnedSemaphorePermit, OwnedSemaphorePermit) = (ticket, turn);
-        let done = tokio::task::spawn_blocking(move || {
-            let result = job();
-            drop(permits);
-            result
-        });
-        done.await.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "preparing a request failed");
-            Err(ApiError::internal("The request could not be prepared"))
-        })
+        in_lane(&self.queue, if bytes < LARGE_BYTES { &self.small } else { &self.large }, job).await
     }
+
+    /// Runs `job`, which compiles a grammar.
+    ///
+    /// # Errors
+    /// As [`TextPool::run`].
+    pub async fn compile<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        in_lane(&self.grammar_queue, &self.grammars, job).await
+    }
+}
+
+async fn in_lane<T: Send + 'static>(
+    queue: &Arc<Semaphore>,
+    lane: &Arc<Semaphore>,
+    job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let ticket = queue.clone().try_acquire_owned();
+    let ticket = ticket.map_err(|_| ApiError::overloaded(RETRY_AFTER_S))?;
+    let turn = lane.clone().acquire_owned().await.expect("the semaphore is never closed");
+    // The permits go with the job: it runs on when its client is gone, and occupies its thread until it ends.
+    let permits: (OwnedSemaphorePermit, OwnedSemaphorePermit) = (ticket, turn);
+    let done = tokio::task::spawn_blocking(move || {
+        let result = job();
+        drop(permits);
+        result
+    });
+    done.await.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "preparing a request failed");
+        Err(ApiError::internal("The request could not be prepared"))
+    })
 }
 
 #[cfg(test)]
@@ -88,6 +116,37 @@ mod tests {
         assert_eq!(pool.run(10, || Ok("small")).await, Ok("small"));
         release.send(()).unwrap();
         assert_eq!(large.await.unwrap(), Ok("large"));
+    }
+
+    #[tokio::test]
+    async fn grammars_delay_only_each_other() {
+        let pool = Arc::new(TextPool::new(1, 0));
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let blocked = Arc::new(std::sync::Mutex::new(blocked));
+        let mut jobs = Vec::new();
+        for _ in 0..GRAMMARS + GRAMMARS_WAITING {
+            let (pool, blocked) = (pool.clone(), blocked.clone());
+            jobs.push(tokio::spawn(async move {
+                pool.compile(move || {
+                    blocked.lock().unwrap().recv().expect("the test releases it");
+                    Ok(())
+                })
+                .await
+            }));
+        }
+        // Every place is taken once each of them has run up to its first wait.
+        while pool.grammar_queue.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(pool.compile(|| Ok(())).await.unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(pool.run(10, || Ok("prompt")).await, Ok("prompt"));
+        for _ in &jobs {
+            release.send(()).unwrap();
+        }
+        for job in jobs {
+            job.await.unwrap().unwrap();
+        }
+        assert_eq!(pool.compile(|| Ok("grammar")).await, Ok("grammar"));
     }
 
     #[tokio::test]

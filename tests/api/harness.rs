@@ -7,6 +7,7 @@ use std::time::Duration;
 use frugal::fingerprint::fingerprint;
 use frugal::settings::{Limits, Settings, UnknownFields};
 use frugal::state::{Engine, State};
+use frugal_models::constraint::ConstraintEngine;
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
@@ -80,6 +81,7 @@ impl Setup {
             handle: handle.clone(),
             tokenizer: tokenizer.clone(),
             template: self.template.then(|| Arc::new(template)),
+            grammars: Arc::new(ConstraintEngine::new(&tokenizer).expect("any vocabulary of text will do")),
         };
         state.set_engine(engine);
         let url = serve(state).await;

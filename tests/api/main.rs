@@ -13,3 +13,4 @@ mod log;
 mod model;
 mod refusals;
 mod streaming;
+mod structured;

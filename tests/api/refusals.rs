@@ -25,7 +25,6 @@ fn refused_by_both() -> Vec<(&'static str, Value)> {
         ("tool_choice", json!("required")),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!({"name": "f"})),
-        ("response_format", json!({"type": "json_object"})),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "alloy", "format": "mp3"})),
         ("prediction", json!({"type": "content", "content": "x"})),
@@ -165,6 +164,7 @@ async fn fields_of_one_endpoint() {
         ("logprobs", json!(true)),
         ("messages", user("Hi")),
         ("max_completion_tokens", json!(1)),
+        ("response_format", json!({"type": "json_object"})),
     ] {
         assert_refused(&server, COMPLETIONS, &with(completion(), &json!({field: value})), field).await;
     }

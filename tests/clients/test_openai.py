@@ -6,8 +6,10 @@ are the ones its users catch.
 
 import asyncio
 import sys
+from typing import Literal, Optional
 
 import openai
+import pydantic
 
 BASE = sys.argv[1].rstrip("/") + "/v1"
 KEY = sys.argv[2] if len(sys.argv) > 2 else "none"
@@ -112,6 +114,32 @@ def test_stop():
     if stop:
         stopped = CLIENT.completions.create(stop=[stop], **fields).choices[0]
         assert stopped.text == text[: text.index(stop)] and stopped.finish_reason == "stop"
+
+
+class Tag(pydantic.BaseModel):
+    kind: Literal["colour", "size"]
+    value: str = pydantic.Field(max_length=8)
+
+
+class Thing(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=12)
+    count: int = pydantic.Field(ge=0, le=1000)
+    tags: list[Tag] = pydantic.Field(max_length=3)
+    parent: Optional[Tag] = None
+
+
+def test_parse():
+    fields = {"model": MODEL, "messages": MESSAGES, "max_tokens": 1000, "seed": 5}
+    thing = CLIENT.chat.completions.parse(response_format=Thing, **fields).choices[0].message.parsed
+    assert isinstance(thing, Thing) and len(thing.name) <= 12 and len(thing.tags) <= 3
+    with CLIENT.chat.completions.stream(response_format=Thing, **fields) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == thing
+    regex = {"structured_outputs": {"regex": "[a-f]{4}"}}
+    text = CLIENT.chat.completions.create(extra_body=regex, **fields).choices[0].message.content
+    assert len(text) == 4 and set(text) <= set("abcdef")
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+    error = refusal(openai.BadRequestError, lambda: chat(response_format=wrong))
+    assert error.param == "response_format" and "'not'" in error.message
 
 
 def refusal(kind, call):

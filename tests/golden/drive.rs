@@ -74,6 +74,7 @@ impl Driver {
             history: Vec::new(),
             prompt_len: prompt.len() as u32,
             forbid: Arc::from([]),
+            constraint: None,
         };
         let tokens: Vec<TokenId> = prompt.iter().map(|&t| TokenId(t)).collect();
         let (id, prompt_len) = (SeqId(self.next), tokens.len());

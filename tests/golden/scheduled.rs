@@ -49,6 +49,7 @@ fn request(i: u64) -> Request {
         end_tokens: Arc::default(),
         include_stop: false,
         stop: Arc::default(),
+        grammar: None,
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,

@@ -85,7 +85,10 @@ impl Client {
             let (reason, text_len) = c.finish.expect("checked at the end");
             let whole = Expected { tokens: c.tokens.clone(), reason, text_len, output: want.output };
             match reason {
-                FinishReason::EndToken(_) | FinishReason::StopString(_) | FinishReason::Length => {
+                FinishReason::EndToken(_)
+                | FinishReason::Complete
+                | FinishReason::StopString(_)
+                | FinishReason::Length => {
                     assert_eq!(whole, want, "I9, I10: choice {i} of {:?}", self.request);
                     output += want.output;
                 }

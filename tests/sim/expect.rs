@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use frugal_models::fake::expected_token;
-use frugal_models::step::{Geometry, Sample, TokenBytes, TokenId};
+use frugal_models::mask::Progress;
+use frugal_models::step::{Constrained, Geometry, Sample, TokenBytes, TokenId};
 use frugal_scheduler::request::{FinishReason, Request};
 
 /// A choice that nobody disturbed.
@@ -34,8 +35,14 @@ pub(crate) fn expected(
         text_len: text_len as u32,
         output: output as u32,
     };
+    let mut matcher = request.grammar.as_ref().map(|grammar| grammar.matcher());
     for output in 1..=limit {
         let early = output <= request.min_tokens as usize;
+        let next = matcher.as_ref().map(|matcher| matcher.next());
+        if next.as_ref().is_some_and(|next| next.wait().expect("it is there").is_end()) {
+            return done(&tokens, FinishReason::Complete, bytes.len(), output - 1);
+        }
+        let ends: Arc<[TokenId]> = if early { Arc::default() } else { request.end_tokens.clone() };
         let sample = Sample {
             params: request.sampling.clone(),
             seed: request.seed,
@@ -43,6 +50,7 @@ pub(crate) fn expected(
             history: Vec::new(),
             prompt_len: prompt_len as u32,
             forbid: if early { request.end_tokens.clone() } else { Arc::default() },
+            constraint: next.map(|next| Constrained { next, ends }),
         };
         let Some(token) = expected_token(geometry, &tokens, &sample) else {
             return done(&tokens, FinishReason::Fault, bytes.len(), output - 1);
@@ -61,6 +69,11 @@ pub(crate) fn expected(
         } else if let Some((index, text_len)) = stop(&bytes, quiet, &request.stop) {
             let kept = if request.include_stop { request.stop[index as usize].len() } else { 0 };
             return done(&tokens, FinishReason::StopString(index), text_len + kept, output);
+        }
+        match matcher.as_mut().map_or(Ok(Progress::Open), |matcher| matcher.advance(token)) {
+            Ok(Progress::Open) => {}
+            Ok(Progress::Complete) => return done(&tokens, FinishReason::Complete, bytes.len(), output),
+            Err(_) => return done(&tokens, FinishReason::Fault, bytes.len(), output),
         }
     }
     done(&tokens, FinishReason::Length, bytes.len(), limit)

@@ -4,6 +4,7 @@
 
 mod client;
 mod expect;
+mod grammar;
 mod params;
 mod rng;
 mod scripts;

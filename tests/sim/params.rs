@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use frugal_models::fake::FakeModel;
+use frugal_models::mask::Grammar;
 use frugal_models::step::{CacheGroup, Geometry, GroupKind, SamplingParams, TokenBytes, TokenId};
 use frugal_scheduler::options::{EngineOptions, Prices};
 use frugal_scheduler::request::{Request, Tick};
 
+use crate::grammar::Riddle;
 use crate::rng::Rng;
 
 #[derive(Clone, Debug)]
@@ -111,12 +113,18 @@ impl Params {
             end_tokens: (0..rng.range(0, 5) / 4).map(|_| TokenId(rng.range(0, vocab - 1))).collect(),
             stop,
             include_stop: rng.percent(30),
+            grammar: rng.percent(25).then(|| riddle(rng, vocab)),
             prompt_logprobs,
             cache_domain: [rng.range(0, 1) as u8; 32],
             deadline: rng.percent(self.deadline).then(|| Tick(now.0 + rng.next() % 6_000_000)),
             tenant: u64::from(rng.range(0, 3)),
         }
     }
+}
+
+fn riddle(rng: &mut Rng, vocab: u32) -> Arc<dyn Grammar> {
+    let breaks_at = if rng.percent(20) { rng.range(0, 6) } else { u32::MAX };
+    Arc::new(Riddle { seed: rng.next(), vocab, length: rng.range(1, 20), breaks_at })
 }
 
 fn geometry(rng: &mut Rng, vocab: u32, context_max: u32) -> Geometry {

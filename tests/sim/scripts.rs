@@ -32,6 +32,7 @@ fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> Request {
         end_tokens: std::sync::Arc::default(),
         include_stop: false,
         stop: std::sync::Arc::default(),
+        grammar: None,
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,

@@ -218,6 +218,8 @@ impl World {
             }
         }
         self.tally.hits += u64::from(report.cached_tokens > 0);
+        let followed = client.request.grammar.is_some() && report.fault.is_none();
+        self.tally.followed += u64::from(followed && report.completion_tokens > 0);
     }
 
     /// I1, I2, I3, I6, I7, and that counters only go up.
@@ -291,6 +293,8 @@ pub(crate) struct Tally {
     rows: u64,
     refused: u64,
     hits: u64,
+    /// Requests whose output followed a grammar.
+    followed: u64,
     preemptions: u64,
     recomputed: u64,
     step_faults: u64,
@@ -307,6 +311,7 @@ impl Tally {
         self.rows += other.rows;
         self.refused += other.refused;
         self.hits += other.hits;
+        self.followed += other.followed;
         self.preemptions += other.preemptions;
         self.recomputed += other.recomputed;
         self.step_faults += other.step_faults;
@@ -319,6 +324,7 @@ impl Tally {
     pub(crate) fn assert_everything_happened(&self) {
         let counts =
             [self.refused, self.hits, self.preemptions, self.recomputed, self.step_faults, self.row_faults];
+        let counts = [&counts[..], &[self.followed]].concat();
         let all = counts.iter().chain(&self.finished).chain(&self.cancelled);
         assert!(all.clone().all(|&n| n >= 100), "something hardly ever happened: {self:#?}");
     }

@@ -77,6 +77,7 @@ fn read(file: Vec<u8>) -> bool {
         history: Vec::new(),
         prompt_len: 1,
         forbid: Arc::default(),
+        constraint: None,
     };
     // Damaged numbers may well compute no number: that is the row's fault.
     text.is_ok() && step(&mut *runner, sample).is_some()
@@ -186,6 +187,7 @@ fn sampling_parameters_of_any_bits_choose_a_token_or_fault_the_row() {
             history: (0..random.below(5)).map(|_| token(&mut random)).collect(),
             prompt_len: count(&mut random),
             forbid,
+            constraint: None,
         };
         match step(&mut *runner, sample) {
             Some(token) => {

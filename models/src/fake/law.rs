@@ -6,7 +6,7 @@ use crate::step::{Geometry, GroupKind, Sample, TokenId, TokenScore};
 /// cuts, caches or preempts. None if nothing may be chosen.
 ///
 /// Depends on `sample.params` only by `temperature` (0: seed and choice do not matter) and `logit_bias` (100 and more forces,
-/// -100 and less forbids).
+/// -100 and less forbids). What its grammar lets follow must not have to be waited for.
 pub fn expected_token(geometry: &Geometry, tokens: &[TokenId], sample: &Sample) -> Option<TokenId> {
     choose(expected_past(geometry, tokens, true), geometry.vocab, sample)
 }
@@ -39,8 +39,15 @@ pub(super) fn score_of(past: u64, vocab: u32, token: TokenId, top: u32) -> Token
 
 pub(super) fn choose(past: u64, vocab: u32, sample: &Sample) -> Option<TokenId> {
     let bias = &sample.params.logit_bias;
-    let forbidden =
-        |t: TokenId| sample.forbid.contains(&t) || bias.iter().any(|&(b, x)| b == t && x <= -100.0);
+    let next = sample.constraint.as_ref().map(|c| (c.next.wait(), &c.ends));
+    let fits = |t: TokenId| match &next {
+        None => true,
+        Some((Ok(next), ends)) => next.tokens.contains(t) || next.may_end && ends.contains(&t),
+        Some((Err(_), _)) => false,
+    };
+    let forbidden = |t: TokenId| {
+        !fits(t) || sample.forbid.contains(&t) || bias.iter().any(|&(b, x)| b == t && x <= -100.0)
+    };
     if let Some(&(forced, _)) = bias.iter().find(|&&(t, x)| x >= 100.0 && !forbidden(t)) {
         return Some(forced);
     }

@@ -79,6 +79,7 @@ fn row(seq: u64, start: u32, tokens: &[u32], blocks: &[u32]) -> Row {
             history: Vec::new(),
             prompt_len: 0,
             forbid: Arc::from([]),
+            constraint: None,
         }),
         score: None,
     }

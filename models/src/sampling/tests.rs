@@ -3,6 +3,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::mask::PendingNext;
+use crate::step::Constrained;
 
 fn ask(params: SamplingParams, seed: u64) -> Sample {
     Sample {
@@ -12,6 +14,7 @@ fn ask(params: SamplingParams, seed: u64) -> Sample {
         history: Vec::new(),
         prompt_len: 0,
         forbid: Arc::from([]),
+        constraint: None,
     }
 }
 
@@ -159,12 +162,60 @@ fn penalties_follow_their_definitions() {
     let ask = Sample { history, prompt_len: 3, forbid: Arc::from([TokenId(5)]), ..ask(params, 0) };
     let mut sampler = Sampler::default();
     for _ in 0..2 {
-        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask);
+        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask).unwrap();
         // 0 and 1 only in the prompt; 2 twice and 3 once in the output.
         let expected = [2.0, -8.0, 2.0 - 1.0 - 0.25, -2.0 - 0.5 - 0.25, 9.0, f32::NEG_INFINITY, 0.5];
         assert_eq!(sampler.adjusted, expected);
         assert!(sampler.seen.iter().all(|&n| n == 0));
     }
+}
+
+#[test]
+fn a_mask_leaves_what_may_follow() {
+    let logits = logits_of(100, 5.0);
+    let greedy = SamplingParams { temperature: 0.0, logprobs: Some(2), ..Default::default() };
+    let sampled =
+        SamplingParams { logit_bias: vec![(TokenId(3), 100.0)], presence_penalty: 1.0, ..Default::default() };
+    let allowed: Vec<TokenId> = (0..100).map(TokenId).filter(|t| t.0 % 7 == 2).collect();
+    let best = |ids: &[u32]| {
+        *ids.iter().max_by(|&&a, &&b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap()
+    };
+    let fitting: Vec<u32> = allowed.iter().map(|t| t.0).collect();
+    for may_end in [false, true] {
+        let next = Next { tokens: allowed.iter().copied().collect(), may_end };
+        let constraint = Some(Constrained {
+            next: PendingNext::ready(Arc::new(next)),
+            ends: [TokenId(4), TokenId(500)].into(),
+        });
+        let fits = |token: u32| token % 7 == 2 || may_end && token == 4;
+        for position in 0..200 {
+            let ask = Sample { constraint: constraint.clone(), ..ask(sampled.clone(), 5) };
+            assert!(fits(token(&logits, &ask, position)));
+        }
+        let ask = Sample { constraint, ..ask(greedy.clone(), 5) };
+        let (chosen, score) = Sampler::default().sample(&logits, &ask, 0).unwrap();
+        let ids = if may_end { [&fitting[..], &[4]].concat() } else { fitting.clone() };
+        assert_eq!(chosen.0, best(&ids));
+        // Of the raw logits: the likeliest of all are reported, whether or not they fit.
+        let all: Vec<u32> = (0..100).collect();
+        assert_eq!(score.unwrap().top[0].0.0, best(&all));
+        // The smallest id among equals that fit.
+        assert_eq!(token(&[0.0; 100], &ask, 0), 2);
+    }
+}
+
+#[test]
+fn a_row_without_its_mask_is_a_fault_of_its_own() {
+    let (next, promise) = PendingNext::promised(Box::new(|| ()));
+    drop(promise);
+    let lost =
+        Sample { constraint: Some(Constrained { next, ends: Arc::from([]) }), ..ask(Default::default(), 0) };
+    let mut sampler = Sampler::default();
+    assert!(matches!(sampler.sample(&[1.0, 2.0], &lost, 0), Err(RowFault::Grammar(_))));
+    let nothing = PendingNext::ready(Arc::default());
+    let nothing = Sample { constraint: Some(Constrained { next: nothing, ends: Arc::from([]) }), ..lost };
+    assert_eq!(sampler.sample(&[1.0, 2.0], &nothing, 0), Err(RowFault::NothingToChoose));
+    assert!(sampler.sample(&[1.0, 2.0], &ask(Default::default(), 0), 0).is_ok());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use frugal_models::template::{Chat, Piece};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, mistyped};
-use super::{Admitted, Common, Context, Prompt, unencodable};
+use super::{Admitted, Common, Context, Prompt, constraint, unencodable};
 use crate::error::ApiError;
 use crate::settings::Caller;
 use crate::state::State;
@@ -25,6 +25,8 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let mut fields = super::fields::parse(body)?;
     let mut common = Common::take(&mut fields, &cx)?;
     common.sampling.logprobs = logprobs(&mut fields, cx.limits().logprobs)?;
+    let format = constraint::response_format(&mut fields, cx.settings.unknown_fields)?;
+    common.constraint = constraint::one_of(format, common.constraint)?;
     let max_tokens = max_tokens(&mut fields, &cx)?;
     let messages = messages(&mut fields, &cx)?;
     fields.finish(cx.settings.unknown_fields)?;

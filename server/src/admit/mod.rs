@@ -5,6 +5,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod constraint;
 pub mod fields;
 
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct Admitted {
     pub as_token_ids: bool,
     /// The field that holds the prompt: errors name it.
     pub prompt_field: &'static str,
+    /// What the answer must be, to be compiled by [`constraint::compiled`].
+    pub constraint: Option<constraint::Asked>,
 }
 
 /// One prompt.
@@ -125,6 +128,7 @@ struct Common {
     prompt_logprobs: Option<u32>,
     sampling: SamplingParams,
     cache_domain: [u8; 32],
+    constraint: Option<constraint::Asked>,
 }
 
 impl Common {
@@ -153,6 +157,7 @@ impl Common {
             prompt_logprobs: prompt_logprobs(fields, stream, limits)?,
             sampling: sampling(fields, cx)?,
             cache_domain: cache_domain(fields, cx.caller)?,
+            constraint: constraint::structured_outputs(fields, cx.settings.unknown_fields)?,
         })
     }
 
@@ -193,6 +198,7 @@ impl Common {
             min_tokens: self.min_tokens,
             end_tokens,
             stop: self.stop.clone(),
+            grammar: None,
             include_stop: self.include_stop,
             prompt_logprobs: self.prompt_logprobs,
             cache_domain: self.cache_domain,
@@ -227,6 +233,7 @@ impl Common {
             stop_token_ids: self.stop_token_ids,
             as_token_ids: self.as_token_ids,
             prompt_field,
+            constraint: self.constraint,
         })
     }
 }

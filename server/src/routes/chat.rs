@@ -34,6 +34,7 @@ async fn chat(
     let (shared, bytes) = (state.clone(), body.len());
     let admit = move || admit::chat::admit(&shared, caller, &body);
     let admitted = state.text().run(bytes, admit).await?;
+    let admitted = admit::constraint::compiled(&state, admitted).await?;
     respond(&state, admitted, line, Chat).await
 }
 

@@ -34,6 +34,7 @@ async fn completions(
     let (shared, bytes) = (state.clone(), body.len());
     let admit = move || admit::completions::admit(&shared, caller, &body);
     let admitted = state.text().run(bytes, admit).await?;
+    let admitted = admit::constraint::compiled(&state, admitted).await?;
     respond(&state, admitted, line, Completion).await
 }
 

@@ -266,6 +266,7 @@ fn work_is_counted_once_a_step_and_per_row() {
         history: Vec::new(),
         prompt_len: 0,
         forbid: Vec::new().into(),
+        constraint: None,
     };
     rows[0].sample = Some(sample);
     let batch = Batch::new(&StepInput { rows, ..StepInput::default() });

@@ -1,0 +1,354 @@
+use serde_json::json;
+
+use super::*;
+use crate::tokenizer::{SpecialIds, TokenizerSpec};
+
+const END: u32 = 256;
+const TOOL: u32 = 257;
+const INST: u32 = 258;
+
+/// All bytes, three control tokens, and a few words.
+fn tokenizer() -> Tokenizer {
+    let byte = |b: u8| {
+        let printable = matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        let before = (0..b).filter(|b| !matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)).count() as u32;
+        char::from_u32(if printable { b.into() } else { 256 + before })
+            .expect("below the surrogates")
+            .to_string()
+    };
+    let mut tokens: Vec<String> = (0..=255).map(byte).collect();
+    tokens.extend(["<|end|>", "<|tool|>", "[INST]"].map(str::to_owned));
+    let words = ["\":", "\",", "{\"", "tr", "true", "\u{120}\"", "\u{120}\u{120}", "ab", "12", "\"}", "}}"];
+    tokens.extend(words.map(str::to_owned));
+    let types = (0u32..).zip(&tokens).map(|(id, _)| if (END..=INST).contains(&id) { 3 } else { 1 }).collect();
+    let ids = SpecialIds { eos: Some(END), ..SpecialIds::default() };
+    let spec = TokenizerSpec {
+        model: "gpt2".to_owned(),
+        pre: "gpt-2".to_owned(),
+        tokens,
+        types: Some(types),
+        merges: vec!["t r".to_owned()],
+        ids,
+        add_bos: None,
+    };
+    Tokenizer::new(spec).expect("a sound vocabulary")
+}
+
+struct Bench {
+    tokenizer: Tokenizer,
+    engine: ConstraintEngine,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let tokenizer = tokenizer();
+        Self { engine: ConstraintEngine::new(&tokenizer).unwrap(), tokenizer }
+    }
+
+    fn compile(&self, spec: &ConstraintSpec) -> Arc<dyn Grammar> {
+        self.engine.compile(spec).unwrap_or_else(|e| panic!("{spec:?}: {e}"))
+    }
+
+    fn refusal(&self, spec: &ConstraintSpec) -> String {
+        let error = self.engine.compile(spec).err().unwrap_or_else(|| panic!("compiled: {spec:?}"));
+        assert!(matches!(error, ConstraintError::Refused(_)), "{error}");
+        error.to_string()
+    }
+
+    /// Any text that the grammar allows, of at most so many tokens; None if that is not enough.
+    fn walk(&self, grammar: &Arc<dyn Grammar>, seed: u64, tokens_max: usize) -> Option<String> {
+        let mut matcher = grammar.matcher();
+        let (mut said, mut state) = (Vec::new(), seed);
+        while said.len() < tokens_max {
+            let next = matcher.next().wait().unwrap();
+            let all: Vec<TokenId> = (0..self.tokenizer.vocab_size() as u32)
+                .map(TokenId)
+                .filter(|&t| next.tokens.contains(t))
+                .collect();
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let pick = (state >> 33) as usize;
+            if next.may_end && (all.is_empty() || pick % 3 == 0) {
+                return Some(self.tokenizer.decode(&said));
+            }
+            let token = all[pick % all.len()];
+            said.push(token);
+            if matcher.advance(token).unwrap() == Progress::Complete {
+                return Some(said.iter().map(|&t| self.tokenizer.token_text(t)).collect());
+            }
+        }
+        None
+    }
+
+    /// Takes a text byte by byte; whether all of it fits, and whether it may end there.
+    fn takes(&self, grammar: &Arc<dyn Grammar>, text: &str) -> Option<bool> {
+        let mut matcher = grammar.matcher();
+        for (i, byte) in text.bytes().enumerate() {
+            let token = TokenId(byte.into());
+            if !matcher.next().wait().unwrap().tokens.contains(token) {
+                return None;
+            }
+            if matcher.advance(token).unwrap() == Progress::Complete {
+                return (i + 1 == text.len()).then_some(true);
+            }
+        }
+        Some(matcher.next().wait().unwrap().may_end)
+    }
+}
+
+#[test]
+fn json_is_compact_or_spaced_and_never_endless() {
+    let b = Bench::new();
+    let schema = json!({
+        "type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}},
+    });
+    let grammar = b.compile(&ConstraintSpec::Json(schema));
+    for good in [
+        r#"{"a":1,"b":"x"}"#,
+        r#"{"a":-12}"#,
+        "{ \"a\" : 1 ,\n  \"b\": \"y\" }",
+        &format!("{{{}\"a\":1}}", " ".repeat(20)),
+    ] {
+        assert_eq!(b.takes(&grammar, good), Some(true), "{good}");
+    }
+    for bad in [
+        "[",
+        r#"{"b":"x"}"#,
+        r#"{"a":1.5"#,
+        r#"{"a":01"#,
+        r#"{"a":1}}"#,
+        r#"{"c""#,
+        &format!("{{{}", " ".repeat(21)),
+    ] {
+        assert_eq!(b.takes(&grammar, bad), None, "{bad}");
+    }
+    assert_eq!(b.takes(&grammar, r#"{"a":1,"b":"#), Some(false));
+    let any = b.compile(&ConstraintSpec::Json(json!({"type": "object"})));
+    for seed in 0..30 {
+        if let Some(text) = b.walk(&any, seed, 2000) {
+            assert!(serde_json::from_str::<Value>(&text).is_ok_and(|v| v.is_object()), "{text}");
+        }
+    }
+}
+
+#[test]
+fn regexes_choices_and_grammars_are_matched_as_a_whole() {
+    let b = Bench::new();
+    let check = |spec: ConstraintSpec, good: &[&str], open: &[&str], bad: &[&str]| {
+        let grammar = b.compile(&spec);
+        let all = [(good, Some(true)), (open, Some(false)), (bad, None)];
+        for (texts, expected) in all {
+            texts.iter().for_each(|text| assert_eq!(b.takes(&grammar, text), expected, "{spec:?}: {text:?}"));
+        }
+    };
+    let regex = |text: &str| ConstraintSpec::Regex(text.to_owned());
+    for same in [r"a/b\d{2,3}|\$x", r"^a/b\d{2,3}|\$x$"] {
+        check(
+            regex(same),
+            &["a/b12", "a/b123", "$x"],
+            &["a/b1", "a"],
+            &["b", "a/b1234", "$xx", "a/b1\u{661}"],
+        );
+    }
+    check(regex("\\w+é\n?"), &["aé", "b_é\n"], &["a", "aÃ".get(..1).unwrap()], &["é", "a é"]);
+    check(regex(r"x\$"), &["x$"], &["x"], &["$", "x$$"]);
+    let choices = ["a", "ab", "say \"no\"\\\n", "é"].map(str::to_owned).to_vec();
+    check(
+        ConstraintSpec::Choice(choices),
+        &["a", "ab", "say \"no\"\\\n", "é"],
+        &["say "],
+        &["b", "abc", "aa"],
+    );
+    let sum = "start: term (\"+\" term)*\nterm: /[0-9]+/ | \"(\" start \")\"";
+    check(ConstraintSpec::Lark(sum.to_owned()), &["1", "1+(2+3)"], &["1+", "((1)"], &["+", "1)"]);
+}
+
+#[test]
+fn control_tokens_are_chosen_where_a_grammar_names_them() {
+    let b = Bench::new();
+    let schema = json_in_lark(&json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false})).unwrap();
+    let text = format!(
+        "start: <|tool|> {} call | {}\ncall: <[{INST}]> {schema}",
+        lark_literal("f\"\n"),
+        lark_literal("none")
+    );
+    let grammar = b.compile(&ConstraintSpec::Lark(text));
+    let mut matcher = grammar.matcher();
+    let said = [&[TOOL][..], &b"f\"\n".map(u32::from), &[INST], &b"{\"n\":7}".map(u32::from)].concat();
+    for (i, &token) in said.iter().enumerate() {
+        let next = matcher.next().wait().unwrap();
+        assert!(next.tokens.contains(TokenId(token)), "{i}: {token}");
+        assert!(!next.may_end && !next.tokens.contains(TokenId(END)), "{i}");
+        assert_eq!(next.tokens.contains(TokenId(TOOL)), i == 0);
+        assert_eq!(next.tokens.contains(TokenId(INST)), i == 4);
+        let progress = matcher.advance(TokenId(token)).unwrap();
+        assert_eq!(progress == Progress::Complete, i + 1 == said.len());
+    }
+    assert_eq!(b.takes(&grammar, "none"), Some(true));
+    // Where none is named, none is chosen; nor is a byte that is no text.
+    let next = b.compile(&ConstraintSpec::Regex("(?s).*".to_owned())).matcher().next().wait().unwrap();
+    assert!(next.may_end && [END, TOOL, INST, 255].iter().all(|&t| !next.tokens.contains(TokenId(t))));
+}
+
+#[test]
+fn a_choice_follows_alone() {
+    let b = Bench::new();
+    let grammar = b.compile(&ConstraintSpec::Regex("a{3}b|a{2}c{2}".to_owned()));
+    let mut matchers = [grammar.matcher(), grammar.matcher()];
+    for (x, y) in "aaab".bytes().zip("aacc".bytes()) {
+        for (matcher, byte) in matchers.iter_mut().zip([x, y]) {
+            let next = matcher.next();
+            assert_eq!(next, matcher.next());
+            assert!(next.wait().unwrap().tokens.contains(TokenId(byte.into())));
+            matcher.advance(TokenId(byte.into())).unwrap();
+        }
+    }
+    // What was not allowed is an error, and no more than that.
+    let mut matcher = grammar.matcher();
+    matcher.next().wait().unwrap();
+    assert!(matcher.advance(TokenId(b'z'.into())).is_err());
+}
+
+#[test]
+fn what_is_not_enforced_is_refused_by_name() {
+    let b = Bench::new();
+    let json = |schema: Value| b.refusal(&ConstraintSpec::Json(schema));
+    for (schema, named) in [
+        (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
+        (
+            json!({"type": "object", "properties": {"a": {"not": {"type": "null"}}}}),
+            "'not' at '/properties/a'",
+        ),
+        (json!({"if": {"type": "null"}, "then": {}}), "'if'"),
+        (json!({"type": "object", "propertyNames": {"pattern": "a"}}), "propertyNames"),
+        (json!({"typo": 1}), "typo"),
+        (json!({"x-guidance": {"lenient": true}}), "x-guidance"),
+        (json!({"type": "string", "nullable": true}), "nullable"),
+        (json!({"type": "string", "format": "no-such-format"}), "no-such-format"),
+        (json!({"type": "strnig"}), "strnig"),
+        (json!({"$ref": "https://example.org/other"}), "example.org"),
+        (json!({"$ref": "#/$defs/none"}), "none"),
+        (json!({"$ref": "#"}), "no token"),
+        (json!({"type": "string", "pattern": "(?=a)"}), "look"),
+        (json!({"type": "integer", "minimum": 5, "maximum": 4}), "minimum"),
+        (json!({"properties": 7}), "properties"),
+        (json!({"enum": []}), "Unsatisfiable"),
+        (json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf"),
+        (json!([]), "object"),
+    ] {
+        let message = json(schema.clone());
+        assert!(message.contains(named), "{schema}: {message}");
+        assert!(message.len() < 500 && !message.contains('\n') && !message.contains("panic"), "{message}");
+    }
+    for (spec, named) in [
+        (ConstraintSpec::Regex("a(".to_owned()), "regex"),
+        (ConstraintSpec::Regex("a(?!b)".to_owned()), "look"),
+        (ConstraintSpec::Regex("a\\".to_owned()), "backslash"),
+        (ConstraintSpec::Choice(vec![]), "choice"),
+        (ConstraintSpec::Choice(vec![String::new()]), "choice"),
+        (ConstraintSpec::Lark(String::new()), "start"),
+        (ConstraintSpec::Lark("start: other".to_owned()), "other"),
+        (ConstraintSpec::Lark("start: <|no|>".to_owned()), "<|no|>"),
+        (ConstraintSpec::Lark("start: a\n// \"\na[temperature = 0.5]: /\"\\/x/".to_owned()), "temperature"),
+        (ConstraintSpec::Lark("start: \"\"".to_owned()), "no text"),
+    ] {
+        let message = b.refusal(&spec);
+        assert!(message.contains(named), "{spec:?}: {message}");
+    }
+}
+
+/// Each ends within the limits: refused, or followed as far as it goes.
+#[test]
+fn pathological_grammars_end_within_their_limits() {
+    let b = Bench::new();
+    let chain = |n: usize, f: &dyn Fn(usize) -> Value| {
+        let defs: serde_json::Map<String, Value> = (0..n).map(|i| (format!("d{i}"), f(i + 1))).collect();
+        let mut schema = json!({"$ref": "#/$defs/d0", "$defs": defs});
+        schema["$defs"][format!("d{n}")] = json!({"type": "null"});
+        ConstraintSpec::Json(schema)
+    };
+    let lark = |n: usize, f: &dyn Fn(usize) -> String| {
+        let rules: String = (0..n).map(|i| f(i) + "\n").collect();
+        ConstraintSpec::Lark(format!("start: r0\n{rules}r{n}: \"x\""))
+    };
+    let regex = |text: &str| ConstraintSpec::Regex(text.to_owned());
+    let properties = |n: usize| -> Value {
+        (0..n).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect::<serde_json::Map<_, _>>().into()
+    };
+    let nested = |n: usize| (0..n).fold(json!(true), |inner, _| json!({"items": inner}));
+    let refused = [
+        ConstraintSpec::Json(json!({"description": "x".repeat(1 << 20)})),
+        ConstraintSpec::Json(json!({"enum": (0..10_001).collect::<Vec<_>>()})),
+        ConstraintSpec::Json(json!({"type": "object", "properties": properties(401)})),
+        ConstraintSpec::Json(json!({"type": "integer", "multipleOf": 1_000_003})),
+        ConstraintSpec::Json(json!({"type": "number", "multipleOf": 0.123_456_789})),
+        ConstraintSpec::Json(json!({"anyOf": vec![json!({"type": "null"}); 10_001]})),
+        ConstraintSpec::Json(json!({"pattern": "a?".repeat(10_000)})),
+        ConstraintSpec::Json(nested(65)),
+        regex(&"a?".repeat(10_000)),
+        regex(&"a?".repeat(7_000)),
+        regex(&("(".repeat(200) + &")".repeat(200))),
+        ConstraintSpec::Lark("(".repeat(60_000)),
+        ConstraintSpec::Lark(format!("start: A\nA: {}/a/", "~".repeat(60_000))),
+        ConstraintSpec::Lark(format!(
+            "start: R0\n{}R40: \"x\"",
+            (0..40).map(|i| format!("R{i}: R{0} R{0}\n", i + 1)).collect::<String>()
+        )),
+        ConstraintSpec::Choice(vec!["y".repeat(1 << 20)]),
+    ];
+    for spec in &refused {
+        let text: String = format!("{spec:?}").chars().take(100).collect();
+        assert!(b.engine.compile(spec).is_err(), "{text}");
+    }
+    let endless = [
+        ConstraintSpec::Json(json!({"type": "string", "maxLength": 1_000_000_000u64})),
+        ConstraintSpec::Json(json!({"type": "string", "minLength": 1_000_000_000u64})),
+        ConstraintSpec::Json(json!({"type": "array", "items": {"type": "object"}, "minItems": 1_000_000})),
+        ConstraintSpec::Json(
+            json!({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}),
+        ),
+        ConstraintSpec::Json(json!({"type": "object", "properties": properties(400)})),
+        ConstraintSpec::Json(json!({"enum": (0..10_000).map(|i| format!("value {i}")).collect::<Vec<_>>()})),
+        ConstraintSpec::Json(json!({"type": "string", "pattern": "(.*a.{30}b){5}"})),
+        ConstraintSpec::Json(nested(60)),
+        chain(2000, &|next| json!({"$ref": format!("#/$defs/d{next}")})),
+        chain(
+            1000,
+            &|next| json!({"type": "object", "properties": {"x": {"$ref": format!("#/$defs/d{next}")}}}),
+        ),
+        regex("(a{1000}){1000}"),
+        regex("[ab]*a[ab]{30}"),
+        regex("(x+x+)+y"),
+        regex("((((a{1,9}){1,9}){1,9}){1,9}){1,9}"),
+        regex("a{4000000000}"),
+        regex("((a{0,100}){0,100}){0,100}"),
+        lark(2000, &|i| format!("r{i}: r{}", i + 1)),
+        lark(2000, &|i| format!("r{i}: \"a\" r{} \"b\"", i + 1)),
+        lark(40, &|i| format!("r{i}: r{0} r{0} | r{0}", i + 1)),
+        ConstraintSpec::Lark("start: s\ns: s s s | s s | \"a\" | ".to_owned()),
+        ConstraintSpec::Lark("start: (\"a\" | \"b\"){1,1000000}".to_owned()),
+        ConstraintSpec::Lark("start: A\nA: ~(/(a|b)*a(a|b){20}/) & ~/.*c.*/".to_owned()),
+    ];
+    for spec in &endless {
+        let Ok(grammar) = b.engine.compile(spec) else { continue };
+        let mut matcher = grammar.matcher();
+        for i in 0..100u32 {
+            let Ok(next) = matcher.next().wait() else { break };
+            let fitting =
+                (0..256).map(|t| TokenId((t * 7 + i * 31) % 256)).find(|&t| next.tokens.contains(t));
+            let Some(token) = fitting else { break };
+            if matcher.advance(token) != Ok(Progress::Open) {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn compilers_are_few_and_their_places_come_back() {
+    let places = Arc::new(AtomicUsize::new(0));
+    let held: Vec<Permit> = (0..COMPILING_MAX).map(|_| Permit::take(&places).expect("a place")).collect();
+    assert!(Permit::take(&places).is_none());
+    drop(held);
+    assert!(Permit::take(&places).is_some());
+}
