@@ -72,8 +72,15 @@ impl Model {
     }
 
     fn runner(&self, blocks: u32) -> Result<Box<dyn Runner>> {
-        let kv =
-            KvOptions { block_tokens: 16, page: PageType::F16, size: KvSize::Blocks(blocks), context: None };
+        let size = KvSize::Blocks(blocks);
+        let kv = KvOptions {
+            block_tokens: 16,
+            page: PageType::F16,
+            size,
+            context: None,
+            sequences: 16,
+            step_tokens: 512,
+        };
         let options = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
         Ok(load_runner(&self.gguf, &options)?)
     }

@@ -48,9 +48,13 @@ fn value(rng: &mut Rng, depth: u32) -> Value {
             json!({"type": "string", "minLength": min, "maxLength": min + rng.below(8)})
         }
         5 => {
-            json!({"type": "string", "pattern": ["^[a-z]{1,6}$", "^\\d{3}-\\d{4}$", "^(ab|cd)+[xyz]?$"][rng.below(3) as usize]})
+            let patterns = ["^[a-z]{1,6}$", r"^\d{3}-\d{4}$", "^(ab|cd){1,4}[xyz]?$"];
+            json!({"type": "string", "pattern": patterns[rng.below(3) as usize]})
         }
-        6 => json!({"type": "string", "format": ["date", "uuid", "ipv4", "time"][rng.below(4) as usize]}),
+        6 => {
+            let formats = ["date", "uuid", "ipv4", "time"];
+            json!({"type": "string", "format": formats[rng.below(4) as usize]})
+        }
         7 => json!({"enum": ["red", "green", 3, null, [1, "two"], "say \"é\""]}),
         8 => json!({"const": {"fixed": [true, 1.5]}}),
         9 => {
