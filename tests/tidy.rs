@@ -280,6 +280,7 @@ fn the_readme_is_current() {
     let tables = [
         ("architectures", architectures()),
         ("config", config_table()),
+        ("endpoints", frugal::openapi::reference()),
         ("metrics", frugal::metrics::reference()),
         ("code map", code_map()),
     ];

@@ -14,11 +14,12 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::access::Line;
 use crate::admit::Admitted;
 use crate::error::ApiError;
-use crate::logprobs::{Names, PromptLogprobs};
+use crate::logprobs::{Names, PromptLogprobs, PromptToken};
 use crate::state::State;
 use crate::stream::{Answer, Ending, Piece, Scored};
 use crate::usage::Usage;
@@ -26,9 +27,9 @@ use crate::usage::Usage;
 /// What an endpoint's answers look like.
 pub trait Shape: Send + Sync + 'static {
     /// A choice of a whole answer.
-    type Choice: Serialize;
+    type Choice: Serialize + ToSchema;
     /// A choice of a chunk.
-    type Delta: Serialize;
+    type Delta: Serialize + ToSchema;
     /// Before the id.
     const ID_PREFIX: &'static str;
     /// `object` of a whole answer.
@@ -61,18 +62,24 @@ pub struct Whole {
     pub prompt_logprobs: Option<Arc<PromptLogprobs>>,
 }
 
-#[derive(Serialize)]
-struct Body<'a, C> {
+/// A whole answer, or a chunk of one.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Completion)]
+pub(crate) struct Body<'a, C> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
     choices: Vec<C>,
-    /// Absent, null or there.
+    /// Of a whole answer; in a stream, of the last chunk if `include_usage` is set, and null in the others.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
+    /// The same one, request and seed give the same tokens.
     system_fingerprint: &'a str,
+    /// Of a chat, for each token of its prompt, by id.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<HashMap<String, PromptToken>>>>)]
     prompt_logprobs: Option<Arc<PromptLogprobs>>,
 }
 
@@ -85,7 +92,7 @@ struct Envelope {
 }
 
 impl Envelope {
-    fn json<C: Serialize>(
+    fn json<C: Serialize + ToSchema>(
         &self,
         object: &'static str,
         choices: Vec<C>,

@@ -17,8 +17,11 @@ use tracing::Span;
 use crate::error::ApiError;
 use crate::settings::Caller;
 
-/// For probes and collectors, which have no keys; as in vLLM.
-const OPEN: &[&str] = &["/livez", "/readyz", "/health", "/metrics", "/version"];
+/// For probes, collectors and browsers, which have no keys; as in vLLM. The last ones are the same on every server.
+const OPEN: &[&str] = &["/livez", "/readyz", "/health", "/metrics", "/version", "/openapi.json", "/docs"];
+
+/// What the page is made of.
+const OPEN_BELOW: &str = "/docs/";
 
 /// The keys that let in; without any, everyone is let in.
 #[derive(Clone, Default)]
@@ -73,7 +76,8 @@ impl Keys {
 /// Middleware that lets requests with a known key through and tells handlers whose it was (extension [`Caller`]);
 /// the log gets the key's name.
 pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
-    if keys.0.is_empty() || OPEN.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if keys.0.is_empty() || OPEN.contains(&path) || path.starts_with(OPEN_BELOW) {
         return next.run(request).await;
     }
     match keys.check(request.headers()) {

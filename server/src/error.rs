@@ -17,6 +17,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use frugal_scheduler::request::SubmitError;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// OpenAI's clients retry 5xx, 408 and 429 unless this header says `false`.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -33,12 +34,23 @@ pub struct ApiError {
     should_retry: Option<bool>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// The body of every refusal and failure.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorResponse {
+    error: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Error)]
 struct Body {
+    /// For people.
     message: String,
+    /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The field to blame.
     param: Option<String>,
+    /// For programs.
     code: Option<&'static str>,
 }
 
@@ -187,7 +199,8 @@ impl ApiError {
 
     /// The body, `{"error": ...}`: also what a stream that has begun sends as its last event.
     pub fn body(&self) -> serde_json::Value {
-        serde_json::json!({ "error": self.body })
+        let response = ErrorResponse { error: self.body.clone() };
+        serde_json::to_value(response).expect("strings")
     }
 }
 

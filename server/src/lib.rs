@@ -12,6 +12,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod logprobs;
 pub mod metrics;
+pub mod openapi;
 pub mod routes;
 pub mod settings;
 pub mod state;
@@ -26,19 +27,37 @@ use axum::extract::{Request, State as Bound};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::error::ApiError;
 use crate::state::State;
 
-/// Every endpoint.
-pub fn app(state: State) -> Router {
-    Router::new()
+/// Every endpoint that clients may rely on.
+fn endpoints() -> OpenApiRouter<State> {
+    OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(routes::chat::route())
         .merge(routes::completions::route())
         .merge(routes::models::route())
+        .merge(routes::tokenize::route())
+        .merge(routes::detokenize::route())
+        .merge(routes::apply_template::route())
         .merge(routes::health::route())
         .merge(routes::version::route())
         .merge(routes::metrics::route())
+        .merge(routes::docs::route())
+}
+
+/// The API's description.
+pub fn openapi() -> OpenApi {
+    endpoints().into_openapi()
+}
+
+/// The application.
+pub fn app(state: State) -> Router {
+    let (endpoints, _) = endpoints().split_for_parts();
+    endpoints
         .merge(routes::debug::route(state.operations().selfcheck))
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use frugal_models::step::{TokenId, TokenScore};
 use frugal_models::tokenizer::Tokenizer;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::stream::Scored;
 
@@ -54,20 +55,21 @@ impl Names {
 }
 
 /// `logprobs` of a chat's choice.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ChatLogprobs {
     content: Vec<ChatToken>,
+    #[schema(value_type = Option<Vec<ChatToken>>)]
     refusal: Option<()>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ChatToken {
     #[serde(flatten)]
     token: Alternative,
     top_logprobs: Vec<Alternative>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Alternative {
     token: String,
     logprob: f32,
@@ -91,12 +93,13 @@ impl ChatLogprobs {
 }
 
 /// `logprobs` of a completion's choice: parallel lists.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     tokens: Vec<String>,
     /// Null for the prompt's first token, which nothing predicts.
     token_logprobs: Vec<Option<f32>>,
     /// The best ones, and the token itself if it is not among them.
+    #[schema(value_type = Vec<Option<HashMap<String, f32>>>)]
     top_logprobs: Vec<Option<Ranked>>,
     /// Characters of the choice's text that are complete before the token.
     text_offset: Vec<usize>,
@@ -146,8 +149,8 @@ impl CompletionLogprobs {
 pub struct PromptLogprobs(Vec<Option<Vec<(TokenId, PromptToken)>>>);
 
 /// One of the tokens that could have stood there.
-#[derive(Clone, Debug, Serialize)]
-struct PromptToken {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct PromptToken {
     logprob: f32,
     /// 1 for the likeliest.
     rank: u32,

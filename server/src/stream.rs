@@ -15,6 +15,7 @@ use frugal_scheduler::handle::Submission;
 use frugal_scheduler::request::{Event, FinishReason};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::access::{End, Line};
 use crate::admit::{Admitted, Echo};
@@ -60,7 +61,7 @@ pub struct Ending {
 }
 
 /// `stop_reason`, as vLLM has it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum StopReason {
     /// One of `stop_token_ids`.

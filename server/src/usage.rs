@@ -2,6 +2,7 @@
 
 use frugal_scheduler::request::Report;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Pico-units in a unit.
 const PICO: f64 = 1e12;
@@ -46,29 +47,29 @@ impl Totals {
 }
 
 /// What a request took, for its client.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptDetails,
-    #[serde(flatten)]
-    money: Option<Money>,
+    /// Absent without a price: no price is not a price of 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<f64>,
+    /// As absent as `cost`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost_details: Option<CostDetails>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+/// Of the prompt's tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct PromptDetails {
+    /// Taken from the prefix cache.
     cached_tokens: u64,
 }
 
-/// Absent without a price: no price is not a price of 0.
-#[derive(Clone, Debug, Serialize)]
-struct Money {
-    cost: f64,
-    cost_details: CostDetails,
-}
-
-#[derive(Clone, Debug, Serialize)]
+/// What the cost is made of.
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct CostDetails {
     upstream_inference_cost: f64,
     upstream_inference_prompt_cost: f64,
@@ -81,24 +82,24 @@ struct CostDetails {
 impl Usage {
     /// `currency` labels the money, if there is any.
     pub fn new(totals: &Totals, currency: Option<&str>) -> Self {
-        let money = || {
+        let details = || {
             let (prefill, decode) = (totals.prefill?, totals.decode?);
-            let cost = units(totals.cost()?);
-            let cost_details = CostDetails {
-                upstream_inference_cost: cost,
+            Some(CostDetails {
+                upstream_inference_cost: units(totals.cost()?),
                 upstream_inference_prompt_cost: units(prefill),
                 upstream_inference_completions_cost: units(decode),
                 saved: units(totals.saved.unwrap_or(0)),
                 currency: currency?.to_owned(),
-            };
-            Some(Money { cost, cost_details })
+            })
         };
+        let cost_details = details();
         Self {
             prompt_tokens: totals.prompt_tokens,
             completion_tokens: totals.completion_tokens,
             total_tokens: totals.prompt_tokens + totals.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: totals.cached_tokens },
-            money: money(),
+            cost: cost_details.as_ref().map(|d| d.upstream_inference_cost),
+            cost_details,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use frugal::fingerprint::fingerprint;
 use frugal::settings::{Limits, Settings, UnknownFields};
-use frugal::state::{Engine, State};
+use frugal::state::{Engine, Operations, State};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
 use frugal_models::gguf::Gguf;
@@ -34,6 +34,7 @@ pub(crate) struct Setup {
     pub(crate) settings: Settings,
     pub(crate) engine: EngineOptions,
     pub(crate) template: bool,
+    pub(crate) operations: Operations,
     /// Runs the model itself instead of the fake, on this.
     pub(crate) backend: Option<BackendKind>,
     /// Instead of the fixture.
@@ -51,7 +52,14 @@ impl Default for Setup {
             currency: None,
             keep_alive: Duration::from_secs(10),
         };
-        Self { settings, engine: EngineOptions::default(), template: true, backend: None, model: None }
+        Self {
+            settings,
+            engine: EngineOptions::default(),
+            template: true,
+            operations: Operations::default(),
+            backend: None,
+            model: None,
+        }
     }
 }
 
@@ -75,7 +83,7 @@ impl Setup {
         };
         let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..self.engine };
         let (handle, _thread) = start(runner, options);
-        let state = State::new(self.settings);
+        let state = State::operated(self.settings, self.operations);
         let engine = Engine {
             fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, None),
             handle: handle.clone(),

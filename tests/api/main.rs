@@ -6,6 +6,7 @@
 mod chat;
 mod clients;
 mod completions;
+mod endpoints;
 mod fields;
 mod harness;
 mod lifecycle;

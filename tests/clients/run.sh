@@ -1,28 +1,73 @@
 #!/usr/bin/env bash
-# Runs OpenAI's Python client, of a pinned version, against a running server: run.sh URL [API-KEY]
-# The client lives in a virtual environment that is thrown away, unless OPENAI_VENV names a folder to keep it in.
+# Runs a client of a pinned version against a running server: run.sh CLIENT URL [API-KEY]
+# CLIENT is openai, node, langchain or schemathesis. It lives in an environment that is thrown away, unless
+# CLIENT_ENVIRONMENT names a folder to keep it in.
 set -euo pipefail
-url=${1:?usage: run.sh URL [API-KEY]}
-version=3.54.0
+client=${1:?usage: run.sh CLIENT URL [API-KEY]}
+url=${2:?usage: run.sh CLIENT URL [API-KEY]}
+shift
 here=$(cd "$(dirname "$0")" && pwd)
+
+case $client in
+    openai) package=openai==3.54.0 ;;
+    node) package=openai@6.49.0 ;;
+    langchain) package=langchain-openai==1.7.4 ;;
+    schemathesis) package=schemathesis==4.32.5 ;;
+    *)
+        echo "no such client: $client" >&2
+        exit 2
+        ;;
+esac
 
 missing() {
     echo "########################################################################" >&2
-    echo "## NOT TESTED: the openai client $version could not be installed: $1" >&2
+    echo "## NOT TESTED: the client $package could not be installed: $1" >&2
     echo "########################################################################" >&2
     exit 77
 }
 
-venv=${OPENAI_VENV:-}
-if [ -z "$venv" ]; then
-    venv=$(mktemp -d)
-    trap 'rm -rf "$venv"' EXIT
+environment=${CLIENT_ENVIRONMENT:-}
+if [ -z "$environment" ]; then
+    environment=$(mktemp -d)
+    trap 'rm -rf "$environment"' EXIT
 fi
-if [ ! -x "$venv/bin/python" ]; then
-    command -v python3 >/dev/null || missing "there is no python3"
-    python3 -m venv "$venv" >&2 || missing "python3 has no venv"
+mkdir -p "$environment"
+
+with_pip() {
+    if [ ! -x "$environment/bin/python" ]; then
+        command -v python3 >/dev/null || missing "there is no python3"
+        python3 -m venv "$environment" >&2 || missing "python3 has no venv"
+    fi
+    "$environment/bin/pip" install --quiet --disable-pip-version-check "$package" >&2 || missing "pip failed"
+}
+
+with_npm() {
+    command -v npm >/dev/null || missing "there is no npm"
+    node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 20 ? 0 : 1)' || missing "node is older than 20"
+    npm install --silent --no-audit --no-fund --prefix "$environment" "$package" >&2 || missing "npm failed"
+}
+
+# What is there is there in this version, without asking a registry again.
+if [ "$(cat "$environment/installed" 2>/dev/null)" != "$package" ]; then
+    if [ "$client" = node ]; then with_npm; else with_pip; fi
+    echo "$package" >"$environment/installed"
 fi
-if ! "$venv/bin/python" -c "import openai; assert openai.__version__ == '$version'" 2>/dev/null; then
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "openai==$version" >&2 || missing "pip failed"
-fi
-"$venv/bin/python" "$here/test_openai.py" "$@"
+
+case $client in
+    node)
+        # Modules are looked for beside the script.
+        cp "$here/test_openai.mjs" "$environment/"
+        node "$environment/test_openai.mjs" "$@"
+        ;;
+    schemathesis)
+        # In the environment, so that it leaves its files there.
+        cd "$environment"
+        checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance
+        checks=$checks,response_headers_conformance
+        bin/st run "$url/openapi.json" --seed 1 --generation-deterministic --max-examples 30 \
+            --phases examples,coverage,fuzzing --checks "$checks" --request-timeout 30 --no-color |
+            tee report.txt
+        echo "$package: all good"
+        ;;
+    *) "$environment/bin/python" "$here/test_$client.py" "$@" ;;
+esac

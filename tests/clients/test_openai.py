@@ -1,10 +1,12 @@
-"""OpenAI's own Python client against a running server: `test_openai.py URL`.
+"""OpenAI's own Python client against a running server: `test_openai.py URL [API-KEY]`.
 
 Plain asserts, no test framework: what is checked is that the client's types accept our answers and that its errors
-are the ones its users catch.
+are the ones its users catch. FULL, LIMITED and LATE in the environment are servers in trouble: full until it has refused
+twice, limited to one request of this key likewise, and with no time for any request.
 """
 
 import asyncio
+import os
 import sys
 from typing import Literal, Optional
 
@@ -44,6 +46,7 @@ def test_chat():
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 24
     assert usage.prompt_tokens_details.cached_tokens >= 0
+    assert answer.system_fingerprint.startswith("fp_") and answer.choices[0].stop_reason is None
 
 
 def test_stream():
@@ -114,6 +117,42 @@ def test_stop():
     if stop:
         stopped = CLIENT.completions.create(stop=[stop], **fields).choices[0]
         assert stopped.text == text[: text.index(stop)] and stopped.finish_reason == "stop"
+        assert stopped.stop_reason == stop
+        shown = CLIENT.completions.create(stop=[stop], extra_body={"include_stop_str_in_output": True}, **fields)
+        assert shown.choices[0].text == stopped.text + stop
+
+
+def test_stop_tokens():
+    by_id = {"ignore_eos": True, "return_tokens_as_token_ids": True}
+    fields = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+    names = CLIENT.completions.create(logprobs=0, extra_body=by_id, **fields).choices[0].logprobs.tokens
+    last = int(names[-1].removeprefix("token_id:"))
+    stopped = CLIENT.completions.create(extra_body={"ignore_eos": True, "stop_token_ids": [last]}, **fields)
+    assert stopped.choices[0].finish_reason == "stop" and stopped.choices[0].stop_reason == last
+    assert stopped.usage.completion_tokens == names.index(names[-1]) + 1
+
+
+def test_prompt_logprobs():
+    answer = CLIENT.completions.create(
+        model=MODEL, prompt=[5, 6, 7], max_tokens=1, extra_body={"prompt_logprobs": 2}
+    )
+    first, second, third = answer.choices[0].prompt_logprobs
+    assert first is None and "6" in second and third["7"]["rank"] >= 1 and third["7"]["logprob"] <= 0
+
+
+def test_penalties_and_bias():
+    varied = chat(presence_penalty=2, frequency_penalty=2, extra_body={"ignore_eos": True})
+    assert varied.choices[0].finish_reason == "length"
+    forced = chat(logit_bias={"70": 100}, logprobs=True, max_tokens=3, extra_body={"ignore_eos": True})
+    assert len({entry.token for entry in forced.choices[0].logprobs.content}) == 1
+
+
+def test_bookkeeping():
+    answer = chat(
+        user="u", metadata={"a": "b"}, store=False, service_tier="auto", safety_identifier="s", prompt_cache_key="k",
+        extra_headers={"x-request-id": "mine-7"},
+    )
+    assert answer._request_id == "mine-7"
 
 
 class Tag(pydantic.BaseModel):
@@ -153,6 +192,7 @@ def refusal(kind, call):
 def test_errors():
     missing = refusal(openai.NotFoundError, lambda: chat(model="nothing-like-it"))
     assert missing.code == "model_not_found" and missing.request_id
+    assert refusal(openai.NotFoundError, lambda: CLIENT.models.retrieve("nothing-like-it")).param == "model"
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     assert refusal(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools"
     assert refusal(openai.BadRequestError, lambda: chat(temperature=9)).param == "temperature"
@@ -160,6 +200,35 @@ def test_errors():
     assert unknown.param == "no_such_field" and unknown.type == "invalid_request_error"
     long = [{"role": "user", "content": "word " * 300_000}]
     assert refusal(openai.BadRequestError, lambda: chat(messages=long)).code == "context_length_exceeded"
+
+
+def test_timeouts():
+    # Longer than the client waits: the server is told and forgets the request.
+    slow = CLIENT.with_options(timeout=0.001)
+    body = {"n": 16, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+    refusal(openai.APITimeoutError, lambda: slow.chat.completions.create(model=MODEL, messages=MESSAGES, **body))
+
+
+def relieved(base, kind, code):
+    """A refusal first; then with retries, which succeed once the server has been relieved."""
+    client = openai.OpenAI(base_url=base + "/v1", api_key=KEY, max_retries=0, timeout=300)
+    ask = {"model": "alias", "messages": MESSAGES, "max_tokens": 2}
+    error = refusal(kind, lambda: client.chat.completions.create(**ask))
+    assert error.code == code and int(error.response.headers["retry-after"]) >= 1
+    print("relieve", "full" if code == "overloaded" else "limited", flush=True)
+    assert client.with_options(max_retries=8).chat.completions.create(**ask).choices
+
+
+def test_trouble():
+    if "FULL" not in os.environ:
+        return
+    relieved(os.environ["FULL"], openai.InternalServerError, "overloaded")
+    relieved(os.environ["LIMITED"], openai.RateLimitError, "rate_limit_exceeded")
+    wrong = openai.OpenAI(base_url=os.environ["LIMITED"] + "/v1", api_key="wrong", max_retries=0)
+    refusal(openai.AuthenticationError, wrong.models.list)
+    late = openai.OpenAI(base_url=os.environ["LATE"] + "/v1", api_key=KEY, max_retries=8)
+    error = refusal(openai.InternalServerError, lambda: late.chat.completions.create(model="alias", messages=MESSAGES))
+    assert error.status_code == 504
 
 
 def test_many_at_once():

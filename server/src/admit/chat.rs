@@ -5,7 +5,7 @@
 //! - `name` reaches the template, and most templates do not use it.
 //! - An assistant's message may lack its content.
 
-use frugal_models::template::{Chat, Piece};
+use frugal_models::template::{Chat, Piece, Rendered};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, mistyped};
@@ -31,17 +31,27 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let messages = messages(&mut fields, &cx)?;
     fields.finish(cx.settings.unknown_fields)?;
 
+    let rendered = render(&cx, &messages, true)?;
+    let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
+    let request = common.request(&cx, PROMPT_FIELD, prompt.into(), max_tokens)?;
+    common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])
+}
+
+/// What the model's template makes of messages, no longer than a prompt may be.
+pub(crate) fn render(
+    cx: &Context<'_>,
+    messages: &[Value],
+    add_generation_prompt: bool,
+) -> Result<Rendered, ApiError> {
     let template = cx.engine.template.as_ref().ok_or_else(|| {
         ApiError::invalid(PROMPT_FIELD, "This model has no chat template; use /v1/completions instead")
     })?;
-    let chat = Chat { messages: &messages, add_generation_prompt: true, ..Default::default() };
+    let chat = Chat { messages, add_generation_prompt, ..Default::default() };
     let rendered = template
         .render(&chat)
         .map_err(|e| ApiError::invalid(PROMPT_FIELD, format!("The model's chat template refused: {e}")))?;
     cx.check_text(PROMPT_FIELD, rendered.pieces().iter().map(piece_bytes).sum())?;
-    let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
-    let request = common.request(&cx, PROMPT_FIELD, prompt.into(), max_tokens)?;
-    common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])
+    Ok(rendered)
 }
 
 fn piece_bytes(piece: &Piece) -> usize {
@@ -76,7 +86,8 @@ fn logprobs(fields: &mut Fields, max: u32) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Value>, ApiError> {
+/// Checked and as templates know them.
+pub(crate) fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Value>, ApiError> {
     let messages = match fields.take(PROMPT_FIELD) {
         Some(Value::Array(messages)) if !messages.is_empty() => messages,
         Some(Value::Array(_)) => return Err(ApiError::invalid(PROMPT_FIELD, "'messages' must not be empty")),

@@ -11,7 +11,7 @@ use crate::error::ApiError;
 use crate::settings::UnknownFields;
 
 /// What is done with a field that no endpoint reads.
-enum Rule {
+pub(crate) enum Rule {
     /// A string that changes nothing about the answer.
     AnyString,
     /// An object that changes nothing about the answer.
@@ -22,9 +22,8 @@ enum Rule {
 
 use Rule::{AnyObject, AnyString, Only};
 
-/// All fields of OpenAI's two endpoints, and of vLLM's and llama.cpp's, that are not read here.
-/// A field in no row is unknown: null, false and the empty list ask for nothing, anything else is refused.
-const RULES: &[(&str, Rule)] = &[
+/// Fields that are taken and change nothing.
+pub(crate) const NEUTRAL: &[(&str, Rule)] = &[
     // Bookkeeping on OpenAI's side; without storage there is nothing to attach it to.
     ("user", AnyString),
     ("metadata", AnyObject),
@@ -36,6 +35,11 @@ const RULES: &[(&str, Rule)] = &[
     ("prompt_cache_retention", Only(&["\"in_memory\"", "\"in-memory\""])),
     ("store", Only(&["false"])),
     ("service_tier", Only(&["\"auto\"", "\"default\""])),
+];
+
+/// All other fields of OpenAI's two endpoints, and of vLLM's and llama.cpp's, that are not read here.
+/// A field in no table is unknown: null, false and the empty list ask for nothing, anything else is refused.
+const REFUSED: &[(&str, Rule)] = &[
     // Tools.
     ("tools", Only(&["[]"])),
     ("tool_choice", Only(&["\"none\"", "\"auto\""])),
@@ -65,6 +69,10 @@ const RULES: &[(&str, Rule)] = &[
     ("mirostat", Only(&["0"])),
     ("grammar", Only(&["\"\""])),
 ];
+
+fn rules() -> impl Iterator<Item = &'static (&'static str, Rule)> {
+    NEUTRAL.iter().chain(REFUSED)
+}
 
 /// What is left of a request's object.
 #[derive(Debug)]
@@ -98,11 +106,15 @@ impl Fields {
 
     /// A field as it is; null is the same as absent.
     pub fn take(&mut self, field: &str) -> Option<Value> {
+        #[cfg(test)]
+        asked::note(&self.name(field));
         self.map.shift_remove(field).filter(|value| !value.is_null())
     }
 
     /// Whether a field is there and not null.
     pub fn has(&self, field: &str) -> bool {
+        #[cfg(test)]
+        asked::note(&self.name(field));
         self.map.get(field).is_some_and(|value| !value.is_null())
     }
 
@@ -120,10 +132,15 @@ impl Fields {
         }
     }
 
-    /// A boolean; absent is false, the default of every boolean we read.
+    /// A boolean; absent is false.
     pub fn flag(&mut self, field: &str) -> Result<bool, ApiError> {
+        self.flag_or(field, false)
+    }
+
+    /// A boolean with a default.
+    pub fn flag_or(&mut self, field: &str, default: bool) -> Result<bool, ApiError> {
         match self.take(field) {
-            None => Ok(false),
+            None => Ok(default),
             Some(Value::Bool(flag)) => Ok(flag),
             Some(other) => Err(self.mistyped(field, "a boolean", &other)),
         }
@@ -183,7 +200,7 @@ impl Fields {
         }
         for (field, value) in &self.map {
             let name = self.name(field);
-            let rule = RULES.iter().find(|(known, _)| self.path.is_empty() && known == field);
+            let rule = rules().find(|(known, _)| self.path.is_empty() && known == field);
             match rule {
                 Some(_) if value.is_null() => {}
                 Some((_, AnyString)) if value.is_string() => {}
@@ -246,6 +263,32 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// The fields that extractors asked for in this thread: what the schemas are compared with.
+#[cfg(test)]
+pub(crate) mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static NAMES: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    /// `messages[3].role` is `messages[].role`.
+    pub(super) fn note(name: &str) {
+        let mut pieces = name.split(['[', ']']);
+        let mut noted = pieces.next().unwrap_or_default().to_owned();
+        while let (Some(_), Some(rest)) = (pieces.next(), pieces.next()) {
+            noted = format!("{noted}[]{rest}");
+        }
+        NAMES.with_borrow_mut(|names| names.insert(noted));
+    }
+
+    /// Those since the last call.
+    pub(crate) fn take() -> BTreeSet<String> {
+        NAMES.take()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,8 +303,8 @@ mod tests {
 
     #[test]
     fn every_row_is_valid_json_and_unique() {
-        for (i, (name, rule)) in RULES.iter().enumerate() {
-            assert!(RULES[..i].iter().all(|(other, _)| other != name), "{name} twice");
+        for (i, (name, rule)) in rules().enumerate() {
+            assert!(rules().take(i).all(|(other, _)| other != name), "{name} twice");
             let (harmless, harmful) = match rule {
                 Only(values) => (*values, "\"something\""),
                 AnyString => (&["\"something\""][..], "7"),

@@ -79,15 +79,15 @@ impl<'a> Context<'a> {
         Ok(Self { settings: state.settings(), engine: state.engine()?, caller })
     }
 
-    fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Limits {
         &self.settings.limits
     }
 
-    fn context_max(&self) -> u32 {
+    pub(crate) fn context_max(&self) -> u32 {
         self.engine.handle.context_max()
     }
 
-    fn vocab(&self) -> u32 {
+    pub(crate) fn vocab(&self) -> u32 {
         self.engine.handle.geometry().vocab
     }
 
@@ -102,7 +102,7 @@ impl<'a> Context<'a> {
     }
 
     /// Bounds the work of the tokenizer.
-    fn check_text(&self, prompt_field: &str, bytes: usize) -> Result<(), ApiError> {
+    pub(crate) fn check_text(&self, prompt_field: &str, bytes: usize) -> Result<(), ApiError> {
         let most = self.limits().prompt_bytes;
         if bytes <= most {
             return Ok(());
@@ -248,7 +248,7 @@ fn response_entries(request: &Request) -> u64 {
 }
 
 /// The tokenizer's own failure.
-fn unencodable(error: &TokenizerError) -> ApiError {
+pub(crate) fn unencodable(error: &TokenizerError) -> ApiError {
     tracing::error!(error = error as &dyn std::error::Error, "a prompt was not tokenized");
     ApiError::internal("The prompt could not be tokenized")
 }
@@ -259,7 +259,7 @@ fn deadline(now: Tick, after: Option<Duration>) -> Option<Tick> {
 }
 
 /// An absent `model` means the one there is.
-fn model(fields: &mut Fields, settings: &Settings) -> Result<(), ApiError> {
+pub(crate) fn model(fields: &mut Fields, settings: &Settings) -> Result<(), ApiError> {
     match fields.string("model")? {
         Some(name) if !settings.models.contains(&name) => Err(ApiError::model_not_found(&name)),
         _ => Ok(()),

@@ -2,27 +2,166 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Request, State as Shared};
 use axum::response::Response;
-use axum::routing::post;
-use axum::{Extension, Router};
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::read_body;
 use crate::access::Line;
 use crate::admit;
-use crate::answer::{Shape, Whole, respond};
+use crate::answer::{Body, Shape, Whole, respond};
 use crate::error::ApiError;
 use crate::logprobs::{ChatLogprobs, Names};
+use crate::openapi::{ModelRefusals, generation_request};
 use crate::settings::Caller;
 use crate::state::State;
 use crate::stream::{Ending, Scored, StopReason};
 
 /// The endpoint.
-pub fn route() -> Router<State> {
-    Router::new().route("/v1/chat/completions", post(chat))
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(chat))
 }
 
+generation_request! {
+    /// A conversation to continue.
+    pub struct ChatRequest {
+        /// The conversation; the model's own template makes a prompt of it.
+        #[schema(min_items = 1)]
+        pub messages: Vec<RequestMessage>,
+        /// Most tokens of an answer; absent: as many as the context has left.
+        #[schema(minimum = 1, example = 8)]
+        pub max_completion_tokens: Option<u32>,
+        /// The older name of `max_completion_tokens`; both may be given if they are equal.
+        #[schema(minimum = 1, example = 8)]
+        pub max_tokens: Option<u32>,
+        /// What an answer's text must be; not beside `structured_outputs`.
+        pub response_format: Option<ResponseFormat>,
+        /// Log-probabilities of the answer's tokens.
+        #[schema(example = true)]
+        pub logprobs: Option<bool>,
+        /// With so many alternatives, at most `server.max_logprobs`; only with `logprobs`.
+        #[schema(example = 2)]
+        pub top_logprobs: Option<u32>,
+    }
+}
+
+/// What an answer's text must be.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "json_schema", "json_schema": {"name": "any", "schema": {"type": "object"}}}))]
+pub struct ResponseFormat {
+    /// Any text, any JSON object, or JSON that fits a schema.
+    #[serde(rename = "type")]
+    pub kind: FormatKind,
+    /// Only with the last of them.
+    pub json_schema: Option<JsonSchema>,
+}
+
+/// What kind of text.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatKind {
+    /// Any.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that fits a schema.
+    JsonSchema,
+}
+
+/// A schema.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JsonSchema {
+    /// Says nothing to the model.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_-]+$", example = "answer")]
+    pub name: String,
+    /// Says nothing to the model.
+    pub description: Option<String>,
+    /// A schema is always enforced.
+    pub strict: Option<bool>,
+    /// What is enforced; a keyword that would not be is refused.
+    #[schema(value_type = Object)]
+    pub schema: serde_json::Value,
+}
+
+/// One message.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestMessage {
+    /// Whose it is.
+    pub role: Role,
+    /// What it says; only an assistant's message may lack it.
+    pub content: Option<Content>,
+    /// Templates may show it; most do not.
+    #[schema(max_length = 64, example = "Ada")]
+    pub name: Option<String>,
+}
+
+/// Who speaks. `developer` is `system` under its newer name.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Who operates the model.
+    System,
+    /// The same.
+    Developer,
+    /// Who asks.
+    User,
+    /// Who answers.
+    Assistant,
+}
+
+/// Text as a whole or in parts, which are joined by newlines.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(example = json!([{"type": "text", "text": "Hello!"}]))]
+pub enum Content {
+    /// A whole.
+    Text(String),
+    /// Parts.
+    Parts(Vec<TextPart>),
+}
+
+/// A part of a message's text.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextPart {
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: PartKind,
+    /// The text.
+    #[schema(example = "Hello!")]
+    pub text: String,
+}
+
+/// What parts may be.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PartKind {
+    /// Text.
+    Text,
+}
+
+/// Continue a conversation
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    tag = "inference",
+    security((), ("key" = [])),
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer, or chunks of it", content(
+            (Body<'static, ChatChoice> = "application/json"),
+            (Body<'static, ChatChunkChoice> = "text/event-stream")
+        )),
+        ModelRefusals
+    )
+)]
 async fn chat(
     Shared(state): Shared<State>,
     Extension(line): Extension<Arc<Line>>,
@@ -41,24 +180,30 @@ async fn chat(
 /// Names of tokens, if log-probabilities were asked for.
 struct Chat(Option<Names>);
 
-#[derive(Serialize)]
-struct Choice {
+/// A choice of an answer.
+#[derive(Serialize, ToSchema)]
+struct ChatChoice {
     index: usize,
     message: Message,
     logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`.
     finish_reason: &'static str,
+    /// The request's own stop string or token that ended it.
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Serialize)]
+/// What the model says.
+#[derive(Serialize, ToSchema)]
 struct Message {
     role: &'static str,
     content: String,
+    #[schema(value_type = Option<String>)]
     refusal: Option<()>,
 }
 
-#[derive(Serialize)]
-struct ChunkChoice {
+/// A piece of a choice.
+#[derive(Serialize, ToSchema)]
+struct ChatChunkChoice {
     index: usize,
     delta: Delta,
     logprobs: Option<ChatLogprobs>,
@@ -67,7 +212,8 @@ struct ChunkChoice {
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Default, Serialize)]
+/// What a piece adds.
+#[derive(Default, Serialize, ToSchema)]
 struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
@@ -76,34 +222,34 @@ struct Delta {
 }
 
 impl Shape for Chat {
-    type Choice = Choice;
-    type Delta = ChunkChoice;
+    type Choice = ChatChoice;
+    type Delta = ChatChunkChoice;
     const ID_PREFIX: &'static str = "chatcmpl";
     const OBJECT: &'static str = "chat.completion";
     const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
     const ONE_PROMPT: bool = true;
 
-    fn choice(&self, index: usize, whole: Whole) -> Choice {
+    fn choice(&self, index: usize, whole: Whole) -> ChatChoice {
         let logprobs = self.0.as_ref().map(|names| ChatLogprobs::new(names, &whole.tokens));
         let message = Message { role: "assistant", content: whole.text, refusal: None };
         let Ending { reason, stop } = whole.ending;
-        Choice { index, message, logprobs, finish_reason: reason, stop_reason: stop }
+        ChatChoice { index, message, logprobs, finish_reason: reason, stop_reason: stop }
     }
 
-    fn opening(&self, index: usize) -> Option<ChunkChoice> {
+    fn opening(&self, index: usize) -> Option<ChatChunkChoice> {
         let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-        Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
+        Some(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
     }
 
-    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> ChunkChoice {
+    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> ChatChunkChoice {
         let names = self.0.as_ref().filter(|_| !tokens.is_empty());
         let logprobs = names.map(|names| ChatLogprobs::new(names, tokens));
         let delta = Delta { role: None, content: Some(text) };
-        ChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None }
+        ChatChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None }
     }
 
-    fn finish(&self, index: usize, Ending { reason, stop }: Ending) -> ChunkChoice {
+    fn finish(&self, index: usize, Ending { reason, stop }: Ending) -> ChatChunkChoice {
         let (delta, finish_reason) = (Delta::default(), Some(reason));
-        ChunkChoice { index, delta, logprobs: None, finish_reason, stop_reason: stop }
+        ChatChunkChoice { index, delta, logprobs: None, finish_reason, stop_reason: stop }
     }
 }

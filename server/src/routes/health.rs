@@ -4,18 +4,27 @@
 //! - `/readyz` fails when requests should go elsewhere: also while the model is being loaded, and while draining.
 //! - `/health` fails when the model is not there or does not move; a server that drains is healthy.
 
+use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use frugal_scheduler::handle::Stalled;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::state::State;
 
 /// The endpoints.
-pub fn route() -> Router<State> {
-    Router::new().route("/livez", get(livez)).route("/readyz", get(readyz)).route("/health", get(health))
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).routes(routes!(health))
+}
+
+/// `ok`, or what is wrong.
+#[derive(Serialize, ToSchema)]
+struct Status {
+    status: &'static str,
 }
 
 /// What is wrong, if something is.
@@ -27,7 +36,7 @@ impl IntoResponse for Report {
             None => (StatusCode::OK, "ok"),
             Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem),
         };
-        (code, Json(serde_json::json!({ "status": status }))).into_response()
+        (code, Json(Status { status })).into_response()
     }
 }
 
@@ -47,14 +56,44 @@ fn draining(state: &State) -> Option<&'static str> {
     state.try_engine().is_some_and(|engine| engine.handle.is_draining()).then_some("draining")
 }
 
+/// Fails when restarting would help
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "operation",
+    responses(
+        (status = 200, description = "All is well", body = Status),
+        (status = 503, description = "It is not", body = Status)
+    )
+)]
 async fn livez(Shared(state): Shared<State>) -> Report {
     Report(stalled(&state))
 }
 
+/// Fails when requests should go elsewhere
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "operation",
+    responses(
+        (status = 200, description = "All is well", body = Status),
+        (status = 503, description = "It is not", body = Status)
+    )
+)]
 async fn readyz(Shared(state): Shared<State>) -> Report {
     Report(loading(&state).or_else(|| stalled(&state)).or_else(|| draining(&state)))
 }
 
+/// Fails when the model is not there or does not move
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "operation",
+    responses(
+        (status = 200, description = "All is well", body = Status),
+        (status = 503, description = "It is not", body = Status)
+    )
+)]
 async fn health(Shared(state): Shared<State>) -> Report {
     Report(loading(&state).or_else(|| stalled(&state)))
 }

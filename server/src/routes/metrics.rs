@@ -1,19 +1,26 @@
 //! `GET /metrics`: the engine's numbers in Prometheus' text format.
 
-use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::metrics::{CONTENT_TYPE, View, render};
 use crate::state::State;
 
 /// The endpoint.
-pub fn route() -> Router<State> {
-    Router::new().route("/metrics", get(metrics))
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(metrics))
 }
 
+/// Show the engine's numbers, in Prometheus' text format
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "operation",
+    responses((status = 200, description = "All of them", body = String, content_type = "text/plain"))
+)]
 async fn metrics(Shared(state): Shared<State>) -> impl IntoResponse {
     let engine = state.try_engine().map(|e| (e.handle.snapshot(), e.handle.geometry().block_tokens));
     let view = View {

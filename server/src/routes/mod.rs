@@ -1,11 +1,15 @@
 //! One endpoint a file: its wire types, its handler and `route()`.
 
+pub mod apply_template;
 pub mod chat;
 pub mod completions;
 pub mod debug;
+pub mod detokenize;
+pub mod docs;
 pub mod health;
 pub mod metrics;
 pub mod models;
+pub mod tokenize;
 pub mod version;
 
 use axum::body::Bytes;

@@ -1,27 +1,38 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
+use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State as Shared};
 use axum::http::Uri;
 use axum::routing::get;
-use axum::{Json, Router};
 use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorResponse};
+use crate::openapi::Refusals;
 use crate::state::State;
 
 /// The endpoints. An id may hold slashes.
-pub fn route() -> Router<State> {
-    Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(one))
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::with_openapi(One::openapi()).routes(routes!(list)).route("/v1/models/{*id}", get(one))
 }
 
-#[derive(Serialize)]
-struct List {
+/// Apart from its route: a description has no pattern for ids with slashes.
+#[derive(OpenApi)]
+#[openapi(paths(one))]
+struct One;
+
+/// The model under all its names.
+#[derive(Serialize, ToSchema)]
+struct ModelList {
     object: &'static str,
     data: Vec<Model>,
 }
 
-#[derive(Serialize)]
+/// The model under one of its names.
+#[derive(Serialize, ToSchema)]
 struct Model {
     id: String,
     object: &'static str,
@@ -42,11 +53,32 @@ fn model(state: &State, id: &str) -> Model {
     }
 }
 
-async fn list(Shared(state): Shared<State>) -> Json<List> {
+/// List the names of the model
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "inference",
+    security((), ("key" = [])),
+    responses((status = 200, description = "All names", body = ModelList), Refusals)
+)]
+async fn list(Shared(state): Shared<State>) -> Json<ModelList> {
     let data = state.settings().models.iter().map(|id| model(&state, id)).collect();
-    Json(List { object: "list", data })
+    Json(ModelList { object: "list", data })
 }
 
+/// Look a name up
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "inference",
+    security((), ("key" = [])),
+    params(("id" = String, Path, description = "A name; slashes are part of it")),
+    responses(
+        (status = 200, description = "The model", body = Model),
+        (status = 404, description = "No such model", body = ErrorResponse),
+        Refusals
+    )
+)]
 async fn one(
     Shared(state): Shared<State>,
     uri: Uri,

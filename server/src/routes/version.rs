@@ -1,16 +1,27 @@
 //! `GET /version`.
 
-use axum::routing::get;
-use axum::{Json, Router};
-use serde_json::{Value, json};
+use axum::Json;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::state::State;
 
 /// The endpoint.
-pub fn route() -> Router<State> {
-    Router::new().route("/version", get(version))
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(version))
 }
 
-async fn version() -> Json<Value> {
-    Json(json!({ "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") }))
+/// What is running.
+#[derive(Serialize, ToSchema)]
+struct Version {
+    name: &'static str,
+    version: &'static str,
+}
+
+/// Say what is running
+#[utoipa::path(get, path = "/version", tag = "operation", responses((status = 200, description = "This", body = Version)))]
+async fn version() -> Json<Version> {
+    Json(Version { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
 }

@@ -1,0 +1,71 @@
+//! `POST /apply-template`: what the model's template makes of a conversation, in llama.cpp's shape.
+//!
+//! In the text, control tokens that the template wrote can no longer be told from what users wrote: to compute a
+//! conversation, send it to `/v1/chat/completions`.
+
+use axum::Json;
+use axum::extract::{Request, State as Shared};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::chat::RequestMessage;
+use super::read_body;
+use crate::admit::{self, Context, fields};
+use crate::error::ApiError;
+use crate::openapi::BodyRefusals;
+use crate::settings::Caller;
+use crate::state::State;
+
+/// The endpoint.
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(apply_template))
+}
+
+/// A conversation.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateRequest {
+    /// A name of the model; if absent, the one there is.
+    #[schema(example = json!(null))]
+    pub model: Option<String>,
+    /// The conversation.
+    #[schema(min_items = 1)]
+    pub messages: Vec<RequestMessage>,
+    /// End with what makes the model answer. Absent: true.
+    #[schema(example = true)]
+    pub add_generation_prompt: Option<bool>,
+}
+
+/// The prompt as text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Templated {
+    prompt: String,
+}
+
+/// Show the prompt that a conversation becomes
+#[utoipa::path(
+    post,
+    path = "/apply-template",
+    tag = "text",
+    security((), ("key" = [])),
+    request_body = TemplateRequest,
+    responses((status = 200, description = "The prompt", body = Templated), BodyRefusals)
+)]
+async fn apply_template(Shared(state): Shared<State>, request: Request) -> Result<Json<Templated>, ApiError> {
+    let body = read_body(request, &state.settings().limits).await?;
+    let (shared, bytes) = (state.clone(), body.len());
+    state.text().run(bytes, move || templated(&shared, &body)).await.map(Json)
+}
+
+/// Reads, checks and renders.
+pub(crate) fn templated(state: &State, body: &[u8]) -> Result<Templated, ApiError> {
+    let cx = Context::new(state, Caller::default())?;
+    let mut fields = fields::parse(body)?;
+    admit::model(&mut fields, cx.settings)?;
+    let generation = fields.flag_or("add_generation_prompt", true)?;
+    let messages = admit::chat::messages(&mut fields, &cx)?;
+    fields.finish(cx.settings.unknown_fields)?;
+    Ok(Templated { prompt: admit::chat::render(&cx, &messages, generation)?.text() })
+}
