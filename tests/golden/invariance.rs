@@ -108,7 +108,7 @@ fn cpu_windows_and_sinks() -> Result<()> {
 
 #[test]
 fn cpu_latent() -> Result<()> {
-    check("deepseek2-v3-F32", BackendKind::Cpu, PageType::F16, &[1, 16])
+    check("deepseek2-v3-Q4_K_M", BackendKind::Cpu, PageType::F16, &[1, 16])
 }
 
 /// Bits do not depend on instruction set, threads or the size of blocks either.
