@@ -1,4 +1,4 @@
-//! Byte-level BPE tokenizers as GGUF files describe them, with llama.cpp's meaning of the metadata.
+//! Tokenizers as GGUF files describe them, with llama.cpp's meaning of the metadata: byte-level BPE and SentencePiece.
 //!
 //! Law: [`Tokenizer::encode_plain`] never yields a control token, whatever the text.
 //!
@@ -7,115 +7,37 @@
 //!
 //! Absent on purpose: templates (they produce [`Rendered`]), streaming ([`crate::detok`]).
 
+mod byte_level;
 mod bytes;
 mod ends;
+mod error;
+mod pieces;
 mod pretokenize;
 mod spec;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::Model;
-use tokenizers::models::bpe::{BPE, Vocab};
 
+use self::byte_level::ByteLevel;
+pub use self::error::TokenizerError;
+use self::pieces::Pieces;
 use self::pretokenize::PreTokenizer;
 pub use self::spec::{SpecialIds, TokenizerSpec};
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::Gguf;
 use crate::step::{TokenBytes, TokenId};
 use crate::template::{Piece, Rendered, TemplateTokens};
-
-/// Why a model's tokenizer cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TokenizerError {
-    /// A key is absent or of the wrong type.
-    #[error("the tokenizer's metadata cannot be read")]
-    Metadata(#[source] GgufError),
-    /// Not byte-level BPE.
-    #[error("tokenizer.ggml.model is {name:?}; only gpt2 (byte-level BPE) is supported")]
-    UnknownModel {
-        /// What the file says.
-        name: String,
-    },
-    /// A pre-tokenizer without a row in the table.
-    #[error("tokenizer.ggml.pre is {name:?}; supported are {known}")]
-    UnknownPre {
-        /// What the file says.
-        name: String,
-        /// What could be said.
-        known: String,
-    },
-    /// No tokens, or more than 32 bits can count.
-    #[error("tokenizer.ggml.tokens has {count} entries of {bytes} bytes together")]
-    TokenCount {
-        /// How many.
-        count: usize,
-        /// Length of all texts.
-        bytes: usize,
-    },
-    /// Two tokens with the same text.
-    #[error("tokens {first} and {second} are both {text:?}")]
-    DuplicateToken {
-        /// The smaller id.
-        first: u32,
-        /// The other.
-        second: u32,
-        /// Theirs.
-        text: String,
-    },
-    /// `tokenizer.ggml.token_type` is not one entry per token.
-    #[error("tokenizer.ggml.token_type has {found} entries for {expected} tokens")]
-    TypeCount {
-        /// Tokens.
-        expected: usize,
-        /// Types.
-        found: usize,
-    },
-    /// A type that byte-level BPE does not have.
-    #[error("token {token} has type {found}, which byte-level BPE does not have")]
-    TokenType {
-        /// Whose.
-        token: u32,
-        /// What the file says.
-        found: i32,
-    },
-    /// A merge that is not two tokens giving a third, all of them text.
-    #[error("merge {index}, {text:?}, {problem}")]
-    BadMerge {
-        /// Its place in `tokenizer.ggml.merges`.
-        index: usize,
-        /// As in the file.
-        text: String,
-        /// What is wrong.
-        problem: &'static str,
-    },
-    /// A special token outside the vocabulary.
-    #[error("{key} is {id}, but there are {count} tokens")]
-    SpecialId {
-        /// Which.
-        key: &'static str,
-        /// What the file says.
-        id: u32,
-        /// Size of the vocabulary.
-        count: usize,
-    },
-    /// BOS is to be added but not named.
-    #[error("tokenizer.ggml.add_bos_token is true, but there is no tokenizer.ggml.bos_token_id")]
-    NoBos,
-    /// The BPE or search library refused what was checked here.
-    #[error("the tokenizer cannot be built")]
-    Build(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The BPE library failed on a word.
-    #[error("text cannot be encoded")]
-    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
 
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Text in the byte alphabet.
+    /// Text in the byte alphabet, or with `▁` for spaces.
     Normal,
+    /// One byte of a character that no piece has. SentencePiece only.
+    Byte(u8),
+    /// Stands for text that cannot be written, and is no text itself. SentencePiece only.
+    Unknown,
     /// Steers the model: recognised only where a template or a raw prompt may say so, and no text in output.
     Control,
     /// Recognised in any text before words are cut, and text in output.
@@ -124,12 +46,17 @@ enum Kind {
     Unused,
 }
 
+/// How text between marks becomes tokens.
+enum Encoding {
+    Bytes(Box<ByteLevel>),
+    Pieces(Pieces),
+}
+
 /// A model's tokenizer. Cheap to share in an [`Arc`].
 pub struct Tokenizer {
-    pre: PreTokenizer,
-    bpe: BPE,
-    /// Whether the vocabulary has the byte. Text bytes it lacks are left out, as llama.cpp does.
-    has_byte: [bool; 256],
+    encoding: Encoding,
+    /// Whether a text's first space is the tokenizer's own.
+    space_prefix: bool,
     /// As in the file.
     texts: Vec<String>,
     kinds: Vec<Kind>,
@@ -143,6 +70,7 @@ pub struct Tokenizer {
     bos: Option<TokenId>,
     eos: Option<TokenId>,
     add_bos: bool,
+    add_eos: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -187,39 +115,34 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::from_gguf`].
     pub fn new(spec: TokenizerSpec) -> Result<Self, TokenizerError> {
-        if spec.model != "gpt2" {
-            return Err(TokenizerError::UnknownModel { name: spec.model });
-        }
-        let pre = PreTokenizer::named(&spec.pre)?;
+        let pieces = match spec.model.as_str() {
+            "gpt2" => false,
+            "llama" => true,
+            _ => return Err(TokenizerError::UnknownModel { name: spec.model }),
+        };
         let count = spec.tokens.len();
         let bytes = spec.tokens.iter().map(String::len).sum();
         if count == 0 || u32::try_from(count.max(bytes)).is_err() {
             return Err(TokenizerError::TokenCount { count, bytes });
         }
-        let ids = spec.ids;
+        let ids = if pieces { spec.ids.or_sentencepiece(count) } else { spec.ids };
         ids.check(count)?;
-        let merged: HashSet<String> =
-            spec.merges.iter().filter_map(|m| split_merge(m)).map(|(a, b)| format!("{a}{b}")).collect();
-        let mut kinds = kinds(&spec.tokens, spec.types.as_deref())?;
+        let mut kinds = kinds(&spec.tokens, spec.types.as_deref(), pieces)?;
         let by_text = by_text(&spec.tokens)?;
-        ends::override_kinds(&by_text, &mut kinds, &merged);
+        ends::override_kinds(&by_text, &mut kinds, &byte_level::merged(&spec.merges));
         let ends = ends::end_tokens(&by_text, &kinds, &ids);
 
-        let vocab: Vocab = by_text
-            .iter()
-            .filter(|(_, id)| matches!(kinds[id.0 as usize], Kind::Normal | Kind::UserDefined))
-            .map(|(&text, id)| (text.to_owned(), id.0))
-            .collect();
-        let has_byte = std::array::from_fn(|b| {
-            u8::try_from(b)
-                .is_ok_and(|b| vocab.contains_key(bytes::char_of(b).encode_utf8(&mut [0; 4]) as &str))
-        });
-        let merges = merges(&spec.merges, &vocab)?;
-        let bpe = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(pre.whole_words)
-            .build()
-            .map_err(TokenizerError::Build)?;
+        let space_prefix = pieces && spec.add_space_prefix.unwrap_or(true);
+        let (encoding, pre_bos) = if pieces {
+            let scores = spec.scores.as_deref().unwrap_or_default();
+            let unknown = ids.unk.map(TokenId);
+            (Encoding::Pieces(Pieces::new(&spec.tokens, scores, &kinds, unknown, space_prefix)?), true)
+        } else {
+            let pre = PreTokenizer::named(&spec.pre)?;
+            let add_bos = pre.add_bos;
+            let bpe = ByteLevel::new(pre, &by_text, &kinds, &spec.merges)?;
+            (Encoding::Bytes(Box::new(bpe)), add_bos)
+        };
 
         let of_kind = |wanted: &[Kind]| {
             let all = (0u32..).map(TokenId).zip(&kinds);
@@ -227,22 +150,30 @@ impl Tokenizer {
         };
         let text = |id: &TokenId| spec.tokens[id.0 as usize].clone();
         let control = of_kind(&[Kind::Control]).iter().map(|id| (text(id), *id)).collect();
-        let add_bos = spec.add_bos.unwrap_or(pre.add_bos && ids.bos.is_some());
+        let add_bos = spec.add_bos.unwrap_or(pre_bos && ids.bos.is_some());
         if add_bos && ids.bos.is_none() {
             return Err(TokenizerError::NoBos);
         }
+        let add_eos = spec.add_eos.unwrap_or(false);
+        if add_eos && ids.eos.is_none() {
+            return Err(TokenizerError::NoEos);
+        }
+        let text_bytes = spec.tokens.iter().zip(&kinds).map(|(t, k)| output_bytes(t, *k, pieces));
         Ok(Self {
-            token_bytes: Arc::new(spec.tokens.iter().zip(&kinds).map(|(t, k)| output_bytes(t, *k)).collect()),
+            token_bytes: Arc::new(text_bytes.collect()),
             marks: Marks::new(&spec.tokens, of_kind(&[Kind::UserDefined]))?,
-            special_marks: Marks::new(&spec.tokens, of_kind(&[Kind::UserDefined, Kind::Control]))?,
+            special_marks: Marks::new(
+                &spec.tokens,
+                of_kind(&[Kind::UserDefined, Kind::Control, Kind::Unknown]),
+            )?,
             control,
             ends: ends.into(),
             bos: ids.bos.map(TokenId),
             eos: ids.eos.map(TokenId),
             add_bos,
-            pre,
-            bpe,
-            has_byte,
+            add_eos,
+            encoding,
+            space_prefix,
             kinds,
             texts: spec.tokens,
         })
@@ -255,7 +186,7 @@ impl Tokenizer {
     /// If the BPE library fails, which no input is known to cause.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode(text, &self.marks, &mut out)?;
+        self.encode(text, &self.marks, &mut true, &mut out)?;
         Ok(out)
     }
 
@@ -265,18 +196,19 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_plain`].
     pub fn encode_special(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode(text, &self.special_marks, &mut out)?;
+        self.encode(text, &self.special_marks, &mut true, &mut out)?;
         Ok(out)
     }
 
-    /// Encodes a raw prompt as llama.cpp and vLLM do: control tokens are recognised, and BOS is put in front if the
-    /// model wants it and the text does not begin with it.
+    /// Encodes a raw prompt as llama.cpp and vLLM do: control tokens are recognised, and BOS is put in front, EOS at the
+    /// end, if the model wants it and the text does not have it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_plain`].
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = self.encode_special(text)?;
         self.put_bos(&mut out);
+        out.extend(self.eos.filter(|eos| self.add_eos && out.last() != Some(eos)));
         Ok(out)
     }
 
@@ -286,14 +218,17 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_plain`].
     pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<TokenId>, TokenizerError> {
-        let mut out = Vec::new();
+        let (mut out, mut fresh) = (Vec::new(), true);
         for piece in rendered.pieces() {
             match piece {
-                Piece::Text(text) => self.encode(text, &self.marks, &mut out)?,
+                Piece::Text(text) => self.encode(text, &self.marks, &mut fresh, &mut out)?,
                 Piece::Control(text) => match self.control.get(text.as_str()) {
-                    Some(&id) => out.push(id),
+                    Some(&id) => {
+                        out.push(id);
+                        fresh = true;
+                    }
                     // A template made for another vocabulary.
-                    None => self.encode(text, &self.marks, &mut out)?,
+                    None => self.encode(text, &self.marks, &mut fresh, &mut out)?,
                 },
             }
         }
@@ -307,34 +242,45 @@ impl Tokenizer {
         }
     }
 
-    fn encode(&self, text: &str, marks: &Marks, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+    /// `fresh`: nothing or a token is in front of the text; afterwards, of what follows.
+    fn encode(
+        &self,
+        text: &str,
+        marks: &Marks,
+        fresh: &mut bool,
+        out: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
         let mut done = 0;
         for mark in marks.find.find_iter(text) {
-            self.encode_words(&text[done..mark.start()], out)?;
+            self.encode_words(&text[done..mark.start()], fresh, out)?;
             out.push(marks.ids[mark.pattern().as_usize()]);
+            *fresh = true;
             done = mark.end();
         }
-        self.encode_words(&text[done..], out)
+        self.encode_words(&text[done..], fresh, out)
     }
 
-    fn encode_words(&self, text: &str, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
-        let mut result = Ok(());
-        let mut word = String::new();
-        self.pre.words(text, &mut |piece| {
-            // Merging does not reach across a byte that has no token.
-            for run in piece.as_bytes().split(|&b| !self.has_byte[usize::from(b)]) {
-                word.clear();
-                word.extend(run.iter().map(|&b| bytes::char_of(b)));
-                match self.bpe.tokenize(&word) {
-                    Ok(tokens) => out.extend(tokens.iter().map(|t| TokenId(t.id))),
-                    Err(error) => result = Err(TokenizerError::Encode(error)),
-                }
+    fn encode_words(
+        &self,
+        text: &str,
+        fresh: &mut bool,
+        out: &mut Vec<TokenId>,
+    ) -> Result<(), TokenizerError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let fresh = std::mem::take(fresh);
+        match &self.encoding {
+            Encoding::Bytes(bpe) => bpe.encode(text, out),
+            Encoding::Pieces(pieces) => {
+                pieces.encode(text, fresh, out);
+                Ok(())
             }
-        });
-        result
+        }
     }
 
-    /// The bytes each token stands for in output; control tokens stand for none.
+    /// The bytes each token stands for in output; control tokens stand for none. Where a text goes on, as an answer does
+    /// after a prompt, the space that begins a SentencePiece word is text; only [`Tokenizer::decode`] begins one.
     pub fn token_bytes(&self) -> Arc<TokenBytes> {
         self.token_bytes.clone()
     }
@@ -342,7 +288,7 @@ impl Tokenizer {
     /// A token's bytes with control tokens as they are written; none for an id outside the vocabulary.
     pub fn raw_bytes(&self, token: TokenId) -> Vec<u8> {
         match self.kinds.get(token.0 as usize) {
-            Some(Kind::Control) => self.texts[token.0 as usize].clone().into_bytes(),
+            Some(Kind::Control | Kind::Unknown) => self.texts[token.0 as usize].clone().into_bytes(),
             _ => self.token_bytes.get(token).to_vec(),
         }
     }
@@ -357,10 +303,12 @@ impl Tokenizer {
         String::from_utf8_lossy(&self.raw_bytes(token)).into_owned()
     }
 
-    /// Output text of tokens, without control tokens, with U+FFFD for what is not UTF-8.
+    /// Output text of tokens that are a whole text, without control tokens, with U+FFFD for what is not UTF-8, and
+    /// without the space that the tokenizer puts in front of texts.
     pub fn decode(&self, tokens: &[TokenId]) -> String {
         let bytes: Vec<u8> = tokens.iter().flat_map(|&t| self.token_bytes.get(t)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let bytes = bytes.strip_prefix(b" ").filter(|_| self.space_prefix).unwrap_or(&bytes);
+        String::from_utf8_lossy(bytes).into_owned()
     }
 
     /// All tokens that end generation, in order of their ids.
@@ -395,8 +343,12 @@ impl Tokenizer {
     }
 }
 
-fn kinds(tokens: &[String], types: Option<&[i32]>) -> Result<Vec<Kind>, TokenizerError> {
-    let Some(types) = types else { return Ok(vec![Kind::Normal; tokens.len()]) };
+fn kinds(tokens: &[String], types: Option<&[i32]>, pieces: bool) -> Result<Vec<Kind>, TokenizerError> {
+    let types = match types {
+        // Without types nothing tells SentencePiece's control tokens from text.
+        None if !pieces => return Ok(vec![Kind::Normal; tokens.len()]),
+        types => types.unwrap_or_default(),
+    };
     if types.len() != tokens.len() {
         return Err(TokenizerError::TypeCount { expected: tokens.len(), found: types.len() });
     }
@@ -404,13 +356,23 @@ fn kinds(tokens: &[String], types: Option<&[i32]>) -> Result<Vec<Kind>, Tokenize
         // An empty text would be found everywhere.
         1..=5 if text.is_empty() => Ok(Kind::Unused),
         1 => Ok(Kind::Normal),
-        // "Unknown" and "control" differ only for tokenizers that can meet unknown text.
+        2 if pieces => Ok(Kind::Unknown),
         2 | 3 => Ok(Kind::Control),
         4 => Ok(Kind::UserDefined),
         5 => Ok(Kind::Unused),
+        6 if pieces => byte(text)
+            .map(Kind::Byte)
+            .ok_or_else(|| TokenizerError::ByteToken { token: id, text: text.clone() }),
         found => Err(TokenizerError::TokenType { token: id, found }),
     };
     (0..).zip(tokens.iter().zip(types)).map(kind).collect()
+}
+
+/// The byte that `<0x0A>` and its like stand for.
+fn byte(text: &str) -> Option<u8> {
+    let hex = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    (hex.len() == 2 && hex.bytes().all(|c| c.is_ascii_hexdigit()))
+        .then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
 fn by_text(tokens: &[String]) -> Result<HashMap<&str, TokenId>, TokenizerError> {
@@ -423,38 +385,13 @@ fn by_text(tokens: &[String]) -> Result<HashMap<&str, TokenId>, TokenizerError> 
     Ok(by_text)
 }
 
-/// The two sides of a merge; the left one may begin with a space.
-fn split_merge(merge: &str) -> Option<(&str, &str)> {
-    let (space, _) = merge.char_indices().skip(1).find(|&(_, c)| c == ' ')?;
-    Some((&merge[..space], &merge[space + 1..])).filter(|(_, right)| !right.is_empty())
-}
-
-fn merges(merges: &[String], vocab: &Vocab) -> Result<Vec<(String, String)>, TokenizerError> {
-    let mut seen = HashSet::with_capacity(merges.len());
-    let mut out = Vec::with_capacity(merges.len());
-    for (index, merge) in merges.iter().enumerate() {
-        let bad = |problem| TokenizerError::BadMerge { index, text: merge.clone(), problem };
-        let (left, right) =
-            split_merge(merge).ok_or_else(|| bad("is not two tokens with a space between"))?;
-        if !vocab.contains_key(left) || !vocab.contains_key(right) {
-            return Err(bad("joins what is not text in the vocabulary"));
-        }
-        if !vocab.contains_key(&format!("{left}{right}")) {
-            return Err(bad("makes what is not text in the vocabulary"));
-        }
-        // The library would let the last of equal merges win; the first has the better rank.
-        if seen.insert((left, right)) {
-            out.push((left.to_owned(), right.to_owned()));
-        }
-    }
-    Ok(out)
-}
-
-fn output_bytes(text: &str, kind: Kind) -> Vec<u8> {
+fn output_bytes(text: &str, kind: Kind, pieces: bool) -> Vec<u8> {
     match kind {
+        Kind::Normal | Kind::UserDefined if pieces => text.replace(pieces::SPACE, " ").into_bytes(),
         Kind::Normal => bytes::bytes_of(text),
         Kind::UserDefined => text.as_bytes().to_vec(),
-        Kind::Control | Kind::Unused => Vec::new(),
+        Kind::Byte(byte) => vec![byte],
+        Kind::Control | Kind::Unknown | Kind::Unused => Vec::new(),
     }
 }
 

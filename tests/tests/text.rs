@@ -46,6 +46,7 @@ fn smollm2() -> Tokenizer {
         ids: SpecialIds { bos: Some(1), eos: Some(2), ..Default::default() },
         add_bos: Some(false),
         tokens,
+        ..Default::default()
     })
     .unwrap()
 }
@@ -106,6 +107,50 @@ fn every_pre_tokenizer_cuts_as_llama_cpp() {
             let got = tokenizer.encode_special(text.as_str().unwrap()).unwrap();
             assert_eq!(got, ids(expect), "{pre}: {text}");
         }
+    }
+}
+
+/// Vocabularies trained (on the project's licence and the texts themselves) and texts encoded by the library
+/// `sentencepiece` 0.2; texts with special tokens encoded by `tokenizers` set up as for Llama 2.
+#[test]
+fn pieces_are_those_of_sentencepiece() {
+    let golden = read_json("tokenizer-sentencepiece.json");
+    let spec = |model: &Json| TokenizerSpec {
+        model: "llama".to_owned(),
+        tokens: serde_json::from_value(model["tokens"].clone()).unwrap(),
+        scores: Some(serde_json::from_value(model["scores"].clone()).unwrap()),
+        types: Some(serde_json::from_value(model["types"].clone()).unwrap()),
+        add_space_prefix: model["add_space_prefix"].as_bool(),
+        ..Default::default()
+    };
+    for name in ["byte_fallback", "unknown"] {
+        let tokenizer = Tokenizer::new(spec(&golden[name])).unwrap();
+        let cases = golden[name]["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 172);
+        for case in cases {
+            let text = case["text"].as_str().unwrap();
+            let plain = tokenizer.encode_plain(text).unwrap();
+            assert_eq!(plain, ids(&case["ids"]), "{name}: {text:?}");
+            if name == "byte_fallback" {
+                assert_eq!(tokenizer.decode(&plain), text.replace('▁', " "));
+            }
+        }
+    }
+    let bytes = &golden["byte_fallback"];
+    let tokenizer = Tokenizer::new(spec(bytes)).unwrap();
+    for case in bytes["special"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode_special(text).unwrap(), ids(&case["ids"]), "{text:?}");
+    }
+    let mut unused = spec(bytes);
+    for id in ids(&golden["unused"]["unused"]) {
+        unused.types.as_mut().unwrap()[id.0 as usize] = 5;
+    }
+    let tokenizer = Tokenizer::new(unused).unwrap();
+    let expect = golden["unused"]["ids"].as_array().unwrap();
+    for (case, expect) in bytes["cases"].as_array().unwrap().iter().zip(expect) {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode_plain(text).unwrap(), ids(expect), "{text:?}");
     }
 }
 

@@ -40,7 +40,7 @@ fn merges_apply_in_order() {
 #[test]
 fn bad_metadata_is_refused_by_name() {
     let contains = |error: String, what: &str| assert!(error.contains(what), "{error}");
-    contains(refused(|s| s.model = "llama".into()), "\"llama\"");
+    contains(refused(|s| s.model = "bert".into()), "\"bert\"");
     contains(refused(|s| s.pre = "nosuch".into()), "\"nosuch\"");
     contains(refused(|s| s.tokens.clear()), "0 entries");
     contains(refused(|s| s.tokens[300 - 42] = "he".into()), "tokens 256 and 258 are both \"he\"");
@@ -278,4 +278,90 @@ fn metadata_of_the_wrong_type_are_refused_by_key() {
         }),
         "tokenizer.ggml.eos_token_id",
     );
+}
+
+/// `▁`, letters and a few words, with all bytes; then `extra` with its type.
+fn pieces(extra: &[(&str, i32)]) -> TokenizerSpec {
+    let mut tokens: Vec<(String, i32)> = vec![("<unk>".into(), 2), ("<s>".into(), 3), ("</s>".into(), 3)];
+    tokens.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), 6)));
+    tokens.extend(["▁", "a", "b", "<", "s", ">", "▁a", "ab", "<s", "▁ab"].map(|t| (t.to_owned(), 1)));
+    tokens.extend(extra.iter().map(|(t, ty)| ((*t).to_owned(), *ty)));
+    TokenizerSpec {
+        model: "llama".to_owned(),
+        scores: Some((0..tokens.len()).map(|i| -(i as f32)).collect()),
+        types: Some(tokens.iter().map(|(_, ty)| *ty).collect()),
+        tokens: tokens.into_iter().map(|(t, _)| t).collect(),
+        ..Default::default()
+    }
+}
+
+fn shown(tokenizer: &Tokenizer, ids: &[TokenId]) -> Vec<String> {
+    ids.iter().map(|&t| tokenizer.texts[t.0 as usize].clone()).collect()
+}
+
+#[test]
+fn pieces_begin_with_a_space_and_fall_back_to_bytes() {
+    let tokenizer = Tokenizer::new(pieces(&[("<t>", 4)])).unwrap();
+    let plain = |text: &str| tokenizer.encode_plain(text).unwrap();
+    assert_eq!(shown(&tokenizer, &plain("ab é")), ["▁ab", "▁", "<0xC3>", "<0xA9>"]);
+    assert_eq!(shown(&tokenizer, &plain("<s>ab")), ["▁", "<s", ">", "ab"]);
+    assert_eq!(shown(&tokenizer, &plain("a<t>a")), ["▁a", "<t>", "▁a"]);
+    let special = tokenizer.encode_special("<s>ab</s><s> b").unwrap();
+    assert_eq!(shown(&tokenizer, &special), ["<s>", "▁ab", "</s>", "<s>", "▁", "▁", "b"]);
+    let prompt = tokenizer.encode_prompt("b").unwrap();
+    assert_eq!(shown(&tokenizer, &prompt), ["<s>", "▁", "b"]);
+    for text in ["", " ", "ab", "  ab \n\u{301}😀 ", "<0x0A>", "<s>"] {
+        assert_eq!(tokenizer.decode(&plain(text)), text);
+    }
+    // Streamed text goes on after a prompt, so its first space stays.
+    assert_eq!(tokenizer.token_bytes().get(plain("ab")[0]), b" ab");
+    assert_eq!(*tokenizer.end_tokens(), [id(2)]);
+}
+
+#[test]
+fn keys_decide_prefix_and_ends() {
+    let spec = TokenizerSpec {
+        add_space_prefix: Some(false),
+        add_bos: Some(false),
+        add_eos: Some(true),
+        ..pieces(&[])
+    };
+    let tokenizer = Tokenizer::new(spec).unwrap();
+    assert_eq!(shown(&tokenizer, &tokenizer.encode_prompt("ab ").unwrap()), ["ab", "▁", "</s>"]);
+    assert_eq!(shown(&tokenizer, &tokenizer.encode_prompt("ab</s>").unwrap()), ["ab", "</s>"]);
+    assert_eq!(tokenizer.decode(&tokenizer.encode_plain(" ab").unwrap()), " ab");
+}
+
+#[test]
+fn bad_pieces_are_refused_by_name() {
+    let refused = |change: &dyn Fn(&mut TokenizerSpec)| {
+        let mut spec = pieces(&[]);
+        change(&mut spec);
+        Tokenizer::new(spec).unwrap_err().to_string()
+    };
+    let contains = |error: String, what: &str| assert!(error.contains(what), "{error}");
+    contains(refused(&|s| s.types = None), "token_type has 0 entries for 269");
+    contains(refused(&|s| s.scores = None), "scores has 0 entries for 269");
+    contains(refused(&|s| s.scores.as_mut().unwrap()[260] = f32::NAN), "score of token 260");
+    contains(refused(&|s| s.tokens[260] = "x".repeat(1025)), "token 260 has 1025 bytes");
+    contains(refused(&|s| s.tokens[7] = "<0x+4>".into()), "token 7, \"<0x+4>\"");
+    contains(refused(&|s| s.types.as_mut().unwrap()[260] = 7), "token 260 has type 7");
+    contains(refused(&|s| s.ids.unk = Some(269)), "unknown_token_id is 269");
+}
+
+/// Quadratic time would take hours here; so would recursion into pieces that are taken apart overflow a stack.
+#[test]
+fn enormous_words_of_pieces_are_encoded() {
+    let doubled: Vec<String> = (1..=10).map(|n| "a".repeat(1 << n)).collect();
+    let mut extra: Vec<(&str, i32)> = doubled.iter().map(|t| (t.as_str(), 5)).collect();
+    let across = Tokenizer::new(pieces(&[("a▁", 1)])).unwrap();
+    extra.push(("▁▁", 1));
+    let words = Tokenizer::new(pieces(&extra)).unwrap();
+    for tokenizer in [across, words] {
+        for unit in ["a", "ab", " ", "a ", "é", "<s", "b"] {
+            let text = unit.repeat((1 << 18) / unit.len());
+            let ids = tokenizer.encode_plain(&text).unwrap();
+            assert!(tokenizer.decode(&ids) == text, "{unit:?}");
+        }
+    }
 }
