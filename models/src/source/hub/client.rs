@@ -220,7 +220,8 @@ impl<'a> Client<'a> {
             said => format!(" ({said})"),
         };
         let code = status.as_u16();
-        if let Some(advice) = self.advice(code, &header("x-error-code"), &host) {
+        let own = self.endpoint.host().is_some_and(|own| own.eq_ignore_ascii_case(&host));
+        if own && let Some(advice) = self.advice(code, &header("x-error-code")) {
             return Err(Failure::last(HubError::Denied { host, status: code, said, advice }));
         }
         let asked = header(RETRY_AFTER.as_str()).parse::<u64>().ok();
@@ -229,20 +230,18 @@ impl<'a> Client<'a> {
         {
             return Err(Failure::last(HubError::Busy { host, seconds }));
         }
-        let again = code == 429 || code == 408 || status.is_server_error();
+        // What the hub redirects to is open for a time; it gives a new address.
+        let expired = !own && matches!(code, 401 | 403);
+        let again = expired || matches!(code, 408 | 429) || status.is_server_error();
         let error = HubError::Status { host, status: code, said };
         Err(Failure { error, again: again.then_some(asked.map(Duration::from_secs)), progress: false })
     }
 
-    fn advice(&self, status: u16, code: &str, host: &str) -> Option<String> {
+    fn advice(&self, status: u16, code: &str) -> Option<String> {
         let HubRef { repo, revision, .. } = self.reference;
         let page = format!("{}/{repo}", self.hub.endpoint.trim_end_matches('/'));
-        let own = self.endpoint.host().is_some_and(|own| own.eq_ignore_ascii_case(host));
         let token = self.authorization.is_some();
         Some(match (status, code) {
-            (401 | 403, _) if !own => {
-                "its permission has expired or the network forbids it; try again".to_owned()
-            }
             (401 | 403, "GatedRepo") if !token => {
                 format!(
                     "the repository is gated: accept its terms at {page}, then set HF_TOKEN to your token"

@@ -197,6 +197,20 @@ fn the_token_stays_with_the_endpoint() {
 }
 
 #[test]
+fn an_address_that_expired_is_replaced() {
+    let world = World::new();
+    let other = Server::start(|request, before| match before {
+        0 => Reply::new(403),
+        _ => content(request, &model()),
+    });
+    let there = format!("http://localhost:{}/blob", other.address.port());
+    let server = changed(move |_, _| Some(Reply::new(302).with("Location", &there)));
+    world.get(&server, "hf:o/r").unwrap();
+    assert_eq!((server.log().len(), other.log().len()), (3, 2));
+    assert!(other.log().iter().all(|r| r.header("authorization").is_none()));
+}
+
+#[test]
 fn bad_redirects_are_refused() {
     let check = |location: &'static str, word: &str| {
         let server = changed(move |_, _| Some(Reply::new(302).with("Location", location)));
