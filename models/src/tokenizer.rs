@@ -49,7 +49,7 @@ enum Kind {
 /// How text between marks becomes tokens.
 enum Encoding {
     Bytes(Box<ByteLevel>),
-    Pieces(Pieces),
+    Pieces(Box<Pieces>),
 }
 
 /// A model's tokenizer. Cheap to share in an [`Arc`].
@@ -136,7 +136,8 @@ impl Tokenizer {
         let (encoding, pre_bos) = if pieces {
             let scores = spec.scores.as_deref().unwrap_or_default();
             let unknown = ids.unk.map(TokenId);
-            (Encoding::Pieces(Pieces::new(&spec.tokens, scores, &kinds, unknown, space_prefix)?), true)
+            let pieces = Pieces::new(&spec.tokens, scores, &kinds, unknown, space_prefix)?;
+            (Encoding::Pieces(Box::new(pieces)), true)
         } else {
             let pre = PreTokenizer::named(&spec.pre)?;
             let add_bos = pre.add_bos;

@@ -29,7 +29,7 @@ fn tokenizer() -> Tokenizer {
         types: Some(types),
         merges: vec!["t r".to_owned()],
         ids,
-        add_bos: None,
+        ..TokenizerSpec::default()
     };
     Tokenizer::new(spec).expect("a sound vocabulary")
 }
