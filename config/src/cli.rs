@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::ConfigError;
 use crate::hub::Hub;
-use crate::layers::{CONFIG_VARIABLE, Layers};
+use crate::layers::{API_KEY_VARIABLE, CONFIG_VARIABLE, Layers};
 use crate::resolved::Config;
+use crate::units::Secret;
 
 /// Serves quantized mixture-of-experts models behind the OpenAI API and accounts for what each token costs.
 #[derive(Debug, Parser)]
@@ -23,12 +24,26 @@ struct Cli {
 enum Sub {
     /// Serve a model over HTTP (also what `frugal` alone does)
     Serve(ServeArgs),
+    /// Talk to a running server in the terminal
+    ///
+    /// On a terminal: a prompt, the answer as it comes, and under it what it took; Ctrl-C stops an answer, Ctrl-D or
+    /// /quit ends, /clear begins anew, /system TEXT sets the system prompt. With input or output redirected, stdin is one
+    /// message and stdout gets its answer alone. Control characters in answers are written out, such as \u{1b}.
+    Chat(ChatArgs),
     /// Measure the engine without HTTP: tokens a second in prefill and decode
     ///
     /// Runs the model on random token ids straight through the engine's runner, with greedy sampling and without
     /// HTTP, tokenizer or scheduler: prefill of one prompt, then decoding of several sequences at once. Each figure is
     /// the median of the runs after one warm-up.
+    ///
+    /// A machine's speed can change by half within minutes: compare two engines only with --against, which measures both
+    /// in turns.
     Bench(BenchArgs),
+    /// Tell what a model file is, what it needs, and whether it can be served
+    ///
+    /// Reads the file's header, not its weights. Ends with 0 if the file can be served, memory permitting; with 3 if
+    /// not, after all reasons that were found; with 1 if it is no model file.
+    Inspect(InspectArgs),
     /// Make a mixture-of-experts model from a dense llama model
     ///
     /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
@@ -95,6 +110,18 @@ pub struct Bench {
     /// Print one line of JSON instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Measure the machine instead: additions in registers and reads of memory, all threads
+    #[arg(long, conflicts_with = "against")]
+    pub machine: bool,
+    /// Measure in turns with a command that prints figures of the same names, as --json does
+    ///
+    /// The command runs in a shell; the last line it prints must be a JSON object with figures such as "pp512" and
+    /// "tg8", in tokens a second.
+    #[arg(long, value_name = "COMMAND")]
+    pub against: Option<String>,
+    /// Turns with that command
+    #[arg(long, default_value_t = 5, requires = "against", value_name = "N", value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub rounds: u32,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub prompt: u32,
@@ -110,6 +137,71 @@ pub struct Bench {
     /// Runs after the warm-up
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+struct InspectArgs {
+    /// GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub, fetched first [default: the configured model, or else
+    /// a small demonstration model]
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Configuration file; also FRUGAL_CONFIG
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set any configuration key, such as those of the cache; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    #[command(flatten)]
+    inspect: Inspect,
+}
+
+/// How to tell it.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Inspect {
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct ChatArgs {
+    #[command(flatten)]
+    chat: Chat,
+}
+
+/// With whom and how to talk. What is not given is the server's choice.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct Chat {
+    /// Server, with or without /v1
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    pub url: String,
+    /// Model, if the server has several
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// API key; also FRUGAL_API_KEY, which other users of this machine do not see
+    #[arg(long, value_name = "KEY", value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// System prompt
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// 0 is greedy
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
+    /// Keep the smallest set of likeliest tokens whose probability reaches P
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Keep the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Drop tokens less likely than P times the likeliest
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f64>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Same seed, same answer
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -143,8 +235,12 @@ pub struct Upcycle {
 pub enum Command {
     /// Serve.
     Serve(Box<Config>),
+    /// Talk.
+    Chat(Chat),
     /// Measure.
     Bench(Box<Config>, Bench),
+    /// Look.
+    Inspect(Box<Config>, Inspect),
     /// Convert.
     Upcycle(Upcycle, Hub),
     /// Print this.
@@ -171,9 +267,18 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
     };
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
         Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
+        Sub::Chat(ChatArgs { mut chat }) => {
+            let set = env.into_iter().find(|(name, value)| name == API_KEY_VARIABLE && !value.is_empty());
+            chat.api_key = chat.api_key.or(set.map(|(_, value)| Secret::new(value)));
+            Command::Chat(chat)
+        }
         Sub::Bench(args) => {
             let layers = args.common.layers(env)?;
             Command::Bench(resolve(&layers)?, args.bench)
+        }
+        Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
+            let layers = Common { model, config, set, threads: None }.layers(env)?;
+            Command::Inspect(resolve(&layers)?, inspect)
         }
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
@@ -242,6 +347,11 @@ fn apply(layers: &mut Layers, flags: &[(&str, &str, &Option<String>)]) -> Result
         }
     }
     Ok(())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's signature")]
+fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::new(text))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -46,8 +46,10 @@ const PREFIX: &str = "FRUGAL_";
 pub(crate) const UNSET: &str = "unset";
 /// Its value is never shown.
 const SECRET_KEY: &str = "auth.keys";
-/// Names the configuration file; the only variable that is not a key.
+/// Names the configuration file.
 pub(crate) const CONFIG_VARIABLE: &str = "FRUGAL_CONFIG";
+/// A client's API key. With [`CONFIG_VARIABLE`] the only variables that are not keys.
+pub(crate) const API_KEY_VARIABLE: &str = "FRUGAL_API_KEY";
 
 /// The merged settings. Later calls override earlier ones.
 #[derive(Clone, Debug)]
@@ -143,7 +145,7 @@ impl Layers {
     ) -> Result<(), ConfigError> {
         for (name, value) in variables {
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-            if name == CONFIG_VARIABLE || injected(rest, &value) {
+            if [CONFIG_VARIABLE, API_KEY_VARIABLE].contains(&name.as_str()) || injected(rest, &value) {
                 continue;
             }
             let origin = Origin::Environment(name.clone());

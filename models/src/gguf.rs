@@ -50,6 +50,12 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// Elements in it.
+    pub fn elements(&self) -> u64 {
+        // Their product was checked when the file was opened.
+        self.dims.iter().product()
+    }
+
     /// The format, if Frugal reads it.
     pub fn ty(&self) -> Option<GgmlType> {
         GgmlType::from_id(self.type_id)
@@ -199,6 +205,16 @@ impl Gguf {
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
         let Part { entries, header, .. } = self.first();
         self.keys.get(key).map(|&i| entries[i].value(header))
+    }
+
+    /// Forgets a metadata entry; whether there was one.
+    pub fn hide(&mut self, key: &str) -> bool {
+        let Some(hidden) = self.keys.remove(key) else { return false };
+        self.parts[0].entries.remove(hidden);
+        for at in self.keys.values_mut().filter(|at| **at > hidden) {
+            *at -= 1;
+        }
+        true
     }
 
     /// A row of the tensor table.

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod detok;
 pub mod fake;
 pub mod gguf;
+pub mod inspect;
 pub mod kv;
 pub mod mask;
 pub mod memory;

@@ -11,6 +11,7 @@ mod filters;
 mod guard;
 mod messages;
 
+use std::collections::HashSet;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -198,6 +199,12 @@ impl ChatTemplate {
         let unreadable = |e: GgufError| TemplateError::Metadata(e.to_string());
         let source = gguf.opt_str(TEMPLATE_KEY).map_err(unreadable)?.ok_or(TemplateError::Missing)?;
         Self::new(source, tokens)
+    }
+
+    /// Names that the template reads and does not define: what may be given to [`ChatTemplate::render`].
+    pub fn variables(&self) -> HashSet<String> {
+        let template = self.environment.get_template(NAME);
+        template.map(|template| template.undeclared_variables(false)).unwrap_or_default()
     }
 
     /// Renders a chat. As in transformers, `tools` and `documents` are none if not given.

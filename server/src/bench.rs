@@ -3,6 +3,8 @@
 //! Sampling is greedy and counts; HTTP, templates, tokenizer, scheduler and ledger do not. Sequences grow from run to run, so
 //! that each prompt is paid once: the depth differs by a few tokens between runs.
 
+mod against;
+
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +12,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use frugal_config::Config;
 use frugal_config::cli::Bench;
+use frugal_models::cpu::probe::{Probe, probe};
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::runner::Runner;
 use frugal_models::step::{
@@ -18,25 +21,57 @@ use frugal_models::step::{
 use serde_json::{Map, Value, json};
 
 use crate::load;
+use crate::terminal::{printable_line, table};
 
 /// Ids below this are control tokens in most vocabularies.
 const FIRST_TOKEN: u32 = 3;
 
 /// Measures and prints.
 pub(crate) fn run(config: &Config, bench: &Bench) -> anyhow::Result<()> {
+    let text = match &bench.against {
+        _ if bench.machine => alone(load::threads(config), bench.json)?,
+        Some(command) => against::run(config, bench, command)?,
+        None if bench.json => line(&measure(config, bench)?),
+        None => text(&measure(config, bench)?),
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+/// What one run of the bench gives.
+struct Measured {
+    model: String,
+    threads: usize,
+    load_s: f64,
+    figures: Vec<Figure>,
+}
+
+/// Loads the model, measures, and lets go of it.
+fn measure(config: &Config, bench: &Bench) -> anyhow::Result<Measured> {
     let path = load::file(config)?;
     let gguf = load::open(&path)?;
     let begin = Instant::now();
     let runner = load::runner(config, &path, &gguf, cache(config, bench))?;
     let load_s = begin.elapsed().as_secs_f64();
-    let results = Session::new(runner, config).measure(bench)?;
-    let threads = load::threads(config);
+    let figures = Session::new(runner, config).measure(bench)?;
     let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let text = match bench.json {
-        true => line(&model, threads, load_s, &results),
-        false => table(&model, threads, load_s, &results),
-    };
-    Ok(std::io::stdout().write_all(text.as_bytes())?)
+    Ok(Measured { model, threads: load::threads(config), load_s, figures })
+}
+
+/// The machine alone.
+fn alone(threads: usize, json: bool) -> anyhow::Result<String> {
+    let probe = probe(threads).context("cannot probe the machine")?;
+    if json {
+        return Ok(format!("{}\n", machine(threads, probe)));
+    }
+    let (additions, read) = (probe.additions / 1e9, probe.read / 1e9);
+    Ok(format!(
+        "{threads} threads together: {additions:.1} G 16-bit additions/s in registers, {read:.1} GB/s read from memory\n"
+    ))
+}
+
+fn machine(threads: usize, probe: Probe) -> Value {
+    let giga = |rate: f64| rounded(rate / 1e9);
+    json!({ "threads": threads, "additions_g_s": giga(probe.additions), "read_gb_s": giga(probe.read) })
 }
 
 /// Just enough of a cache.
@@ -57,23 +92,25 @@ fn grown(bench: &Bench) -> u64 {
 /// A test's name, as peers call it, and its tokens per second.
 type Figure = (String, f64);
 
-fn line(model: &str, threads: usize, load_s: f64, results: &[Figure]) -> String {
-    let round = |x: f64| (x * 100.0).round() / 100.0;
+fn line(measured: &Measured) -> String {
     let mut object = Map::new();
     object.insert("engine".to_owned(), json!("frugal"));
-    object.insert("model".to_owned(), json!(model));
-    object.insert("threads".to_owned(), json!(threads));
-    object.insert("load_s".to_owned(), json!(round(load_s)));
-    object.extend(results.iter().map(|(name, rate)| (name.clone(), json!(round(*rate)))));
+    object.insert("model".to_owned(), json!(measured.model));
+    object.insert("threads".to_owned(), json!(measured.threads));
+    object.insert("load_s".to_owned(), json!(rounded(measured.load_s)));
+    object.extend(measured.figures.iter().map(|(name, rate)| (name.clone(), json!(rounded(*rate)))));
     format!("{}\n", Value::Object(object))
 }
 
-fn table(model: &str, threads: usize, load_s: f64, results: &[Figure]) -> String {
-    let mut text = format!("{model}, {threads} threads, loaded in {load_s:.2} s\n\n   test   tokens/s\n");
-    for (name, rate) in results {
-        text += &format!("{name:>7} {rate:>10.2}\n");
-    }
-    text
+fn text(measured: &Measured) -> String {
+    let Measured { model, threads, load_s, figures } = measured;
+    let rows: Vec<_> = figures.iter().map(|(name, rate)| vec![name.clone(), format!("{rate:.2}")]).collect();
+    let figures = table(&["test", "tokens/s"], &rows);
+    format!("{}, {threads} threads, loaded in {load_s:.2} s\n\n{figures}", printable_line(model))
+}
+
+fn rounded(rate: f64) -> f64 {
+    (rate * 100.0).round() / 100.0
 }
 
 /// A sequence and its blocks.
@@ -211,8 +248,14 @@ impl Session {
 /// The median of `runs` figures; the first of `runs + 1` is not counted.
 fn median_after_warm_up(runs: u32, mut run: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<f64> {
     run()?;
-    let mut rates = (0..runs).map(|_| run()).collect::<anyhow::Result<Vec<f64>>>()?;
+    let rates = (0..runs).map(|_| run()).collect::<anyhow::Result<Vec<f64>>>()?;
+    median(rates).context("at least one run")
+}
+
+/// None of nothing.
+fn median(mut rates: Vec<f64>) -> Option<f64> {
     rates.sort_by(f64::total_cmp);
     let middle = rates.len() / 2;
-    Ok(if rates.len() % 2 == 1 { rates[middle] } else { (rates[middle - 1] + rates[middle]) / 2.0 })
+    let upper = *rates.get(middle)?;
+    Some(if rates.len() % 2 == 1 { upper } else { (rates.get(middle - 1)? + upper) / 2.0 })
 }

@@ -45,9 +45,14 @@ pub(crate) fn hub(hub: &frugal_config::hub::Hub) -> Hub {
     }
 }
 
+/// Opens a model file, whatever is in it.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Gguf> {
+    Gguf::open(path).with_context(|| format!("cannot read model {}", path.display()))
+}
+
 /// Opens a model file that is to run.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
-    let gguf = Gguf::open(path).with_context(|| format!("cannot read model {}", path.display()))?;
+    let gguf = read(path)?;
     source::servable(&gguf).with_context(|| format!("cannot serve {}", path.display()))?;
     Ok(gguf)
 }

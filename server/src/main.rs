@@ -1,10 +1,13 @@
 //! The binary `frugal`: what to do, and how it ended.
 
 mod bench;
+mod chat;
+mod inspect;
 mod lifecycle;
 mod load;
 mod logging;
 mod serve;
+mod terminal;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -17,6 +20,8 @@ use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
 
 /// Usage or configuration is wrong.
 const EXIT_USAGE: u8 = 2;
+/// The inspected model cannot be served.
+const EXIT_NOT_SERVABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -25,24 +30,31 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error.into(), EXIT_USAGE),
     };
     match run(command, started) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => fail(&error, 1),
     }
 }
 
-fn run(command: Command, started: Instant) -> anyhow::Result<()> {
+fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(config) => {
             logging::init(&config.log);
-            serve::run(&config, started)
+            serve::run(&config, started)?;
         }
+        Command::Chat(chat) => chat::run(&chat)?,
         Command::Bench(config, bench) => {
             logging::init(&config.log);
-            bench::run(&config, &bench)
+            bench::run(&config, &bench)?;
         }
-        Command::Upcycle(job, hub) => upcycle(&job, &hub),
-        Command::Config(text) => Ok(std::io::stdout().write_all(text.as_bytes())?),
+        Command::Inspect(config, how) => {
+            if !inspect::run(&config, &how)? {
+                return Ok(ExitCode::from(EXIT_NOT_SERVABLE));
+            }
+        }
+        Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
+        Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
@@ -54,9 +66,9 @@ fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
         .with_context(|| format!("cannot upcycle {}", job.input))
 }
 
-/// One line: what was attempted and why it did not work.
+/// One line: what was attempted and why it did not work. Files and servers have a say in it.
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    let line = format!("frugal: {error:#}").replace('\n', " ");
+    let line = terminal::printable_line(&format!("frugal: {error:#}"));
     // A closed stderr is no reason to panic.
     let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(code)

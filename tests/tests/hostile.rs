@@ -8,7 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use frugal_models::arch::LoadError;
 use frugal_models::gguf::Gguf;
+use frugal_models::inspect::{InspectOptions, inspect};
 use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
@@ -55,7 +57,11 @@ fn damage(file: &mut [u8], header: usize, random: &mut Random) {
 
 /// Whether the model still ran.
 fn read(file: Vec<u8>) -> bool {
-    let Ok(gguf) = Gguf::from_bytes(file) else { return false };
+    let Ok(mut looked_at) = Gguf::from_bytes(file.clone()) else { return false };
+    let looked = InspectOptions { kv: options().kv, available: None, template: None };
+    let report = inspect(&mut looked_at, &looked);
+    drop(looked_at);
+    let gguf = Gguf::from_bytes(file).expect("it opened once");
     let text = Tokenizer::from_gguf(&gguf).map(|tokenizer| {
         let tokens = tokenizer.encode_prompt("Hello <|im_start|> \u{1f600} 12345").unwrap_or_default();
         tokenizer.decode(&tokens);
@@ -69,7 +75,10 @@ fn read(file: Vec<u8>) -> bool {
             tokenizer.encode_rendered(&rendered).unwrap_or_default();
         }
     });
-    let Ok(mut runner) = load_runner(&gguf, &options()) else { return false };
+    let loaded = load_runner(&gguf, &options());
+    let memory = matches!(loaded, Err(LoadError::Memory { .. } | LoadError::Backend(_)));
+    assert!(!report.servable || text.is_ok() && (loaded.is_ok() || memory), "{:?}", loaded.err());
+    let Ok(mut runner) = loaded else { return false };
     let sample = Sample {
         params: Arc::default(),
         seed: 1,

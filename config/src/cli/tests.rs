@@ -33,7 +33,9 @@ fn help(path: &[&str]) -> String {
 fn help_texts() {
     insta::assert_snapshot!("help", help(&[]));
     insta::assert_snapshot!("help_serve", help(&["serve"]));
+    insta::assert_snapshot!("help_chat", help(&["chat"]));
     insta::assert_snapshot!("help_bench", help(&["bench"]));
+    insta::assert_snapshot!("help_inspect", help(&["inspect"]));
     insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
     insta::assert_snapshot!("help_config", help(&["config"]));
 }
@@ -50,6 +52,23 @@ fn later_layers_override_earlier_ones() {
     assert_eq!(port(file, &env, &["--set", "server.port=3333", "--port", "4444"]), 4444);
     let all = config(file, &env, &[]).unwrap();
     assert_eq!((all.listen.host.to_string().as_str(), all.scheduler.seqs_max), ("::1", 8));
+}
+
+#[test]
+fn a_clients_key_comes_from_the_flag_or_the_environment() {
+    let key = |args: &[&str], env: &[(&str, &str)]| {
+        let cli = Cli::try_parse_from([&["frugal", "chat"], args].concat()).expect("valid usage");
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        match command(cli, env) {
+            Ok(Command::Chat(chat)) => chat.api_key.map(|key| key.expose().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let env = [("FRUGAL_API_KEY", "sk-1")];
+    assert_eq!(key(&[], &[]), None);
+    assert_eq!(key(&[], &[("FRUGAL_API_KEY", "")]), None);
+    assert_eq!(key(&[], &env).as_deref(), Some("sk-1"));
+    assert_eq!(key(&["--api-key", "sk-2"], &env).as_deref(), Some("sk-2"));
 }
 
 #[test]
@@ -81,6 +100,7 @@ fn what_orchestrators_inject_is_left_alone() {
         ("FRUGAL_PORT", "tcp://10.0.0.1:8000"),
         ("FRUGAL_SERVER_PORT_8000_TCP_ADDR", "10.0.0.1"),
         ("FRUGAL_CONFIG", "elsewhere.toml"),
+        ("FRUGAL_API_KEY", "sk-1"),
     ];
     assert_eq!(config("", &env, &[]).unwrap(), config("", &[], &[]).unwrap());
 }

@@ -28,9 +28,9 @@ pub enum LoadError {
     /// A tensor with values that cannot be.
     #[error("tensor {tensor} {why}")]
     BadTensor { tensor: String, why: String },
-    /// A tensor that the architecture does not use: ignoring it could change what the model computes.
-    #[error("tensor {tensor} is not part of this architecture as Frugal knows it")]
-    UnexpectedTensor { tensor: String },
+    /// Tensors that the architecture does not use: ignoring them could change what the model computes.
+    #[error("tensor {tensor} is not part of this architecture as Frugal knows it{}", nor(*others))]
+    UnexpectedTensor { tensor: String, others: usize },
     /// The configured context is longer than the model was made for.
     #[error("a context of {asked} tokens was asked for, but the model was made for {model}")]
     ContextTooLong { asked: u32, model: u32 },
@@ -48,4 +48,11 @@ pub enum LoadError {
     /// This operating system does not say how much memory there is.
     #[error("the available memory is not known on this system: set the size of the KV cache")]
     MemoryUnknown,
+}
+
+fn nor(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        n => format!(", nor are {n} others"),
+    }
 }

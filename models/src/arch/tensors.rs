@@ -81,8 +81,9 @@ impl<'a> Tensors<'a> {
     /// Refuses what was not asked for.
     pub(super) fn all_used(&self) -> Result<(), LoadError> {
         let used = self.used.borrow();
-        match self.gguf.tensors().iter().find(|t| !used.contains(&t.name)) {
-            Some(t) => Err(LoadError::UnexpectedTensor { tensor: t.name.clone() }),
+        let mut unused = self.gguf.tensors().iter().filter(|t| !used.contains(&t.name));
+        match unused.next() {
+            Some(t) => Err(LoadError::UnexpectedTensor { tensor: t.name.clone(), others: unused.count() }),
             None => Ok(()),
         }
     }

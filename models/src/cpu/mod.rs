@@ -23,6 +23,8 @@ mod math;
 mod memory;
 #[expect(unsafe_code, reason = "lends borrowed closures and disjoint parts of slices to threads")]
 mod pool;
+#[expect(unsafe_code, reason = "the same additions per instruction set")]
+pub mod probe;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod route;
 mod tensor;

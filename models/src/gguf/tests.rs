@@ -330,3 +330,13 @@ fn digest_tells_models_apart() {
         assert!(!all[..i].contains(digest), "{i}");
     }
 }
+
+#[test]
+fn a_hidden_entry_is_gone_and_the_others_stay() {
+    let mut writer = GgufWriter::new();
+    writer.set("a", Value::U32(1)).set("b", Value::U32(2)).set("c", Value::U32(3));
+    let mut file = Gguf::from_bytes(writer.start(Vec::new()).unwrap().finish()).unwrap();
+    assert!(file.hide("b") && !file.hide("b") && !file.hide("d"));
+    assert_eq!((file.u32("a").unwrap(), file.get("b"), file.u32("c").unwrap()), (1, None, 3));
+    assert_eq!(file.metadata().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "c"]);
+}

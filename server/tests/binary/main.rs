@@ -1,5 +1,8 @@
 //! The binary as a process: what it serves, what it refuses, how it ends.
 
+mod bench;
+mod chat;
+mod inspect;
 mod process;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,0 +1,162 @@
+//! One streamed request over HTTP/1.1. Dropping a [`Stream`] closes its connection, which ends the request at the
+//! server.
+//!
+//! Absent on purpose: TLS, redirects, proxies, reuse of connections.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Uri};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::sse::error_message;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of the body of a refusal, so much is read.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// Where requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// As it was given, for messages.
+    url: String,
+    /// Host and port to connect to.
+    address: String,
+    /// Host and port as the server knows them.
+    host: String,
+    path: String,
+}
+
+impl Target {
+    /// From the address of a server, with or without `/v1`.
+    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+        let wrong = || format!("--url {url} is not the URL of a server, such as http://127.0.0.1:8000");
+        let uri: Uri = url.parse().with_context(wrong)?;
+        anyhow::ensure!(uri.scheme_str() != Some("https"), "--url {url}: https is not supported");
+        anyhow::ensure!(uri.scheme_str() == Some("http") && uri.query().is_none(), wrong());
+        let authority = uri.authority().with_context(wrong)?;
+        anyhow::ensure!(!authority.as_str().contains('@'), "--url {url}: give a key with --api-key");
+        let base = uri.path().trim_end_matches('/');
+        let base = base.strip_suffix("/v1").unwrap_or(base);
+        Ok(Self {
+            url: url.to_owned(),
+            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)),
+            host: authority.as_str().to_owned(),
+            path: format!("{base}/v1/chat/completions"),
+        })
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// If there is no server, or it refuses: then its words.
+    pub(super) async fn send(&self, body: &Value, api_key: Option<&str>) -> anyhow::Result<Stream> {
+        let unreachable = |why: &dyn std::fmt::Display| {
+            let url = &self.url;
+            anyhow::anyhow!(
+                "no server answers on {url} ({why}): start one with `frugal serve`, or name another with --url"
+            )
+        };
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
+        let socket = connected.map_err(|e| unreachable(&e))?.map_err(|e| unreachable(&e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        let connection = Closing(tokio::spawn(async move {
+            // Whatever ends it, the body tells.
+            let _ = connection.await;
+        }));
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(&self.path)
+            .header(HOST, &self.host)
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, "text/event-stream");
+        if let Some(key) = api_key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_string())));
+        let request = request.context("the API key has characters that no header may have")?;
+        let broken = || format!("{} broke the connection", self.url);
+        let response = sender.send_request(request).await.with_context(broken)?;
+        let status = response.status();
+        let body = response.into_body();
+        if status.is_success() {
+            return Ok(Stream { body, _connection: connection });
+        }
+        let body = Limited::new(body, REFUSAL_BYTES_MAX).collect().await;
+        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let message = serde_json::from_slice(&body).ok().and_then(|body: Value| error_message(&body));
+        match message {
+            Some(message) => anyhow::bail!("{message}"),
+            None => anyhow::bail!("{} answers with the status {status}", self.url),
+        }
+    }
+}
+
+/// The body of an answer.
+pub(super) struct Stream {
+    body: Incoming,
+    _connection: Closing,
+}
+
+impl Stream {
+    /// More bytes; None at the end. Cancelling the future loses nothing.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.context("the server broke the connection")?;
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The task that drives a connection; it ends with this.
+struct Closing(JoinHandle<()>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_address_is_taken_with_and_without_the_version() {
+        let check = |url: &str, address: &str, host: &str, path: &str| {
+            let target = Target::new(url).unwrap();
+            assert_eq!(
+                (target.address.as_str(), target.host.as_str(), target.path.as_str()),
+                (address, host, path)
+            );
+        };
+        check("http://127.0.0.1:8000", "127.0.0.1:8000", "127.0.0.1:8000", "/v1/chat/completions");
+        check("http://box/", "box:80", "box", "/v1/chat/completions");
+        check("http://[::1]:9/v1", "[::1]:9", "[::1]:9", "/v1/chat/completions");
+        check("http://box/models/a/v1/", "box:80", "box", "/models/a/v1/chat/completions");
+        for wrong in [
+            "",
+            "127.0.0.1:8000",
+            "box",
+            "ftp://box",
+            "https://box",
+            "http://",
+            "http://a b",
+            "http://k@box",
+            "/v1",
+        ] {
+            assert!(Target::new(wrong).is_err(), "{wrong}");
+        }
+    }
+}

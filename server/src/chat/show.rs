@@ -1,0 +1,175 @@
+//! An answer on the terminal, as it comes.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use super::sse::Usage;
+use crate::terminal::{printable, printable_line};
+
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
+
+/// Writes an answer. For a program that reads it (`styled` false) there is the answer's text alone.
+pub(super) struct Show<W> {
+    out: W,
+    styled: bool,
+    dimmed: bool,
+    /// The cursor is behind text.
+    within_line: bool,
+}
+
+impl<W: Write> Show<W> {
+    pub(super) fn new(out: W, styled: bool) -> Self {
+        Self { out, styled, dimmed: false, within_line: false }
+    }
+
+    /// More of what the model thinks before it answers.
+    pub(super) fn reasoning(&mut self, text: &str) -> io::Result<()> {
+        if !self.styled || text.is_empty() {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.dimmed, true) {
+            self.out.write_all(DIM.as_bytes())?;
+        }
+        self.write(text)
+    }
+
+    /// More of the answer.
+    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if self.dimmed {
+            self.plain()?;
+            self.end_line()?;
+        }
+        self.write(text)
+    }
+
+    /// The answer is over, whole or not.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        self.plain()?;
+        self.end_line()?;
+        self.out.flush()
+    }
+
+    /// A line about the answer, not of it.
+    pub(super) fn note(&mut self, note: &str) -> io::Result<()> {
+        if self.styled {
+            writeln!(self.out, "{DIM}[{}]{PLAIN}\n", printable_line(note))?;
+        }
+        self.out.flush()
+    }
+
+    fn plain(&mut self) -> io::Result<()> {
+        match std::mem::take(&mut self.dimmed) {
+            true => self.out.write_all(PLAIN.as_bytes()),
+            false => Ok(()),
+        }
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        match std::mem::take(&mut self.within_line) {
+            true => self.out.write_all(b"\n"),
+            false => Ok(()),
+        }
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        self.within_line = !text.ends_with('\n');
+        self.out.write_all(printable(text).as_bytes())?;
+        self.out.flush()
+    }
+}
+
+/// When an answer's tokens came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    /// From the request to the first of them.
+    pub(super) first: Option<Duration>,
+    /// From the request to the last.
+    pub(super) last: Duration,
+}
+
+/// What an answer took, in words.
+pub(super) fn summary(usage: Option<&Usage>, times: Times, end: &str) -> String {
+    let mut parts = Vec::new();
+    if let Some(usage) = usage {
+        parts.push(format!("{} tokens", usage.tokens));
+    }
+    if let Some(first) = times.first {
+        let rest = times.last.saturating_sub(first).as_secs_f64();
+        // The first token is not of that time.
+        if let Some(usage) = usage.filter(|usage| usage.tokens > 1 && rest > 0.0) {
+            parts.push(format!("{:.1} tokens/s", (usage.tokens - 1) as f64 / rest));
+        }
+        parts.push(format!("first after {:.2} s", first.as_secs_f64()));
+    }
+    if let Some((amount, currency)) = usage.and_then(|usage| usage.cost.as_ref()) {
+        parts.push(format!("{} {currency}", money(*amount)));
+    }
+    if !end.is_empty() {
+        parts.push(end.to_owned());
+    }
+    parts.join(", ")
+}
+
+/// Three digits at least, and no exponent.
+fn money(amount: f64) -> String {
+    let digits = match amount.abs() {
+        a if a > 0.0 && a < 1.0 => (2 - a.log10().floor() as i32).clamp(2, 15),
+        _ => 2,
+    };
+    format!("{amount:.*}", digits.unsigned_abs() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(styled: bool, act: impl FnOnce(&mut Show<&mut Vec<u8>>)) -> String {
+        let mut out = Vec::new();
+        act(&mut Show::new(&mut out, styled));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn answer(show: &mut Show<&mut Vec<u8>>) {
+        for thought in ["", "Hm", " \u{1b}[0m"] {
+            show.reasoning(thought).unwrap();
+        }
+        for text in ["", "Hi\u{1b}]52;c;\u{7}", "\tthere"] {
+            show.text(text).unwrap();
+        }
+        show.end().unwrap();
+        show.note("3 tokens").unwrap();
+    }
+
+    #[test]
+    fn thoughts_are_dim_and_nothing_else_steers() {
+        let text = "\x1b[2mHm \\u{1b}[0m\x1b[0m\nHi\\u{1b}]52;c;\\u{7}\tthere\n\x1b[2m[3 tokens]\x1b[0m\n\n";
+        assert_eq!(shown(true, answer), text);
+    }
+
+    #[test]
+    fn a_program_gets_the_answer_alone() {
+        assert_eq!(shown(false, answer), "Hi\\u{1b}]52;c;\\u{7}\tthere\n");
+        assert_eq!(shown(false, |show| show.text("a\n").and_then(|()| show.end()).unwrap()), "a\n");
+        assert_eq!(shown(false, |show| show.end().unwrap()), "");
+    }
+
+    #[test]
+    fn an_answers_effort_in_words() {
+        let cost = |amount| Some((amount, "EUR".to_owned()));
+        let times = Times { first: Some(Duration::from_millis(120)), last: Duration::from_millis(2120) };
+        let usage = Usage { tokens: 41, cost: cost(0.000_016_692_616) };
+        let text = "41 tokens, 20.0 tokens/s, first after 0.12 s, 0.0000167 EUR";
+        assert_eq!(summary(Some(&usage), times, ""), text);
+        let one = Usage { tokens: 1, cost: None };
+        assert_eq!(summary(Some(&one), times, ""), "1 tokens, first after 0.12 s");
+        assert_eq!(summary(None, Times::default(), "stopped"), "stopped");
+        assert_eq!(
+            (money(12.3456), money(0.0), money(-0.5)),
+            ("12.35".into(), "0.00".into(), "-0.500".into())
+        );
+    }
+}
