@@ -212,7 +212,7 @@ async fn heavy_grammars_do_not_hold_up_others() {
             let server = server.clone();
             let regex = format!("x{i}{}", "(a?b?c?)*".repeat(1500));
             let body = ask(0, &json!({"structured_outputs": {"regex": regex}}));
-            tokio::spawn(async move { server.post(CHAT, &body).await.status })
+            tokio::spawn(async move { server.post(CHAT, &body).await })
         })
         .collect();
     for seed in 0..20 {
@@ -220,8 +220,11 @@ async fn heavy_grammars_do_not_hold_up_others() {
         assert!(answer["choices"][0]["finish_reason"].is_string());
     }
     for reply in heavy {
-        let status = reply.await.unwrap();
-        assert!(status == StatusCode::BAD_REQUEST || status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
+        let reply = reply.await.unwrap();
+        let known = [StatusCode::BAD_REQUEST, StatusCode::SERVICE_UNAVAILABLE].contains(&reply.status);
+        // What compiles may still be too much to follow: that ends this answer alone.
+        let message = reply.json["error"]["message"].as_str().unwrap();
+        assert!(known || message.contains("grammar cannot be followed"), "{}: {message}", reply.status);
     }
     let answer = server.chat(&ask(0, &json!({"response_format": format(&person())}))).await;
     assert!(is_person(answer["choices"][0]["message"]["content"].as_str().unwrap()));
