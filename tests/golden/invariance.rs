@@ -87,6 +87,16 @@ fn reference_experts() -> Result<()> {
 }
 
 #[test]
+fn reference_windows() -> Result<()> {
+    check("gpt-oss-F32", BackendKind::Reference, PageType::F32, &[37])
+}
+
+#[test]
+fn reference_latent() -> Result<()> {
+    check("deepseek2-v3-F32", BackendKind::Reference, PageType::F16, &[16])
+}
+
+#[test]
 fn cpu_llama() -> Result<()> {
     check("llama-Q4_K_M", BackendKind::Cpu, PageType::F16, &[1, 37])
 }
@@ -114,9 +124,12 @@ fn cpu_latent() -> Result<()> {
 /// Bits do not depend on instruction set, threads or the size of blocks either.
 #[test]
 fn cpu_machines() -> Result<()> {
-    for name in ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16", "gpt-oss-F32", "deepseek2-v3-F32"] {
+    let names =
+        ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16", "gpt-oss-MXFP4_MOE", "deepseek2-v3-Q4_K_M"];
+    for name in names {
         let (gguf, mut golden) = open(name)?;
-        golden.prompts.truncate(3);
+        // The fourth is longer than a window.
+        golden.prompts.truncate(4);
         let kv = kv(PageType::F16, KvSize::Blocks(32));
         let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
         let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
@@ -136,7 +149,7 @@ fn cpu_machines() -> Result<()> {
 /// What a step is said to have cost does not depend on the backend. With F32 weights both choose the same experts.
 #[test]
 fn backends_count_the_same_work() -> Result<()> {
-    for name in ["llama-F32", "qwen3moe-F32", "gpt-oss-F32", "deepseek2-v3-F32"] {
+    for name in ["llama-F32", "qwen3moe-F32", "gpt-oss-F32", "glm4moe-F32", "deepseek2-v3-F32"] {
         let (gguf, golden) = open(name)?;
         let counts = [BackendKind::Reference, BackendKind::Cpu].map(|backend| -> Result<Vec<StepStats>> {
             let mut driver = Driver::new(&gguf, backend, PageType::F16, 64)?;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use frugal_models::kv::PageType;
-use frugal_models::memory::KvSize;
+use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
-use frugal_models::step::{SamplingParams, TokenId};
+use frugal_models::step::{GroupKind, SamplingParams, TokenId};
 use frugal_scheduler::engine::{Command, Engine};
 use frugal_scheduler::options::EngineOptions;
 use frugal_scheduler::request::{Event, Request, RequestId, Tick};
@@ -58,8 +58,7 @@ fn request(i: u64) -> Request {
 }
 
 /// Runs requests to their end, new ones arriving every other step.
-fn run(name: &str, requests: &[u64], blocks: u32, options: EngineOptions) -> Result<(Texts, Counters)> {
-    let kv = kv(PageType::F16, KvSize::Blocks(blocks));
+fn run(name: &str, requests: &[u64], kv: KvOptions, options: EngineOptions) -> Result<(Texts, Counters)> {
     let options_of_runner =
         RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv };
     let (gguf, _) = open(name)?;
@@ -99,32 +98,81 @@ fn run(name: &str, requests: &[u64], blocks: u32, options: EngineOptions) -> Res
     anyhow::bail!("no end in sight")
 }
 
+/// So many blocks over the whole context, and as many over a window as 8 sequences need.
+fn blocks(count: u32) -> KvOptions {
+    kv(PageType::F16, KvSize::Blocks(count))
+}
+
 #[test]
 fn a_crowd_changes_no_token() -> Result<()> {
-    for name in ["qwen3moe-Q4_K_M", "llama-Q4_K_M"] {
+    for name in ["qwen3moe-Q4_K_M", "llama-Q4_K_M", "gpt-oss-MXFP4_MOE", "deepseek2-v3-F32"] {
         let mut alone = Texts::new();
         for i in 0..REQUESTS {
             let whole = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
-            alone.append(&mut run(name, &[i], 64, whole)?.0);
+            alone.append(&mut run(name, &[i], blocks(64), whole)?.0);
         }
         ensure!(alone.len() == 19 && alone.values().all(|text| text.len() == OUTPUT as usize));
         let all: Vec<u64> = (0..REQUESTS).collect();
-        let crowd = |blocks, prefix_cache, step_tokens| -> Result<Counters> {
+        let crowd = |kv: KvOptions, prefix_cache, step_tokens| -> Result<Counters> {
             let options = EngineOptions { prefix_cache, step_tokens, ..EngineOptions::default() };
-            let (texts, counters) = run(name, &all, blocks, options)?;
-            ensure!(
-                texts == alone,
-                "{name}: {blocks} blocks, cache {prefix_cache}, {step_tokens} tokens a step"
-            );
+            let (texts, counters) = run(name, &all, kv, options)?;
+            ensure!(texts == alone, "{name}: {kv:?}, cache {prefix_cache}, {step_tokens} tokens a step");
             Ok(counters)
         };
-        let ample = crowd(512, true, 512)?;
+        let ample = crowd(blocks(512), true, 512)?;
         ensure!(ample.preemptions == 0 && ample.cached_tokens > 0, "{ample:?}");
-        ensure!(crowd(512, false, 37)?.cached_tokens == 0);
+        ensure!(crowd(blocks(512), false, 37)?.cached_tokens == 0);
         for prefix_cache in [true, false] {
-            let scarce = crowd(24, prefix_cache, 64)?;
+            let scarce = crowd(blocks(24), prefix_cache, 64)?;
             ensure!(scarce.preemptions > 0 && scarce.recomputed_tokens > 0, "{scarce:?}");
         }
+        // Windows for one sequence and 16 tokens a step, for all of them.
+        crowd(KvOptions { sequences: 1, step_tokens: 16, ..blocks(512) }, true, 64)?;
     }
+    Ok(())
+}
+
+/// After each step a sequence holds every block in one group, and in the other those that its next token sees.
+#[test]
+fn windows_are_let_go_as_they_pass() -> Result<()> {
+    let (gguf, _) = open("gpt-oss-F32")?;
+    let runner_options =
+        RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv: blocks(64) };
+    let mut runner = load_runner(&gguf, &runner_options)?;
+    let geometry = runner.geometry().clone();
+    let window = geometry.groups.iter().find_map(|g| match g.kind {
+        GroupKind::Window { window } => Some(window),
+        _ => None,
+    });
+    let window = window.context("a windowed group")?;
+    ensure!(geometry.groups.len() == 2 && window == 48, "{geometry:?}");
+    let options = EngineOptions { prefix_cache: false, step_tokens: 37, ..EngineOptions::default() };
+    let mut engine = Engine::new(geometry.clone(), options);
+    let request = Box::new(request(15));
+    let last = request.prompt.len() as u32 + request.max_tokens - 1;
+    engine.apply(Command::Submit { id: RequestId(1), request, at: Tick(0) }, Tick(0));
+    let (mut computed, mut any_gone) = (0, false);
+    for step in 0.. {
+        let plan = engine.plan(Tick(step));
+        if plan.is_empty() {
+            break;
+        }
+        computed = plan.input.rows[0].start + plan.input.rows[0].tokens.len() as u32;
+        runner.submit(plan.input.clone());
+        engine.commit(plan, runner.wait(), Tick(step));
+        if computed == last {
+            continue;
+        }
+        for (group, counts) in geometry.groups.iter().zip(engine.check().blocks) {
+            let gone = match group.kind {
+                GroupKind::Window { window } => (computed + 1).saturating_sub(window) / 16,
+                GroupKind::Full | GroupKind::State => 0,
+            };
+            any_gone |= gone > 0;
+            ensure!(counts.referenced == computed.div_ceil(16) - gone, "{computed} computed: {counts:?}");
+        }
+    }
+    ensure!(computed == last && any_gone, "{computed} of {last} computed");
+    ensure!(engine.check().blocks.iter().all(|b| b.referenced == 0));
     Ok(())
 }

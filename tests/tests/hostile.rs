@@ -105,7 +105,7 @@ fn step(runner: &mut dyn Runner, sample: Sample) -> Option<TokenId> {
         seq: SeqId(1),
         start: 0,
         tokens: (0..geometry.context_max.min(3)).map(|i| TokenId(i % geometry.vocab)).collect(),
-        tables: vec![BlockTable { first: 0, blocks: vec![BlockId(1)] }],
+        tables: vec![BlockTable { first: 0, blocks: vec![BlockId(1)] }; geometry.groups.len()],
         sample: Some(sample),
         score: None,
     };
@@ -125,9 +125,16 @@ fn peak() -> Option<u64> {
 fn damaged_headers_are_refused_or_run() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let mut random = Random(2);
-    for (name, cases) in
-        [("llama-F32", 500), ("qwen3moe-F16", 700), ("llama-Q4_K_M", 700), ("llama-moe-F32", 600)]
-    {
+    let files = [
+        ("llama-F32", 500),
+        ("qwen3moe-F16", 700),
+        ("llama-Q4_K_M", 700),
+        ("llama-moe-F32", 600),
+        ("gpt-oss-F32", 600),
+        ("glm4moe-F32", 600),
+        ("deepseek2-v3-F32", 600),
+    ];
+    for (name, cases) in files {
         let whole = std::fs::read(folder.join(format!("{name}.gguf"))).expect("the fixture is there");
         let gguf = Gguf::from_bytes(whole.clone()).expect("it is whole");
         let ranges = gguf.tensors().iter().filter_map(frugal_models::gguf::TensorInfo::range);

@@ -49,7 +49,7 @@ impl Hyper {
         let rotation = Rotation::read(keys, rotated, context)?;
         let asked = if plan.scales { keys.opt_positive("attention.scale")? } else { None };
         let scale = asked.unwrap_or(1.0 / (head_dim as f32).sqrt());
-        let window = heads_plan.windows.then(|| keys.size("attention.sliding_window")).transpose()?;
+        let window = heads_plan.windows.then(|| Self::window(keys)).transpose()?;
         let q_width = keys.product("attention.head_count", heads, head_dim)?;
         let kv_width = keys.product(kv_key, kv_heads, head_dim)?;
         let plan = heads_plan;
@@ -73,6 +73,19 @@ impl Hyper {
             }
             _ => Ok(head_dim),
         }
+    }
+
+    /// Some files say what this architecture is anyway: every second block, rotated like the others.
+    fn window(keys: &Keys<'_>) -> Result<u32, LoadError> {
+        let (period, base) = ("attention.sliding_window_pattern", "rope.freq_base_swa");
+        if let Some(other) = keys.opt_u32(period)?.filter(|&n| n != 2) {
+            return Err(keys.not_honoured(period, other));
+        }
+        let own = keys.opt_positive("rope.freq_base")?;
+        if let Some(other) = keys.opt_positive(base)?.filter(|b| Some(*b) != own) {
+            return Err(keys.not_honoured(base, other));
+        }
+        keys.size("attention.sliding_window")
     }
 
     /// What a block keeps of the past.

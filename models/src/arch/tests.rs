@@ -164,7 +164,11 @@ fn their_own_metadata_is_refused_by_the_name_of_the_key() {
         ),
         (deepseek("expert_gating_func", u(2)), "tensor blk.1.exp_probs_b.bias is missing"),
         (deepseek("expert_shared_count", u(0)), "blk.1.ffn_down_shexp.weight is not part of"),
-        (deepseek("nextn_predict_layers", u(1)), "deepseek2.nextn_predict_layers is"),
+        (deepseek("nextn_predict_layers", u(2)), "deepseek2.nextn_predict_layers is 2"),
+        (deepseek("nextn_predict_layers", u(1)), "blk.1.ffn_down_exps.weight is not part of"),
+        (set("qwen3", "nextn_predict_layers", u(1)), "qwen3.nextn_predict_layers is"),
+        (set("gpt-oss", "attention.sliding_window_pattern", u(4)), "attention.sliding_window_pattern is 4"),
+        (set("gpt-oss", "rope.freq_base_swa", f(5.0)), "gpt-oss.rope.freq_base_swa is 5"),
     ];
     for (file, words) in cases {
         refused(&file, words);
@@ -174,6 +178,9 @@ fn their_own_metadata_is_refused_by_the_name_of_the_key() {
 /// What is neutral to one architecture is honoured by another.
 #[test]
 fn optional_parts_load_where_they_are_there() {
+    let windows = file("gpt-oss").set("attention.sliding_window_pattern", Value::U32(2));
+    let windows = windows.set("rope.freq_base", Value::F32(7.0)).set("rope.freq_base_swa", Value::F32(7.0));
+    assert_eq!(windows.verdict(), "");
     let shared = file("granitemoe").set("expert_shared_feed_forward_length", Value::U32(6));
     refused(&shared, "tensor blk.0.ffn_gate_shexp.weight is missing");
     let shexp: [(&str, &[u64]); 3] = [

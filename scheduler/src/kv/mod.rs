@@ -254,13 +254,13 @@ impl KvCache {
         self.release(kv);
     }
 
-    /// I3: whether every position that a query after `computed` can see has its block.
+    /// I3: whether every position that a query after `computed` can see has its block, and what has left a window none.
     pub(crate) fn covers(&self, kv: &SeqKv, computed: u32) -> bool {
         self.kinds.iter().zip(&kv.tables).all(|(&kind, table)| match kind {
             GroupKind::State => computed == 0 || table.blocks.len() == 1,
             _ => {
                 let end = u64::from(table.first) + table.blocks.len() as u64;
-                table.first <= first_needed(kind, self.block_tokens, computed)
+                table.first == first_needed(kind, self.block_tokens, computed)
                     && end >= u64::from(computed.div_ceil(self.block_tokens))
             }
         })
