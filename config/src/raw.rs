@@ -160,6 +160,7 @@ pub enum Isa {
     Auto,
     Scalar,
     Avx2,
+    Avx512,
 }
 
 /// `[cost]`

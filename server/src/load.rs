@@ -81,12 +81,21 @@ pub(crate) fn threads(config: &Config) -> usize {
 
 /// None for the fastest.
 fn isa(isa: raw::Isa) -> anyhow::Result<Option<Isa>> {
-    match isa {
-        raw::Isa::Auto => Ok(None),
-        raw::Isa::Scalar => Ok(Some(Isa::Scalar)),
+    let (name, isa) = match isa {
+        raw::Isa::Auto => return Ok(None),
+        raw::Isa::Scalar => ("scalar", Some(Isa::Scalar)),
         #[cfg(target_arch = "x86_64")]
-        raw::Isa::Avx2 if Isa::detect() == Isa::Avx2 => Ok(Some(Isa::Avx2)),
-        raw::Isa::Avx2 => anyhow::bail!("cpu.isa = \"avx2\", which this processor does not have"),
+        raw::Isa::Avx2 => ("avx2", Some(Isa::Avx2)),
+        #[cfg(target_arch = "x86_64")]
+        raw::Isa::Avx512 => ("avx512", Some(Isa::Avx512)),
+        #[cfg(not(target_arch = "x86_64"))]
+        raw::Isa::Avx2 => ("avx2", None),
+        #[cfg(not(target_arch = "x86_64"))]
+        raw::Isa::Avx512 => ("avx512", None),
+    };
+    match isa.filter(|isa| isa.available()) {
+        Some(isa) => Ok(Some(isa)),
+        None => anyhow::bail!("cpu.isa = \"{name}\", which this processor does not have"),
     }
 }
 

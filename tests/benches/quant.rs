@@ -3,7 +3,8 @@
 //! Bound of a product: with few columns the time to read the weights (bytes / read bandwidth; a core reads 12 to
 //! 18 GB/s on the 2-core EPYC these were designed on, both together 19 to 29), with many the multiply-adds
 //! (rows * cols * columns / rate; `vpmaddubsw` with `vpaddw` alone does 114 to 167 G/s there, `vpsignb` and `vpmaddwd` for
-//! the signed codes of Q8_0, IQ4_NL and IQ4_XS 72, F32 52). The knee is at about 4 columns. divan prints bytes of weights per second: compare with
+//! the signed codes of Q8_0, IQ4_NL and IQ4_XS 72, F32 52; one `vpdpbusd` of AVX-512 VNNI does the work of the two or four).
+//! The knee is at about 4 columns. divan prints bytes of weights per second: compare with
 //! the first bound up to 4 columns, and times columns / bytes per weight with the second above. The matrix is larger
 //! than any cache, so every product streams it.
 

@@ -133,12 +133,13 @@ fn cpu_machines() -> Result<()> {
         let kv = kv(PageType::F16, KvSize::Blocks(32));
         let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
         let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
+        let isas = Isa::ALL.iter().copied().filter(|isa| isa.available());
+        let isas = isas.map(|isa| RunnerOptions { isa: Some(isa), ..base.clone() }).collect::<Vec<_>>();
         let others = [
-            RunnerOptions { isa: Some(Isa::Scalar), ..base.clone() },
             RunnerOptions { threads: 3, pin: true, ..base.clone() },
             RunnerOptions { kv: KvOptions { block_tokens: 64, ..kv }, ..base },
         ];
-        for options in others {
+        for options in isas.into_iter().chain(others) {
             let found = alone(&mut Driver::with(&gguf, &options)?, &golden, 1000)?;
             ensure!(found == expected, "{name}: bits differ with {options:?}");
         }

@@ -25,7 +25,7 @@ macro_rules! per_isa {
                 $crate::quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
                 // SAFETY: the backend refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
-                $crate::quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::quant::Isa::Avx2 | $crate::quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
             }
         }
     };
@@ -240,9 +240,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn isas() -> Vec<Isa> {
-        let mut isas = vec![Isa::Scalar, Isa::detect()];
-        isas.dedup();
-        isas
+        Isa::ALL.iter().copied().filter(|isa| isa.available()).collect()
     }
 
     fn ulps(value: f32, exact: f64) -> f64 {

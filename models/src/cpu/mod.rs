@@ -144,9 +144,8 @@ impl std::fmt::Debug for CpuBackend {
 impl CpuBackend {
     /// Starts the threads and reserves the cache.
     pub fn new(options: &CpuOptions) -> Result<Self, BackendError> {
-        let best = Isa::detect();
-        let isa = options.isa.unwrap_or(best);
-        if isa != Isa::Scalar && isa != best {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !isa.available() {
             return Err(BackendError::Device(format!("this processor has no {isa:?}")));
         }
         assert!(options.threads > 0 && options.block_tokens > 0, "threads and positions per block");

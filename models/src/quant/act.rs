@@ -66,9 +66,9 @@ pub fn encode(isa: Isa, kind: ActKind, x: &[f32], out: &mut [u8]) {
         (ActKind::Q8x32, Isa::Scalar) => each(x, out, q8x32),
         (ActKind::Q8x256, Isa::Scalar) => each(x, out, q8x256),
         #[cfg(target_arch = "x86_64")]
-        (ActKind::Q8x32, Isa::Avx2) => avx2::q8x32(x, out),
+        (ActKind::Q8x32, Isa::Avx2 | Isa::Avx512) => avx2::q8x32(x, out),
         #[cfg(target_arch = "x86_64")]
-        (ActKind::Q8x256, Isa::Avx2) => avx2::q8x256(x, out),
+        (ActKind::Q8x256, Isa::Avx2 | Isa::Avx512) => avx2::q8x256(x, out),
     }
 }
 

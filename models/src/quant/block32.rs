@@ -72,7 +72,7 @@ pub(super) fn put_panel_nibbles(codes: [u32; 8], row: usize, body: &mut [u8]) {
 }
 
 /// Bytes of a file block's factors; a panel block has [`PANEL`] times as many.
-const fn header<B: Block32>() -> usize {
+pub(super) const fn header<B: Block32>() -> usize {
     B::FACTORS * B::FACTOR_BYTES
 }
 
@@ -154,7 +154,7 @@ pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{Kernel, decode_nibbles, product, signed_dots, unsigned_dots};
+pub(super) use avx2::{Kernel, add, decode_nibbles, factors, product, signed_dots};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -169,11 +169,27 @@ mod avx2 {
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {
+        /// What [`Kernel::words`] have more than what they stand for.
+        const BIAS: i16;
+        /// How many of their words a 16-bit sum takes: see [`unsigned_dots`].
+        const WORDS: usize;
+
+        /// Unsigned codes, one vector for each word.
+        ///
+        /// # Safety
+        /// The processor has AVX2; `body` is readable for a panel block's body.
+        unsafe fn words(body: *const u8) -> [__m256i; 8];
+
         /// Exact sums of `w * q` per row, one vector for each column.
         ///
         /// # Safety
         /// The processor has AVX2; `body` is readable for a panel block's body, each of `acts` for an activation block.
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N];
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
+            // SAFETY: the caller's promise.
+            unsafe { unsigned_dots::<Self, N>(Self::words(body), acts) }
+        }
 
         /// A factor of eight rows.
         ///
@@ -181,14 +197,13 @@ mod avx2 {
         /// The processor has AVX2 and F16C; `p` is readable for the factors.
         #[inline]
         #[target_feature(enable = "avx2,f16c")]
-        unsafe fn factors(p: *const u8) -> __m256 {
+        unsafe fn factor_of_rows(p: *const u8) -> __m256 {
             // SAFETY: the caller's promise.
             unsafe { halves(p) }
         }
     }
 
-    /// [`Kernel::dots`] for unsigned codes below 32 that stand for `code - BIAS`, given as eight words, each for all rows;
-    /// a 16-bit sum takes `WORDS` of them.
+    /// [`Kernel::dots`] for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
     ///
     /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
     /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
@@ -200,24 +215,24 @@ mod avx2 {
     /// Each of `acts` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn unsigned_dots<const BIAS: i16, const WORDS: usize, const N: usize>(
+    unsafe fn unsigned_dots<B: Kernel + ?Sized, const N: usize>(
         codes: [__m256i; 8],
         acts: &[*const u8; N],
     ) -> [__m256i; N] {
-        const { assert!(WORDS == 8 || (WORDS == 4 && BIAS == 0), "the pair sums are of eight words") };
+        const { assert!(B::WORDS == 8 || (B::WORDS == 4 && B::BIAS == 0), "the pair sums are of eight words") };
         let mut dots = [_mm256_setzero_si256(); N];
         for (dot, act) in dots.iter_mut().zip(acts) {
             // SAFETY: all offsets lie within the activation block.
             unsafe {
-                let start = if BIAS == 0 {
+                let start = if B::BIAS == 0 {
                     _mm256_setzero_si256()
                 } else {
-                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(BIAS))
+                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(B::BIAS))
                 };
-                for (part, codes) in codes.as_chunks::<WORDS>().0.iter().enumerate() {
+                for (part, codes) in codes.chunks_exact(B::WORDS).enumerate() {
                     let mut sum = start;
                     for (i, &w) in codes.iter().enumerate() {
-                        let q = dword(act.add(4 * (WORDS * part + i)));
+                        let q = dword(act.add(4 * (B::WORDS * part + i)));
                         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, q));
                     }
                     *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
@@ -284,6 +299,42 @@ mod avx2 {
         unsafe { by_columns!(acts, tile[B](panel.as_ptr(), count, acts, out)) }
     }
 
+    /// d of eight rows, and m if there is one.
+    ///
+    /// # Safety
+    /// `p` is readable for a panel block's factors.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub(in crate::quant) unsafe fn factors<B: Kernel>(p: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let d = B::factor_of_rows(p);
+            [d, if B::FACTORS == 2 { B::factor_of_rows(p.add(PANEL * B::FACTOR_BYTES)) } else { d }]
+        }
+    }
+
+    /// Adds a block's value: the float step.
+    ///
+    /// # Safety
+    /// `act` is readable for an activation block.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub(in crate::quant) unsafe fn add<B: Kernel>(
+        sum: __m256,
+        dot: __m256i,
+        [d, m]: [__m256; 2],
+        act: *const u8,
+    ) -> __m256 {
+        let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), d);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if B::FACTORS == 2 {
+                value = _mm256_fmadd_ps(m, single(act.add(Q8X32_SUM)), value);
+            }
+            _mm256_fmadd_ps(value, single(act.add(Q8X32_D)), sum)
+        }
+    }
+
     /// # Safety
     /// The features; `p` is a panel of `count` blocks, so is each of the N `acts`; N results.
     #[inline(never)]
@@ -311,15 +362,10 @@ mod avx2 {
                 if bytes > 192 {
                     prefetch(p.wrapping_add(192), 64);
                 }
-                let d = B::factors(p);
+                let factors = factors::<B>(p);
                 let dots = B::dots(p.add(PANEL * header::<B>()), &x);
                 for ((x, dot), sum) in x.iter_mut().zip(dots).zip(&mut sums) {
-                    let mut value = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), d);
-                    if B::FACTORS == 2 {
-                        let m = B::factors(p.add(PANEL * B::FACTOR_BYTES));
-                        value = _mm256_fmadd_ps(m, single(x.add(Q8X32_SUM)), value);
-                    }
-                    *sum = _mm256_fmadd_ps(value, single(x.add(Q8X32_D)), *sum);
+                    *sum = add::<B>(*sum, dot, factors, *x);
                     *x = x.add(Q8X32_BYTES);
                 }
             }

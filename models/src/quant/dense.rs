@@ -19,6 +19,10 @@ pub(super) const F32: Format = Format {
     avx2: avx2::product::<Single>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 pub(super) const F16: Format = Format {
@@ -36,6 +40,10 @@ pub(super) const F16: Format = Format {
     avx2: avx2::product::<Half>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 pub(super) const BF16: Format = Format {
@@ -53,6 +61,10 @@ pub(super) const BF16: Format = Format {
     avx2: avx2::product::<Brain>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 /// A kind of value.

@@ -3,6 +3,8 @@
 //! Panel block, 144 bytes: d of eight rows; 4 vectors, word 2v low, 2v + 1 high.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType};
 
 pub(super) const FORMAT: Format = Format {
@@ -20,6 +22,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Iq4Nl>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Iq4Nl>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);
@@ -75,6 +81,21 @@ mod avx2 {
     }
 
     impl block32::Kernel for Iq4Nl {
+        const BIAS: i16 = 128;
+        const WORDS: usize = 1;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
+            let sign = _mm256_set1_epi8(-128);
+            let mut codes = [sign; 8];
+            for (v, codes) in codes.as_chunks_mut().0.iter_mut().enumerate() {
+                // SAFETY: the caller's promise: four vectors.
+                *codes = unsafe { decode(body.add(32 * v)) }.map(|w| _mm256_xor_si256(w, sign));
+            }
+            codes
+        }
+
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {

@@ -9,6 +9,8 @@
 
 use super::block256::{self, Block256, Fields, place};
 use super::{ActKind, Format, GgmlType, PANEL, block32, iq4_nl};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::IQ4_XS,
@@ -25,6 +27,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block256::product::<Iq4Xs>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Iq4Xs>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: Some(wide::product::<Iq4Xs, vnni::Vnni>),
 };
 
 /// Where a file block's scales and codes lie.

@@ -35,6 +35,8 @@ mod q8_0;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
+mod vnni;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 pub use act::{act_bytes, encode};
@@ -86,16 +88,35 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 with VNNI, on vectors of 256 bits; what has no product of its own uses AVX2's.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
+    /// Every set, the fastest last.
+    pub const ALL: &[Self] = &[
+        Self::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+    ];
+
+    /// Whether this processor has it.
+    pub fn available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => vnni::available(),
+        }
+    }
+
     /// The fastest this processor has.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if avx2::available() {
-            return Self::Avx2;
-        }
-        Self::Scalar
+        Self::ALL.iter().rev().copied().find(|isa| isa.available()).unwrap_or(Self::Scalar)
     }
 }
 
@@ -145,6 +166,12 @@ pub struct Format {
     /// The same bits with AVX2 for two panels and many columns, where that is faster than groups of eight.
     #[cfg(target_arch = "x86_64")]
     pub avx2_wide: Option<WideProduct>,
+    /// The same bits with AVX-512 VNNI, where there is such a product.
+    #[cfg(target_arch = "x86_64")]
+    pub avx512: Option<PanelProduct>,
+    /// The same bits with AVX-512 VNNI for two panels and many columns.
+    #[cfg(target_arch = "x86_64")]
+    pub avx512_wide: Option<WideProduct>,
 }
 
 /// Every format, in the order of [`GgmlType`].
@@ -244,6 +271,8 @@ impl Format {
             Isa::Scalar => self.scalar,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => self.avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => self.avx512.unwrap_or(self.avx2),
         }
     }
 
@@ -253,6 +282,8 @@ impl Format {
             Isa::Scalar => None,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => self.avx2_wide,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => self.avx512_wide.or(self.avx2_wide),
         }
     }
 

@@ -7,6 +7,8 @@
 //! Panel block, 136 bytes: e of eight rows; 4 vectors, word 2v low, 2v + 1 high.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType};
 
 pub(super) const FORMAT: Format = Format {
@@ -24,6 +26,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Mxfp4>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Mxfp4>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 1 + FORMAT.block / 2);
@@ -83,20 +89,20 @@ mod avx2 {
     };
 
     impl block32::Kernel for Mxfp4 {
+        const BIAS: i16 = BIAS;
+        const WORDS: usize = 8;
+
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
             let values = table(&BIASED);
-            // SAFETY: the caller's promise: four vectors, and the columns.
-            unsafe {
-                let codes = block32::decode_nibbles(body).map(|code| _mm256_shuffle_epi8(values, code));
-                block32::unsigned_dots::<BIAS, 8, N>(codes, acts)
-            }
+            // SAFETY: the caller's promise.
+            unsafe { block32::decode_nibbles(body) }.map(|code| _mm256_shuffle_epi8(values, code))
         }
 
         #[inline]
         #[target_feature(enable = "avx2,f16c")]
-        unsafe fn factors(p: *const u8) -> __m256 {
+        unsafe fn factor_of_rows(p: *const u8) -> __m256 {
             // SAFETY: the caller's promise: eight bytes; the load may be unaligned.
             let e = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.cast()) });
             let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));

@@ -6,6 +6,8 @@
 //! sub-block one vector with row r at bytes 4r..4r+4: words 0-3 from the lowest bits up.
 
 use super::block256::{self, Block256, Fields, place};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType, PANEL, put_word, word};
 
 pub(super) const FORMAT: Format = Format {
@@ -23,6 +25,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block256::product::<Q2K>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Q2K>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 /// Where a file block's codes, d and dmin lie.

@@ -8,9 +8,9 @@
 //! from the lowest bits up.
 
 use super::block256::{self, Block256, Fields, panel_sixes, put_panel_sixes};
-#[cfg(target_arch = "x86_64")]
-use super::wide;
 use super::{ActKind, Format, GgmlType, PANEL, put_word, q2_k, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q3_K,
@@ -26,7 +26,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q3K>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: Some(wide::product::<Q3K>),
+    avx2_wide: Some(wide::product::<Q3K, wide::Avx2>),
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Q3K>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: Some(wide::product::<Q3K, vnni::Vnni>),
 };
 
 /// Where a file block's low bits, scales and d lie.

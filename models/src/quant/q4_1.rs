@@ -3,6 +3,8 @@
 //! Panel block, 160 bytes: d of eight rows; m of eight rows; 4 vectors, word 2v low, 2v + 1 high.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType};
 
 pub(super) const FORMAT: Format = Format {
@@ -20,6 +22,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Q4_1>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Q4_1>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 4 + FORMAT.block / 2);
@@ -54,11 +60,14 @@ mod avx2 {
     use super::*;
 
     impl block32::Kernel for Q4_1 {
+        const BIAS: i16 = 0;
+        const WORDS: usize = 8;
+
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
-            // SAFETY: the caller's promise: four vectors, and the columns.
-            unsafe { block32::unsigned_dots::<0, 8, N>(block32::decode_nibbles(body), acts) }
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
+            // SAFETY: the caller's promise.
+            unsafe { block32::decode_nibbles(body) }
         }
     }
 }

@@ -7,9 +7,9 @@
 //! word 2v + 1 high, row r at bytes 4r..4r+4. Scales 0-7 and mins 0-7 are sixteen 6-bit values ([`panel_sixes`]).
 
 use super::block256::{self, Block256, Fields, panel_sixes, put_panel_sixes};
-#[cfg(target_arch = "x86_64")]
-use super::wide;
 use super::{ActKind, Format, GgmlType, PANEL, put_word, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q4_K,
@@ -25,7 +25,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q4K>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: Some(wide::product::<Q4K>),
+    avx2_wide: Some(wide::product::<Q4K, wide::Avx2>),
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Q4K>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: Some(wide::product::<Q4K, vnni::Vnni>),
 };
 
 /// Where a file block's codes start, after the factors that Q5_K has too.

@@ -5,6 +5,8 @@
 //! bits, bit i of a byte for its place in word i.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType, put_word, word};
 
 pub(super) const FORMAT: Format = Format {
@@ -22,6 +24,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Q5_0>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Q5_0>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + 4 + FORMAT.block / 2);
@@ -134,11 +140,14 @@ mod avx2 {
     }
 
     impl block32::Kernel for Q5_0 {
+        const BIAS: i16 = 16;
+        const WORDS: usize = 8;
+
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
-            // SAFETY: the caller's promise: five vectors, and the columns.
-            unsafe { block32::unsigned_dots::<16, 8, N>(decode(body), acts) }
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
+            // SAFETY: the caller's promise.
+            unsafe { decode(body) }
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Panel block, 192 bytes: d of eight rows; m of eight rows; 5 vectors as in Q5_0.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType, q5_0};
 
 pub(super) const FORMAT: Format = Format {
@@ -20,6 +22,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Q5_1>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Q5_1>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 4 + 4 + FORMAT.block / 2);
@@ -54,11 +60,14 @@ mod avx2 {
     use super::*;
 
     impl block32::Kernel for Q5_1 {
+        const BIAS: i16 = 0;
+        const WORDS: usize = 4;
+
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
-            // SAFETY: the caller's promise: five vectors, and the columns.
-            unsafe { block32::unsigned_dots::<0, 4, N>(q5_0::decode(body), acts) }
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
+            // SAFETY: the caller's promise.
+            unsafe { q5_0::decode(body) }
         }
     }
 }

@@ -7,9 +7,9 @@
 //! fifth bits, bit i of a byte for its place in word i; low bits, word 2v low, 2v + 1 high.
 
 use super::block256::{self, Block256, Fields};
-#[cfg(target_arch = "x86_64")]
-use super::wide;
 use super::{ActKind, Format, GgmlType, PANEL, put_word, q4_k, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q5_K,
@@ -25,7 +25,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q5K>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: Some(wide::product::<Q5K>),
+    avx2_wide: Some(wide::product::<Q5K, wide::Avx2>),
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Q5K>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: Some(wide::product::<Q5K, vnni::Vnni>),
 };
 
 /// Where a file block's fifth and low bits lie.

@@ -8,9 +8,9 @@
 //! of words 0-3 from the lowest bits up.
 
 use super::block256::{self, Block256, Fields, place};
-#[cfg(target_arch = "x86_64")]
-use super::wide;
 use super::{ActKind, Format, GgmlType, PANEL, put_word, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q6_K,
@@ -26,7 +26,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q6K>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: Some(wide::product::<Q6K>),
+    avx2_wide: Some(wide::product::<Q6K, wide::Avx2>),
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product256::<Q6K>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: Some(wide::product::<Q6K, vnni::Vnni>),
 };
 
 /// Where a file block's upper bits, scales and d lie.

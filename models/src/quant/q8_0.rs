@@ -3,6 +3,8 @@
 //! Panel block, 272 bytes: d of eight rows; 8 vectors, one for each word.
 
 use super::block32::{self, Block32};
+#[cfg(target_arch = "x86_64")]
+use super::vnni;
 use super::{ActKind, Format, GgmlType, put_word, word};
 
 pub(super) const FORMAT: Format = Format {
@@ -20,6 +22,10 @@ pub(super) const FORMAT: Format = Format {
     avx2: block32::product::<Q8_0>,
     #[cfg(target_arch = "x86_64")]
     avx2_wide: None,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Some(vnni::product32::<Q8_0>),
+    #[cfg(target_arch = "x86_64")]
+    avx512_wide: None,
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block);
@@ -53,12 +59,24 @@ impl Block32 for Q8_0 {
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
 mod avx2 {
-    use std::arch::x86_64::__m256i;
+    use std::arch::x86_64::*;
 
     use super::*;
     use crate::quant::avx2::load;
 
     impl block32::Kernel for Q8_0 {
+        const BIAS: i16 = 128;
+        const WORDS: usize = 1;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn words(body: *const u8) -> [__m256i; 8] {
+            let sign = _mm256_set1_epi8(-128);
+            // SAFETY: the caller's promise.
+            unsafe { [0, 1, 2, 3, 4, 5, 6, 7].map(|i| load(body.add(32 * i))) }
+                .map(|w| _mm256_xor_si256(w, sign))
+        }
+
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {

@@ -11,14 +11,11 @@ const WIDTHS: [usize; 8] = [1, 7, 33, 32, 64, 256, 576, 2048];
 const EPS: f64 = 5.960_464_477_539_063e-8;
 
 fn isas() -> Vec<Isa> {
-    match Isa::detect() {
-        Isa::Scalar => {
-            eprintln!("no SIMD on this processor: only the scalar products are tested");
-            vec![Isa::Scalar]
-        }
-        #[cfg(target_arch = "x86_64")]
-        best => vec![Isa::Scalar, best],
+    let (has, lacks): (Vec<_>, Vec<_>) = Isa::ALL.iter().partition(|isa| isa.available());
+    if !lacks.is_empty() {
+        eprintln!("SKIPPED: this processor lacks {lacks:?}");
     }
+    has
 }
 
 /// Values of IQ4's codes.

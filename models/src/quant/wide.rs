@@ -4,7 +4,7 @@
 //! a broadcast of activations serves two panels, and twelve sums fill the registers. The results between blocks are
 //! kept in `out`. Bits are those of the panel product: the same integers, the same float step ([`Kernel::block_value`]).
 //!
-//! Signed codes have none: their four operations a word and column leave decoding too small a part to save. Nor has Q2_K,
+//! With AVX2 signed codes have none: their four operations a word and column leave decoding too small a part to save. Nor has Q2_K,
 //! whose codes decode at once, while its sixteen mins a row do not stay in registers.
 
 #![expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -20,23 +20,39 @@ use super::block256::{Kernel, Rest, Sums};
 const COLUMNS: usize = 6;
 
 /// One block of two panels.
-struct Decoded {
+pub(super) struct Decoded {
     /// For each word of the block both panels' vectors.
-    codes: [[__m256i; 2]; 64],
+    pub(super) codes: [[__m256i; 2]; 64],
     /// [`Kernel::scales`] of each sub-block of 16.
-    scales: [[__m256i; 2]; 16],
+    pub(super) scales: [[__m256i; 2]; 16],
     /// Factors of the float step.
     rest: [Rest; 2],
 }
 
-pub(super) fn product<K: Kernel>(
+/// How decoded weights meet up to six columns.
+pub(super) trait Tile {
+    /// Whether this processor can run it.
+    fn available() -> bool;
+
+    /// Adds the products of block b of the columns to `out`.
+    ///
+    /// # Safety
+    /// The processor can run it; the N columns have a block b; N results.
+    unsafe fn tile<K: Kernel, const N: usize>(
+        w: &Decoded,
+        acts: &[&[u8]],
+        b: usize,
+        out: &mut [[[f32; PANEL]; 2]],
+    );
+}
+
+pub(super) fn product<K: Kernel, T: Tile>(
     panels: [&[u8]; 2],
     cols: usize,
     acts: &[&[u8]],
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    const { assert!(!matches!(K::SUMS, Sums::Word)) };
-    assert!(available(), "no AVX2 on this processor");
+    assert!(available() && T::available(), "this processor lacks the instructions");
     assert!(acts.len() == out.len(), "one result per column");
     let count = cols / K::FORMAT.block;
     for panel in panels {
@@ -45,11 +61,11 @@ pub(super) fn product<K: Kernel>(
     assert!(acts.iter().all(|a| a.len() == count * Q8X256_BYTES), "encoded columns have the row's length");
     out.fill([[0.0; PANEL]; 2]);
     // SAFETY: the processor has the features, and the lengths are asserted.
-    unsafe { blocks::<K>(panels.map(<[u8]>::as_ptr), count, acts, out) }
+    unsafe { blocks::<K, T>(panels.map(<[u8]>::as_ptr), count, acts, out) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<K: Kernel>(
+unsafe fn blocks<K: Kernel, T: Tile>(
     panels: [*const u8; 2],
     count: usize,
     acts: &[&[u8]],
@@ -68,12 +84,12 @@ unsafe fn blocks<K: Kernel>(
                 let range = acts.len() * g / groups..acts.len() * (g + 1) / groups;
                 let (acts, out) = (&acts[range.clone()], &mut out[range]);
                 match acts.len() {
-                    1 => tile::<K, 1>(&decoded, acts, b, out),
-                    2 => tile::<K, 2>(&decoded, acts, b, out),
-                    3 => tile::<K, 3>(&decoded, acts, b, out),
-                    4 => tile::<K, 4>(&decoded, acts, b, out),
-                    5 => tile::<K, 5>(&decoded, acts, b, out),
-                    _ => tile::<K, 6>(&decoded, acts, b, out),
+                    1 => T::tile::<K, 1>(&decoded, acts, b, out),
+                    2 => T::tile::<K, 2>(&decoded, acts, b, out),
+                    3 => T::tile::<K, 3>(&decoded, acts, b, out),
+                    4 => T::tile::<K, 4>(&decoded, acts, b, out),
+                    5 => T::tile::<K, 5>(&decoded, acts, b, out),
+                    _ => T::tile::<K, 6>(&decoded, acts, b, out),
                 }
             }
         }
@@ -106,54 +122,92 @@ unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
     }
 }
 
+/// Where block b of each of N columns lies.
+///
 /// # Safety
-/// The features; the N columns have a block b.
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<K: Kernel, const N: usize>(
-    w: &Decoded,
-    acts: &[&[u8]],
-    b: usize,
-    out: &mut [[[f32; PANEL]; 2]],
-) {
-    let words = if K::SUMS == Sums::Run { 8 } else { 4 };
+/// The N columns have a block b.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn columns<const N: usize>(acts: &[&[u8]], b: usize) -> [*const u8; N] {
     let mut x = [std::ptr::null(); N];
     for (x, act) in x.iter_mut().zip(acts) {
         // SAFETY: the caller's promise.
         *x = unsafe { act.as_ptr().add(b * Q8X256_BYTES) };
     }
-    let mut isums = [[_mm256_setzero_si256(); 2]; N];
-    // SAFETY: all offsets lie within an activation block.
-    unsafe {
-        for part in 0..64 / words {
-            let mut sums = [[_mm256_setzero_si256(); 2]; N];
-            if K::SUMS == Sums::Biased {
-                for (x, sums) in x.iter().zip(&mut sums) {
-                    *sums = [dword(x.add(Q8X256_PAIRS + 4 * part)); 2];
-                }
-            }
-            for i in 0..words {
-                let word = words * part + i;
-                let [w0, w1] = w.codes[word];
-                for (x, [sum0, sum1]) in x.iter().zip(&mut sums) {
-                    let q = dword(x.add(4 * word));
-                    *sum0 = _mm256_add_epi16(*sum0, _mm256_maddubs_epi16(w0, q));
-                    *sum1 = _mm256_add_epi16(*sum1, _mm256_maddubs_epi16(w1, q));
-                }
-            }
-            let [s0, s1] = w.scales[part * words / 4];
-            for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
-                *isum0 = _mm256_add_epi32(*isum0, _mm256_madd_epi16(sum0, s0));
-                *isum1 = _mm256_add_epi32(*isum1, _mm256_madd_epi16(sum1, s1));
-            }
-        }
-        for ((x, isums), out) in x.iter().zip(isums).zip(out) {
+    x
+}
+
+/// Adds the block's values, times the activations' d, to `out`.
+///
+/// # Safety
+/// AVX2 and FMA; `acts` are activation blocks; N results.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn finish<K: Kernel, const N: usize>(
+    w: &Decoded,
+    acts: [*const u8; N],
+    isums: [[__m256i; 2]; N],
+    out: &mut [[[f32; PANEL]; 2]],
+) {
+    for ((x, isums), out) in acts.into_iter().zip(isums).zip(out) {
+        // SAFETY: the caller's promise; results are eight values, loads and stores may be unaligned.
+        unsafe {
             let d = single(x.add(Q8X256_D));
             for ((isum, rest), out) in isums.iter().zip(&w.rest).zip(out) {
                 let total = _mm256_loadu_ps(out.as_ptr());
-                let total = _mm256_fmadd_ps(K::block_value(*isum, rest, *x), d, total);
+                let total = _mm256_fmadd_ps(K::block_value(*isum, rest, x), d, total);
                 _mm256_storeu_ps(out.as_mut_ptr(), total);
             }
+        }
+    }
+}
+
+/// The tile with AVX2, for unsigned codes.
+pub(super) struct Avx2;
+
+impl Tile for Avx2 {
+    fn available() -> bool {
+        available()
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<K: Kernel, const N: usize>(
+        w: &Decoded,
+        acts: &[&[u8]],
+        b: usize,
+        out: &mut [[[f32; PANEL]; 2]],
+    ) {
+        const { assert!(!matches!(K::SUMS, Sums::Word)) };
+        let words = if K::SUMS == Sums::Run { 8 } else { 4 };
+        // SAFETY: the caller's promise.
+        let acts = unsafe { columns::<N>(acts, b) };
+        let mut isums = [[_mm256_setzero_si256(); 2]; N];
+        // SAFETY: all offsets lie within an activation block.
+        unsafe {
+            for part in 0..64 / words {
+                let mut sums = [[_mm256_setzero_si256(); 2]; N];
+                if K::SUMS == Sums::Biased {
+                    for (x, sums) in acts.iter().zip(&mut sums) {
+                        *sums = [dword(x.add(Q8X256_PAIRS + 4 * part)); 2];
+                    }
+                }
+                for i in 0..words {
+                    let word = words * part + i;
+                    let [w0, w1] = w.codes[word];
+                    for (x, [sum0, sum1]) in acts.iter().zip(&mut sums) {
+                        let q = dword(x.add(4 * word));
+                        *sum0 = _mm256_add_epi16(*sum0, _mm256_maddubs_epi16(w0, q));
+                        *sum1 = _mm256_add_epi16(*sum1, _mm256_maddubs_epi16(w1, q));
+                    }
+                }
+                let [s0, s1] = w.scales[part * words / 4];
+                for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
+                    *isum0 = _mm256_add_epi32(*isum0, _mm256_madd_epi16(sum0, s0));
+                    *isum1 = _mm256_add_epi32(*isum1, _mm256_madd_epi16(sum1, s1));
+                }
+            }
+            finish::<K, N>(w, acts, isums, out);
         }
     }
 }
