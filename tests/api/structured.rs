@@ -68,7 +68,8 @@ async fn answers_follow_their_schema_streamed_or_not() {
 async fn every_kind_is_followed_by_both_endpoints() {
     let server = Server::new().await;
     for seed in 0..4 {
-        let fits: [(Value, &dyn Fn(&str) -> bool); 5] = [
+        type Fits<'a> = &'a dyn Fn(&str) -> bool;
+        let fits: [(Value, Fits<'_>); 5] = [
             (json!({"json": person()}), &is_person),
             (json!({"json": person().to_string()}), &is_person),
             (json!({"regex": "^(ab|cd){2,4}$"}), &|text| {
