@@ -18,10 +18,11 @@ use crate::error::ApiError;
 use crate::settings::Caller;
 
 /// For probes, collectors and browsers, which have no keys; as in vLLM. The last ones are the same on every server.
-const OPEN: &[&str] = &["/livez", "/readyz", "/health", "/metrics", "/version", "/openapi.json", "/docs"];
+const OPEN: &[&str] =
+    &["/livez", "/readyz", "/health", "/metrics", "/version", "/openapi.json", "/docs", "/"];
 
-/// What the page is made of.
-const OPEN_BELOW: &str = "/docs/";
+/// What pages are made of.
+const OPEN_BELOW: &[&str] = &["/docs/", "/page/"];
 
 /// The keys that let in; without any, everyone is let in.
 #[derive(Clone, Default)]
@@ -77,7 +78,7 @@ impl Keys {
 /// the log gets the key's name.
 pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if keys.0.is_empty() || OPEN.contains(&path) || path.starts_with(OPEN_BELOW) {
+    if keys.0.is_empty() || OPEN.contains(&path) || OPEN_BELOW.iter().any(|folder| path.starts_with(folder)) {
         return next.run(request).await;
     }
     match keys.check(request.headers()) {

@@ -47,6 +47,7 @@ fn endpoints() -> OpenApiRouter<State> {
         .merge(routes::version::route())
         .merge(routes::metrics::route())
         .merge(routes::docs::route())
+        .merge(routes::page::route())
 }
 
 /// The API's description.

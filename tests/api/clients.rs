@@ -18,10 +18,10 @@ use crate::harness::{Server, Setup, user};
 /// What `run.sh` exits with if there is no client to run.
 const NOT_TESTED: i32 = 77;
 
-const KEY: &str = "sk-test";
+pub(crate) const KEY: &str = "sk-test";
 
 /// A client at work.
-struct Client {
+pub(crate) struct Client {
     /// What it prints, line by line.
     lines: mpsc::UnboundedReceiver<String>,
     /// Its exit code and its errors.
@@ -29,7 +29,7 @@ struct Client {
 }
 
 impl Client {
-    fn start(name: &str, url: &str, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(name: &str, url: &str, environment: &[(&str, &str)]) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/run.sh");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients").join(name);
         let mut command = Command::new(script);
@@ -50,7 +50,7 @@ impl Client {
     }
 
     /// Sees a client through; whether there was one.
-    async fn finish(mut self, mut on_line: impl AsyncFnMut(&str)) -> bool {
+    pub(crate) async fn finish(mut self, mut on_line: impl AsyncFnMut(&str)) -> bool {
         let mut text = String::new();
         while let Some(line) = self.lines.recv().await {
             on_line(&line).await;

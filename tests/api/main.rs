@@ -12,6 +12,7 @@ mod harness;
 mod lifecycle;
 mod log;
 mod model;
+mod page;
 mod refusals;
 mod streaming;
 mod structured;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a client of a pinned version against a running server: run.sh CLIENT URL [API-KEY]
-# CLIENT is openai, node, langchain or schemathesis. It lives in an environment that is thrown away, unless
+# CLIENT is openai, node, langchain, schemathesis or page (in Chromium). It lives in an environment that is thrown away, unless
 # CLIENT_ENVIRONMENT names a folder to keep it in.
 set -euo pipefail
 client=${1:?usage: run.sh CLIENT URL [API-KEY]}
@@ -12,6 +12,7 @@ case $client in
     openai) package=openai==3.54.0 ;;
     node) package=openai@6.49.0 ;;
     langchain) package=langchain-openai==1.7.4 ;;
+    page) package=playwright-core@1.64.1 ;;
     schemathesis) package=schemathesis==4.32.5 ;;
     *)
         echo "no such client: $client" >&2
@@ -47,17 +48,22 @@ with_npm() {
     npm install --silent --no-audit --no-fund --prefix "$environment" "$package" >&2 || missing "npm failed"
 }
 
+if [ "$client" = page ]; then
+    command -v chromium >/dev/null || missing "there is no chromium to drive"
+fi
+
 # What is there is there in this version, without asking a registry again.
 if [ "$(cat "$environment/installed" 2>/dev/null)" != "$package" ]; then
-    if [ "$client" = node ]; then with_npm; else with_pip; fi
+    case $client in node | page) with_npm ;; *) with_pip ;; esac
     echo "$package" >"$environment/installed"
 fi
 
 case $client in
-    node)
+    node | page)
         # Modules are looked for beside the script.
-        cp "$here/test_openai.mjs" "$environment/"
-        node "$environment/test_openai.mjs" "$@"
+        if [ "$client" = node ]; then script=test_openai.mjs; else script=test_page.mjs; fi
+        cp "$here/$script" "$environment/"
+        node "$environment/$script" "$@"
         ;;
     schemathesis)
         # In the environment, so that it leaves its files there.

@@ -9,6 +9,7 @@ pub mod docs;
 pub mod health;
 pub mod metrics;
 pub mod models;
+pub mod page;
 pub mod tokenize;
 pub mod version;
 
