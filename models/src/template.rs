@@ -3,8 +3,9 @@
 //! Law: whatever messages contain, the control tokens in a [`Rendered`] are those that the template wrote, and its
 //! text pieces hold the messages' own characters. See `guard` for how.
 //!
-//! A template comes with the model file, so it is bounded: in instructions, in output, in recursion. What it may
-//! hold in variables while it runs is not bounded beyond what those instructions can build.
+//! A template comes with the model file, so it is bounded: in instructions, in output, in recursion; and a panic of the
+//! engine is an error. What it may hold in variables while it runs, how deeply that is nested, and the time of one
+//! instruction are not bounded beyond what those instructions can build.
 
 mod clock;
 mod filters;
@@ -13,10 +14,11 @@ mod messages;
 
 use std::collections::HashSet;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, ErrorKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, Template};
 use serde_json::{Map, Value as Json};
 
 use self::guard::Guard;
@@ -85,6 +87,9 @@ pub enum TemplateError {
     /// It wrote too much.
     #[error("the chat template wrote more than {OUTPUT_BYTES_MAX} bytes")]
     TooLong,
+    /// It met a fault of the engine.
+    #[error("the chat template made the template engine fail")]
+    Engine,
     /// It failed, by its own fault or because these messages lack what it needs.
     #[error("line {line} of the chat template: {detail}")]
     Render {
@@ -186,7 +191,8 @@ impl ChatTemplate {
         environment.add_test("iterable", filters::is_iterable);
         environment.add_test("sequence", filters::is_sequence);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_template_owned(NAME, guard.mark_source(source)).map_err(|e| error(&e, &guard))?;
+        let source = guard.mark_source(source);
+        caught(|| environment.add_template_owned(NAME, source).map_err(|e| error(&e, &guard)))?;
         let mark = |text: Option<String>| text.map(|text| guard.mark(&text));
         Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), environment, guard })
     }
@@ -204,7 +210,8 @@ impl ChatTemplate {
     /// Names that the template reads and does not define: what may be given to [`ChatTemplate::render`].
     pub fn variables(&self) -> HashSet<String> {
         let template = self.environment.get_template(NAME);
-        template.map(|template| template.undeclared_variables(false)).unwrap_or_default()
+        let names = |template: Template<'_, '_>| caught(|| Ok(template.undeclared_variables(false))).ok();
+        template.ok().and_then(names).unwrap_or_default()
     }
 
     /// Renders a chat. As in transformers, `tools` and `documents` are none if not given.
@@ -249,10 +256,17 @@ impl ChatTemplate {
 
         let template = self.environment.get_template(NAME).map_err(|e| error(&e, &self.guard))?;
         let mut out = Limited(Vec::new());
-        template.render_captured_to(context, &mut out).map_err(|e| error(&e, &self.guard))?;
+        let rendering = || template.render_captured_to(context, &mut out).map_err(|e| error(&e, &self.guard));
+        caught(rendering)?;
         let text = String::from_utf8_lossy(&out.0);
         Ok(Rendered { pieces: self.guard.pieces(&text) })
     }
+}
+
+/// Runs the engine. It has faults, among them that of nothing in reverse, `''[::-1]`: those panics are errors.
+fn caught<T>(run: impl FnOnce() -> Result<T, TemplateError>) -> Result<T, TemplateError> {
+    // What a panic leaves behind is dropped, or is an environment without the template.
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(TemplateError::Engine))
 }
 
 /// A writer that refuses more than [`OUTPUT_BYTES_MAX`].

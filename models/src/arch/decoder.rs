@@ -188,10 +188,6 @@ pub(super) fn load<B: Backend + 'static>(
     let Hyper { vocab, hidden, layers, eps, scales, .. } = hyper;
     let tensors = Tensors::new(gguf);
     let factors = tensors.opt_floats("rope_freqs.weight")?;
-    let rotary = match &hyper.attention {
-        AttentionHyper::Heads(hyper) => hyper.rotary(plan, factors.as_deref())?,
-        AttentionHyper::Latent(hyper) => hyper.rotary(plan, factors.as_deref())?,
-    };
     let embedding = tensors.matrix("token_embd.weight", hidden, vocab)?;
     let head = match tensors.has("output.weight") {
         true => tensors.matrix("output.weight", hidden, vocab)?,
@@ -209,6 +205,11 @@ pub(super) fn load<B: Backend + 'static>(
         tensors.skip_block(skipped, layers - 1, &NEXTN);
     }
     tensors.all_used()?;
+    // Now that tensors have the heads' size: the metadata alone may claim any.
+    let rotary = match &hyper.attention {
+        AttentionHyper::Heads(hyper) => hyper.rotary(plan, factors.as_deref())?,
+        AttentionHyper::Latent(hyper) => hyper.rotary(plan, factors.as_deref())?,
+    };
     Ok(Box::new(Decoder { embedding, blocks, norm, head, rotary, eps, scales }))
 }
 

@@ -7,7 +7,7 @@ use super::keys::Keys;
 use super::load::{Loader, take};
 use super::plan::{Heads as HeadsPlan, Norms, Plan};
 use super::rope::Rotation;
-use crate::backend::{AttendSpec, Backend, BackendError, Batch};
+use crate::backend::{AttendSpec, Backend, BackendError, Batch, Rope};
 use crate::step::GroupKind;
 
 /// Validated hyperparameters.
@@ -105,9 +105,8 @@ impl Hyper {
 
     /// How queries and keys are rotated.
     pub(super) fn rotary(&self, plan: &Plan, factors: Option<&[f32]>) -> Result<Rotary, LoadError> {
-        let mut rotation = self.rotation.clone();
-        factors.map(|f| rotation.divide(f)).transpose()?;
-        let rope = rotation.rope(plan.rope, 0, rotation.sharpness());
+        let (frequencies, scale) = (self.rotation.frequencies(factors)?, self.rotation.sharpness());
+        let rope = Rope { style: plan.rope, first: 0, frequencies, scale };
         Ok(Rotary { query: rope.clone(), key: rope })
     }
 }

@@ -13,7 +13,7 @@ use super::load::{Loader, take};
 use super::plan::Plan;
 use super::rope::Rotation;
 use super::{CacheShape, LoadError};
-use crate::backend::{AttendSpec, Backend, BackendError, Batch};
+use crate::backend::{AttendSpec, Backend, BackendError, Batch, Rope};
 use crate::gguf::TensorInfo;
 use crate::quant::{self, GgmlType};
 use crate::step::GroupKind;
@@ -64,7 +64,7 @@ impl Hyper {
             return Err(keys.not_honoured("rope.scaling.attn_factor", rotation.factor));
         }
         // Cos and sin stay as they are; what YaRN does to them elsewhere is here in the scale.
-        let sharpness = match rotation.yarn {
+        let sharpness = match rotation.yarn() {
             Some(ln) => 1.0 + f64::from(keys.positive("rope.scaling.yarn_log_multiplier")?) * ln,
             None => 1.0,
         };
@@ -114,9 +114,8 @@ impl Hyper {
 
     /// How queries and keys are rotated.
     pub(super) fn rotary(&self, plan: &Plan, factors: Option<&[f32]>) -> Result<Rotary, LoadError> {
-        let mut rotation = self.rotation.clone();
-        factors.map(|f| rotation.divide(f)).transpose()?;
-        let rope = |first| rotation.rope(plan.rope, first, 1.0);
+        let frequencies = self.rotation.frequencies(factors)?;
+        let rope = |first| Rope { style: plan.rope, first, frequencies: frequencies.clone(), scale: 1.0 };
         Ok(Rotary { query: rope(self.still), key: rope(self.rank) })
     }
 

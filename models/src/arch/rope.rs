@@ -2,29 +2,32 @@
 //!
 //! YaRN as llama.cpp computes it, which the goldens hold it to: fast pairs keep their frequency, slow ones are divided
 //! by the factor, between them a ramp whose ends are whole pairs.
+//!
+//! Metadata alone may claim heads of any size: there are frequencies only once tensors of that size have been loaded.
 
 use super::LoadError;
 use super::keys::Keys;
-use crate::backend::{Rope, RopeStyle};
 
 /// How positions turn the pairs of a head.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rotation {
-    /// Angle per position of each pair.
-    pub frequencies: Vec<f64>,
-    /// `ln` of YaRN's factor; None without YaRN.
-    pub yarn: Option<f64>,
+    /// Values of a head that are rotated, an even number.
+    dims: u32,
+    base: f64,
+    scaling: Scaling,
     /// `rope.scaling.attn_factor`: a factor on cos and sin beside YaRN's own.
     pub factor: f32,
 }
 
 /// What `rope.scaling.type` says.
+#[derive(Clone, Debug, PartialEq)]
 enum Scaling {
     /// Frequencies divided by this, which is 1 where there is no scaling.
     Linear(f64),
     Yarn(Yarn),
 }
 
+#[derive(Clone, Debug, PartialEq)]
 struct Yarn {
     factor: f64,
     /// Context before it was extended.
@@ -37,43 +40,38 @@ impl Rotation {
     /// Of `dims` values, an even number, of a model with a context of `context`.
     pub(super) fn read(keys: &Keys<'_>, dims: u32, context: u32) -> Result<Self, LoadError> {
         let base = f64::from(keys.opt_positive("rope.freq_base")?.unwrap_or(10_000.0));
-        let frequency = |i: u32| base.powf(-2.0 * f64::from(i) / f64::from(dims));
-        let mut frequencies: Vec<f64> = (0..dims / 2).map(frequency).collect();
-        let yarn = match scaling(keys, context)? {
-            Scaling::Linear(factor) => {
-                frequencies.iter_mut().for_each(|f| *f /= factor);
-                None
-            }
-            Scaling::Yarn(yarn) => {
-                yarn.stretch(&mut frequencies, base);
-                Some(yarn.factor.ln())
-            }
-        };
         let factor = keys.opt_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
-        Ok(Self { frequencies, yarn, factor })
+        Ok(Self { dims, base, scaling: scaling(keys, context)?, factor })
     }
 
-    /// Divides each frequency by a factor of `rope_freqs.weight`.
-    pub(super) fn divide(&mut self, factors: &[f32]) -> Result<(), LoadError> {
+    /// Angle per position of each pair, divided by the factors of `rope_freqs.weight` if there are any.
+    pub(super) fn frequencies(&self, factors: Option<&[f32]>) -> Result<Vec<f64>, LoadError> {
+        let pairs = self.dims / 2;
         let usable = |f: &f32| f.is_finite() && *f > 0.0;
-        if factors.len() != self.frequencies.len() || !factors.iter().all(usable) {
-            let why = format!("must hold {} positive factors", self.frequencies.len());
+        if factors.is_some_and(|f| f.len() != pairs as usize || !f.iter().all(usable)) {
+            let why = format!("must hold {pairs} positive factors");
             return Err(LoadError::BadTensor { tensor: "rope_freqs.weight".to_owned(), why });
         }
-        for (frequency, &factor) in self.frequencies.iter_mut().zip(factors) {
+        let frequency = |i: u32| self.base.powf(-2.0 * f64::from(i) / f64::from(self.dims));
+        let mut frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
+        match &self.scaling {
+            Scaling::Linear(factor) => frequencies.iter_mut().for_each(|f| *f /= factor),
+            Scaling::Yarn(yarn) => yarn.stretch(&mut frequencies, self.base),
+        }
+        for (frequency, &factor) in frequencies.iter_mut().zip(factors.unwrap_or_default()) {
             *frequency /= f64::from(factor);
         }
-        Ok(())
+        Ok(frequencies)
+    }
+
+    /// `ln` of YaRN's factor; None without YaRN.
+    pub(super) fn yarn(&self) -> Option<f64> {
+        if let Scaling::Yarn(yarn) = &self.scaling { Some(yarn.factor.ln()) } else { None }
     }
 
     /// YaRN's factor on cos and sin: what stretched attention needs to stay as sharp as it was.
     pub(super) fn sharpness(&self) -> f32 {
-        self.factor * self.yarn.map_or(1.0, |ln| (1.0 + 0.1 * ln) as f32)
-    }
-
-    /// For heads whose rotated values begin at `first`.
-    pub(super) fn rope(&self, style: RopeStyle, first: u32, scale: f32) -> Rope {
-        Rope { style, first, frequencies: self.frequencies.clone(), scale }
+        self.factor * self.yarn().map_or(1.0, |ln| (1.0 + 0.1 * ln) as f32)
     }
 }
 

@@ -313,6 +313,13 @@ fn tensors_are_refused_by_name() {
     }
 }
 
+/// Frequencies of heads that no tensor has would take gigabytes.
+#[test]
+fn tensors_are_checked_before_frequencies_are_computed() {
+    let claims = file("llama").set("embedding_length", Value::U32(1 << 31));
+    refused(&claims.tensor("rope_freqs.weight", &[3]), "tensor token_embd.weight is 8 x 10 x 1");
+}
+
 const YARN_16: [f64; 8] = [
     1.0,
     0.159_671_083_477_033_52,
@@ -324,10 +331,8 @@ const YARN_16: [f64; 8] = [
     3.696_835_800_971_321e-6,
 ];
 
-fn rotation(file: File, dims: u32, factors: Option<&[f32]>) -> Rotation {
-    let mut rotation = Rotation::read(&Keys::new(&file.build()).unwrap(), dims, 64).unwrap();
-    factors.map(|f| rotation.divide(f)).transpose().unwrap();
-    rotation
+fn rotation(file: File, dims: u32) -> Rotation {
+    Rotation::read(&Keys::new(&file.build()).unwrap(), dims, 64).unwrap()
 }
 
 fn close(found: &[f64], expected: &[f64]) {
@@ -339,10 +344,10 @@ fn close(found: &[f64], expected: &[f64]) {
 
 #[test]
 fn rotation_follows_its_keys() {
-    let close = |file: File, factors, expected: [f64; 2]| {
-        let rotation = rotation(file, 4, factors);
-        close(&rotation.frequencies, &expected);
-        assert_eq!((rotation.sharpness(), rotation.yarn), (1.0, None));
+    let close = |file: File, factors: Option<&[f32]>, expected: [f64; 2]| {
+        let rotation = rotation(file, 4);
+        close(&rotation.frequencies(factors).unwrap(), &expected);
+        assert_eq!((rotation.sharpness(), rotation.yarn()), (1.0, None));
     };
     let base = || file("llama").set("rope.freq_base", Value::F32(100.0));
     close(base(), None, [1.0, 0.1]);
@@ -364,19 +369,20 @@ fn yarn_keeps_fast_pairs_and_divides_slow_ones() {
             .set("rope.scaling.factor", Value::F32(8.0))
             .set("rope.scaling.original_context_length", Value::U32(256))
     };
-    let sixteen = rotation(yarn(), 16, None);
-    close(&sixteen.frequencies, &YARN_16);
-    assert_eq!((sixteen.yarn, sixteen.sharpness()), (Some(8f64.ln()), 1.207_944_2));
-    let stretched = rotation(yarn().set("rope.scaling.attn_factor", Value::F32(0.5)), 16, Some(&[2.0; 8]));
-    close(&stretched.frequencies, &YARN_16.map(|f| f / 2.0));
+    let sixteen = rotation(yarn(), 16);
+    let frequencies = |rotation: &Rotation| rotation.frequencies(None).unwrap();
+    close(&frequencies(&sixteen), &YARN_16);
+    assert_eq!((sixteen.yarn(), sixteen.sharpness()), (Some(8f64.ln()), 1.207_944_2));
+    let stretched = rotation(yarn().set("rope.scaling.attn_factor", Value::F32(0.5)), 16);
+    close(&stretched.frequencies(Some(&[2.0; 8])).unwrap(), &YARN_16.map(|f| f / 2.0));
     assert_eq!(stretched.sharpness(), 0.603_972_1);
     // Without an original context it is the model's own.
-    let own = rotation(yarn().unset("rope.scaling.original_context_length"), 16, None);
-    let told = rotation(yarn().set("rope.scaling.original_context_length", Value::U32(64)), 16, None);
-    assert_eq!(own, told);
-    assert_ne!(own, sixteen);
+    let own = rotation(yarn().unset("rope.scaling.original_context_length"), 16);
+    let told = rotation(yarn().set("rope.scaling.original_context_length", Value::U32(64)), 16);
+    assert_eq!(frequencies(&own), frequencies(&told));
+    assert_ne!(frequencies(&own), frequencies(&sixteen));
     let slower = yarn().set("rope.scaling.yarn_beta_slow", Value::F32(0.01));
-    assert_ne!(rotation(slower, 16, None), sixteen);
+    assert_ne!(frequencies(&rotation(slower, 16)), frequencies(&sixteen));
 }
 
 proptest! {

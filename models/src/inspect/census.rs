@@ -26,7 +26,7 @@ pub enum TensorKind {
 
 impl TensorKind {
     /// `blocks` run, if it is known how many.
-    fn of(name: &str, blocks: Option<u32>) -> Self {
+    pub(super) fn of(name: &str, blocks: Option<u32>) -> Self {
         let within = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
         let part = within.map_or(name, |(_, part)| part);
         let block = within.and_then(|(block, _)| block.parse::<u32>().ok());

@@ -232,7 +232,7 @@ pub fn inspect(gguf: &mut Gguf, options: &InspectOptions<'_>) -> Report {
     };
     let (name, license) = (text("general.name"), text("general.license"));
 
-    let mut problems = formats(gguf);
+    let mut problems = formats(gguf, blocks);
     let template = words(gguf, options.template, &mut problems);
     let shape = computes(gguf, &mut problems);
     let cache: Vec<CacheRow> = shape.iter().flat_map(|shape| &shape.cache).map(cache_row).collect();
@@ -261,10 +261,11 @@ pub fn inspect(gguf: &mut Gguf, options: &InspectOptions<'_>) -> Report {
     }
 }
 
-/// Formats that are not read, each once.
-fn formats(gguf: &Gguf) -> Vec<Problem> {
+/// Formats that are not read, each once; those of blocks that are skipped need not be.
+fn formats(gguf: &Gguf, blocks: Option<u32>) -> Vec<Problem> {
     let mut unknown: BTreeMap<u32, (usize, &TensorInfo)> = BTreeMap::new();
-    for tensor in gguf.tensors().iter().filter(|t| t.ty().is_none()) {
+    let loaded = |t: &&TensorInfo| TensorKind::of(&t.name, blocks) != TensorKind::NextTokens;
+    for tensor in gguf.tensors().iter().filter(|t| t.ty().is_none()).filter(loaded) {
         unknown.entry(tensor.type_id).or_insert((0, tensor)).0 += 1;
     }
     let problem = |(count, tensor): (usize, &TensorInfo)| Problem {

@@ -170,6 +170,17 @@ fn a_format_that_is_not_read_is_named_once() {
 }
 
 #[test]
+fn the_format_of_what_is_skipped_is_no_problem() {
+    let original = Gguf::from_bytes(bytes("glm4moe-F32")).unwrap();
+    let last = original.u32("glm4moe.block_count").unwrap() - 1;
+    assert_eq!(original.opt_u32("glm4moe.nextn_predict_layers").unwrap(), Some(1));
+    let of_block = |block: u32| retyped(bytes("glm4moe-F32"), &format!("blk.{block}.attn_q.weight"), 99);
+    let report = |block| report(of_block(block), 1 << 30);
+    assert_eq!(report(last).problems, []);
+    assert_eq!(messages(&report(last - 1), Part::Formats).len(), 1);
+}
+
+#[test]
 fn an_unknown_architecture_is_told_as_far_as_it_goes() {
     let keys = [("general.architecture", Value::String("unheard-of"))];
     let report = report(changed("llama-F32", &keys, &[]), 1 << 30);

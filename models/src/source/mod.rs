@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::bar::progress_bar;
 pub use self::default::{SourceFault, default_model, dense_model};
-pub use self::hub::{ChoiceError, Hub, HubError, HubRef, RefError};
+pub use self::hub::{ChoiceError, Hub, HubError, HubRef, RefError, wanted_files};
 pub use self::local::{LocalError, NotServable, servable};
 
 /// What is being done.

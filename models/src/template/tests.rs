@@ -156,6 +156,14 @@ fn a_template_ends_within_its_bounds() {
 }
 
 #[test]
+fn a_fault_of_the_engine_is_an_error() {
+    for source in ["{{ ''[::-1] }}", "{% for m in messages[1:][::-1] %}{{ m }}{% endfor %}"] {
+        assert_eq!(render(source, &[user("a")]), Err(TemplateError::Engine), "{source}");
+        assert_eq!(TemplateError::Engine.to_string(), "the chat template made the template engine fail");
+    }
+}
+
+#[test]
 fn a_model_without_template_says_so() {
     let gguf = Gguf::from_bytes(crate::gguf::GgufWriter::new().start(Vec::new()).unwrap().finish()).unwrap();
     let error = ChatTemplate::from_gguf(&gguf, tokens()).unwrap_err();

@@ -125,6 +125,7 @@ fn usage(usage: &Value) -> Option<Usage> {
 pub(super) fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error")?;
     let message = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
+    let message = message.filter(|message| !message.trim().is_empty());
     (!error.is_null()).then(|| message.unwrap_or("the server reported an error").to_owned())
 }
 
@@ -203,7 +204,9 @@ mod tests {
         let error = |data: &str| Delta::parse(data).unwrap_err().to_string();
         assert_eq!(error(r#"{"error": {"message": "too long", "code": "x"}}"#), "too long");
         assert_eq!(error(r#"{"error": "plain"}"#), "plain");
-        assert_eq!(error(r#"{"error": {}}"#), "the server reported an error");
+        for without in [r#"{"error": {}}"#, r#"{"error": {"message": ""}}"#, r#"{"error": " "}"#] {
+            assert_eq!(error(without), "the server reported an error");
+        }
         assert_eq!(error("{"), "the server sent an event that is not JSON");
         assert!(Delta::parse(r#"{"error": null}"#).is_ok());
     }

@@ -25,7 +25,7 @@ use self::cache::Cache;
 pub use self::choose::ChoiceError;
 use self::client::{Client, Limits};
 pub use self::error::HubError;
-use self::listing::Remote;
+use self::listing::{Listing, Remote};
 use self::reference::Wanted;
 pub use self::reference::{HubRef, RefError};
 use super::{Progress, Stage};
@@ -88,6 +88,16 @@ fn fetch_within(
     cache.set_listing(&listing)?;
     cache.set_ref(&reference.revision, &listing.commit)?;
     Ok(cache.file(&listing.commit, &files[0].name))
+}
+
+/// Names of the files that [`fetch`] would download, the first part first, if the hub describes the repository so.
+///
+/// # Errors
+/// If the description is unusable, or no file is the one that is wanted.
+pub fn wanted_files(reference: &HubRef, description: &[u8]) -> Result<Vec<String>, HubError> {
+    let listing = Listing::read(description)?;
+    let files = choose(&listing.files, &reference.wanted)?;
+    Ok(files.into_iter().map(|file| file.name.clone()).collect())
 }
 
 fn choose<'a>(files: &'a [Remote], wanted: &Wanted) -> Result<Vec<&'a Remote>, ChoiceError> {
