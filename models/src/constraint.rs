@@ -75,6 +75,16 @@ pub enum ConstraintSpec {
     Lark(String),
 }
 
+impl ConstraintSpec {
+    /// The right side of a rule that stands for it, for a part of a larger Lark grammar.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn rule(&self) -> Result<String, ConstraintError> {
+        right_side(self).map_err(ConstraintError::Refused)
+    }
+}
+
 /// Why there is no grammar.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -210,9 +220,26 @@ fn word(tokenizer: &Tokenizer, token: TokenId) -> Vec<u8> {
 fn source(spec: &ConstraintSpec) -> Result<TopLevelGrammar, String> {
     match spec {
         ConstraintSpec::Json(schema) => Ok(TopLevelGrammar::from_json_schema(schema::prepared(schema)?)),
+        ConstraintSpec::Regex(_) | ConstraintSpec::Choice(_) => {
+            Ok(TopLevelGrammar::from_lark(format!("start: {}", right_side(spec)?)))
+        }
+        ConstraintSpec::Lark(text) => {
+            bounded("the grammar", text, LARK_BYTES_MAX)?;
+            if names_temperature(text) {
+                return Err("a rule's 'temperature' is not supported".to_owned());
+            }
+            Ok(TopLevelGrammar::from_lark(text.clone()))
+        }
+    }
+}
+
+/// The right side of a rule that stands for it.
+fn right_side(spec: &ConstraintSpec) -> Result<String, String> {
+    match spec {
+        ConstraintSpec::Json(schema) => json_in_lark(schema).map_err(|e| e.to_string()),
         ConstraintSpec::Regex(regex) => {
             bounded("the regular expression", regex, REGEX_BYTES_MAX)?;
-            Ok(TopLevelGrammar::from_lark(format!("start: /{}/", anchored(regex)?)))
+            Ok(format!("/{}/", anchored(regex)?))
         }
         ConstraintSpec::Choice(choices) => {
             let bytes: usize = choices.iter().map(String::len).sum();
@@ -221,14 +248,11 @@ fn source(spec: &ConstraintSpec) -> Result<TopLevelGrammar, String> {
                 return Err("there must be at least one choice, and none may be empty".to_owned());
             }
             let quoted: Vec<String> = choices.iter().map(|text| lark_literal(text)).collect();
-            Ok(TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {}", quoted.join(" | "))))
+            Ok(format!("({})", quoted.join(" | ")))
         }
         ConstraintSpec::Lark(text) => {
-            bounded("the grammar", text, LARK_BYTES_MAX)?;
-            if names_temperature(text) {
-                return Err("a rule's 'temperature' is not supported".to_owned());
-            }
-            Ok(TopLevelGrammar::from_lark(text.clone()))
+            source(spec)?;
+            Ok(format!("%lark {{\n{text}\n}}"))
         }
     }
 }

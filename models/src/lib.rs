@@ -3,6 +3,7 @@
 pub mod arch;
 mod atomic;
 pub mod backend;
+pub mod budget;
 pub mod constraint;
 pub mod cpu;
 pub mod detok;
@@ -19,6 +20,7 @@ pub mod runner;
 pub mod sampling;
 pub mod source;
 pub mod step;
+pub mod syntax;
 pub mod template;
 pub mod tokenizer;
 pub mod upcycle;

@@ -155,6 +155,7 @@ impl Rendered {
 /// A model's chat template. `Send` and `Sync`; rendering does not change it.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: Box<str>,
     environment: Environment<'static>,
     guard: Guard,
     bos: Option<String>,
@@ -191,10 +192,11 @@ impl ChatTemplate {
         environment.add_test("iterable", filters::is_iterable);
         environment.add_test("sequence", filters::is_sequence);
         environment.add_function("raise_exception", raise_exception);
-        let source = guard.mark_source(source);
-        caught(|| environment.add_template_owned(NAME, source).map_err(|e| error(&e, &guard)))?;
+        let marked = guard.mark_source(source);
+        caught(|| environment.add_template_owned(NAME, marked).map_err(|e| error(&e, &guard)))?;
         let mark = |text: Option<String>| text.map(|text| guard.mark(&text));
-        Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), environment, guard })
+        let source = source.into();
+        Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), source, environment, guard })
     }
 
     /// The template in a model file.
@@ -212,6 +214,11 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME);
         let names = |template: Template<'_, '_>| caught(|| Ok(template.undeclared_variables(false))).ok();
         template.ok().and_then(names).unwrap_or_default()
+    }
+
+    /// As it was written.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders a chat. As in transformers, `tools` and `documents` are none if not given.

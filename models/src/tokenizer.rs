@@ -46,6 +46,15 @@ enum Kind {
     Unused,
 }
 
+/// A piece of [`Tokenizer::control_marks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark<'a> {
+    /// Ordinary text.
+    Text(&'a str),
+    /// A control token.
+    Control(TokenId),
+}
+
 /// How text between marks becomes tokens.
 enum Encoding {
     Bytes(Box<ByteLevel>),
@@ -302,6 +311,26 @@ impl Tokenizer {
     /// [`Tokenizer::raw_bytes`] as text, with U+FFFD for what is not.
     pub fn token_text(&self, token: TokenId) -> String {
         String::from_utf8_lossy(&self.raw_bytes(token)).into_owned()
+    }
+
+    /// A text cut at the control tokens in it.
+    pub fn control_marks<'a>(&self, text: &'a str) -> Vec<Mark<'a>> {
+        let (mut marks, mut done) = (Vec::new(), 0);
+        for found in self.special_marks.find.find_iter(text) {
+            let id = self.special_marks.ids[found.pattern().as_usize()];
+            if self.kinds.get(id.0 as usize) != Some(&Kind::Control) {
+                continue;
+            }
+            if found.start() > done {
+                marks.push(Mark::Text(&text[done..found.start()]));
+            }
+            marks.push(Mark::Control(id));
+            done = found.end();
+        }
+        if done < text.len() {
+            marks.push(Mark::Text(&text[done..]));
+        }
+        marks
     }
 
     /// Output text of tokens that are a whole text, without control tokens, with U+FFFD for what is not UTF-8, and

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 use crate::access::Line;
 use crate::admit::Admitted;
 use crate::error::ApiError;
+use crate::form::Part;
 use crate::logprobs::{Names, PromptLogprobs, PromptToken};
 use crate::state::State;
 use crate::stream::{Answer, Ending, Piece, Scored};
@@ -43,8 +44,8 @@ pub trait Shape: Send + Sync + 'static {
     fn choice(&self, index: usize, whole: Whole) -> Self::Choice;
     /// What a stream says of a choice before its first text, if anything.
     fn opening(&self, index: usize) -> Option<Self::Delta>;
-    /// More of a choice.
-    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> Self::Delta;
+    /// More of a choice; no part if only tokens came.
+    fn more(&self, index: usize, part: Option<Part>, tokens: &[Scored]) -> Self::Delta;
     /// The end of a choice.
     fn finish(&self, index: usize, ending: Ending) -> Self::Delta;
 }
@@ -52,8 +53,12 @@ pub trait Shape: Send + Sync + 'static {
 /// All of a choice.
 #[derive(Debug, Default)]
 pub struct Whole {
-    /// Its text.
+    /// The text that the user sees.
     pub text: String,
+    /// The text of its reasoning.
+    pub reasoning: String,
+    /// Calls of functions.
+    pub calls: Vec<Called>,
     /// Its tokens, if log-probabilities were asked for.
     pub tokens: Vec<Scored>,
     /// Why it ended.
@@ -81,6 +86,33 @@ pub(crate) struct Body<'a, C> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Option<HashMap<String, PromptToken>>>>)]
     prompt_logprobs: Option<Arc<PromptLogprobs>>,
+}
+
+/// A call of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Called {
+    /// Its id.
+    pub id: String,
+    /// The function.
+    pub name: String,
+    /// As the model wrote them.
+    pub arguments: String,
+}
+
+impl Whole {
+    /// More of it.
+    pub fn add(&mut self, part: Part) {
+        match part {
+            Part::Content(text) => self.text.push_str(&text),
+            Part::Reasoning(text) => self.reasoning.push_str(&text),
+            Part::Call { id, name, .. } => self.calls.push(Called { id, name, arguments: String::new() }),
+            Part::Arguments { text, .. } => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments.push_str(&text);
+                }
+            }
+        }
+    }
 }
 
 /// What all chunks of an answer share.
@@ -153,8 +185,8 @@ async fn whole<S: Shape>(
     all.resize_with(answer.choices(), Whole::default);
     while let Some(piece) = answer.next().await {
         match piece? {
-            Piece::More { choice, text, tokens } => {
-                all[choice].text.push_str(&text);
+            Piece::More { choice, parts, tokens } => {
+                parts.into_iter().for_each(|part| all[choice].add(part));
                 all[choice].tokens.extend(tokens);
             }
             Piece::Finish { choice, ending } => all[choice].ending = ending,
@@ -223,13 +255,22 @@ impl<S: Shape> Feed<S> {
     }
 
     fn on_piece(&mut self, piece: Piece) {
-        let delta = match piece {
-            Piece::More { choice, text, tokens } => self.shape.more(choice, text, &tokens),
-            Piece::Finish { choice, ending } => self.shape.finish(choice, ending),
+        match piece {
+            Piece::More { choice, parts, tokens } => {
+                // One part a chunk: what comes first in the answer comes first in the stream.
+                let mut parts: Vec<_> = parts.into_iter().map(Some).collect();
+                if parts.is_empty() {
+                    parts.push(None);
+                }
+                let mut tokens = tokens.as_slice();
+                for part in parts {
+                    self.push(self.shape.more(choice, part, std::mem::take(&mut tokens)));
+                }
+            }
+            Piece::Finish { choice, ending } => self.push(self.shape.finish(choice, ending)),
             // Refused with a stream.
-            Piece::Prompt { .. } => return,
-        };
-        self.push(delta);
+            Piece::Prompt { .. } => {}
+        }
     }
 
     /// The next event's data.

@@ -10,6 +10,7 @@ pub mod answer;
 pub mod auth;
 pub mod error;
 pub mod fingerprint;
+pub mod form;
 pub mod logprobs;
 pub mod metrics;
 pub mod openapi;

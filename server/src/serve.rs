@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use frugal::auth::Keys;
 use frugal::fingerprint::fingerprint;
+use frugal::form::ModelForm;
 use frugal::metrics::Facts;
 use frugal::settings::{self, Settings, UnknownFields};
 use frugal::state::{Engine, Operations, State};
@@ -61,6 +62,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     state.set_engine(Engine {
         fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, template),
         handle: handle.clone(),
+        form: ModelForm::of(loaded.template.as_deref(), &loaded.tokenizer),
         tokenizer: loaded.tokenizer,
         template: loaded.template,
         grammars: loaded.grammars,

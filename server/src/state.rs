@@ -9,6 +9,7 @@ use frugal_scheduler::handle::Handle;
 
 use crate::auth::Keys;
 use crate::error::ApiError;
+use crate::form::ModelForm;
 use crate::metrics::{Facts, HttpCounts};
 use crate::settings::Settings;
 use crate::text::TextPool;
@@ -46,6 +47,8 @@ pub struct Engine {
     pub template: Option<Arc<ChatTemplate>>,
     /// See [`crate::fingerprint`].
     pub fingerprint: Arc<str>,
+    /// How its answers are formed.
+    pub form: ModelForm,
     /// Compiles what answers must be.
     pub grammars: Arc<ConstraintEngine>,
 }

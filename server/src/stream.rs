@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use crate::access::{End, Line};
 use crate::admit::{Admitted, Echo};
 use crate::error::{ApiError, from_submit};
+use crate::form::{Form, FormReader, Part};
 use crate::state::Engine;
 use crate::usage::Totals;
 
@@ -30,8 +31,8 @@ pub enum Piece {
     More {
         /// Which choice: prompt by prompt, `n` each.
         choice: usize,
-        /// Whole characters; may be empty.
-        text: String,
+        /// In order; may be empty.
+        parts: Vec<Part>,
         /// The tokens that came, whether or not their text did; kept only if log-probabilities were asked for.
         tokens: Vec<Scored>,
     },
@@ -54,7 +55,7 @@ pub enum Piece {
 /// Why a choice ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ending {
-    /// OpenAI's word: `stop` or `length`.
+    /// OpenAI's word: `stop`, `length` or `tool_calls`.
     pub reason: &'static str,
     /// Which of the client's own stops it was, if it was one.
     pub stop: Option<StopReason>,
@@ -138,6 +139,8 @@ struct ChoiceState {
     characters: usize,
     counter: Detokenizer,
     finished: bool,
+    /// If the answer's text has a form.
+    form: Option<FormReader>,
 }
 
 impl ChoiceState {
@@ -148,12 +151,31 @@ impl ChoiceState {
         offset
     }
 
-    /// Text of the bytes up to `until`, counted from the beginning of the output.
-    fn release(&mut self, until: usize) -> String {
+    /// What the bytes up to `until`, counted from the beginning of the output, add to the answer.
+    fn release(&mut self, until: usize, parts: &mut Vec<Part>) {
+        while let Some(at) = self.form.as_ref().and_then(|form| form.mark_before(until)) {
+            self.release_text(at, parts);
+            if let Some(form) = &mut self.form {
+                form.read_mark(parts);
+            }
+        }
+        self.release_text(until, parts);
+    }
+
+    fn release_text(&mut self, until: usize, parts: &mut Vec<Part>) {
         let count = until.saturating_sub(self.released).min(self.held.len());
         self.released += count;
         let bytes: Vec<u8> = self.held.drain(..count).collect();
-        self.text.push(&bytes)
+        let text = self.text.push(&bytes);
+        self.tell(text, parts);
+    }
+
+    fn tell(&mut self, text: String, parts: &mut Vec<Part>) {
+        match &mut self.form {
+            _ if text.is_empty() => {}
+            Some(form) => form.read(&text, parts),
+            None => parts.push(Part::Content(text)),
+        }
     }
 }
 
@@ -176,8 +198,9 @@ impl Answer {
             let (begun, running, failed) = (false, n, None);
             prompts.push(PromptState { echo, begun, ids, scores, first_choice, n, running, failed });
         }
-        let mut choices = Vec::new();
-        choices.resize_with(prompts.len() * n, ChoiceState::default);
+        let form = |choice| admitted.form.as_ref().map(|form: &Form| form.reader(choice));
+        let choices = (0..prompts.len() * n).map(|i| ChoiceState { form: form(i), ..ChoiceState::default() });
+        let choices = choices.collect();
         Ok(Self {
             events,
             bytes: engine.tokenizer.token_bytes(),
@@ -292,21 +315,25 @@ impl Answer {
                     tokens.push(Scored { token, score, text_offset: state.offset_of(piece) });
                 }
             }
-            self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
+            self.ready.push_back(Ok(Piece::More { choice, parts: vec![Part::Content(text)], tokens }));
         }
     }
 
     fn on_token(&mut self, choice: usize, token: TokenId, score: Option<TokenScore>, release: usize) {
         let state = &mut self.choices[choice];
         let bytes = self.bytes.get(token);
+        if let Some(form) = &mut state.form {
+            form.on_token(token, state.released + state.held.len());
+        }
         state.held.extend(bytes);
-        let text = state.release(release);
+        let mut parts = Vec::new();
+        state.release(release, &mut parts);
         let mut tokens = Vec::new();
         if self.logprobs.is_some() {
             tokens.push(Scored { token, score, text_offset: state.offset_of(bytes) });
         }
-        if !text.is_empty() || !tokens.is_empty() {
-            self.ready.push_back(Ok(Piece::More { choice, text, tokens }));
+        if !parts.is_empty() || !tokens.is_empty() {
+            self.ready.push_back(Ok(Piece::More { choice, parts, tokens }));
         }
     }
 
@@ -320,16 +347,26 @@ impl Answer {
         let state = &mut self.choices[choice];
         assert!(!state.finished, "a choice ends once");
         state.finished = true;
-        let mut text = state.release(text_len);
-        text.push_str(&std::mem::take(&mut state.text).finish());
+        let mut parts = Vec::new();
+        state.release(text_len, &mut parts);
+        let rest = std::mem::take(&mut state.text).finish();
+        state.tell(rest, &mut parts);
+        let mut form = state.form.take();
+        if let Some(form) = &mut form {
+            form.finish(&mut parts);
+            *self.totals.reasoning_tokens.get_or_insert(0) += form.reasoning_tokens();
+        }
         state.held = VecDeque::new();
         let prompt = &mut self.prompts[prompt];
         prompt.running -= 1;
-        if !text.is_empty() {
-            self.ready.push_back(Ok(Piece::More { choice, text, tokens: Vec::new() }));
+        if !parts.is_empty() {
+            self.ready.push_back(Ok(Piece::More { choice, parts, tokens: Vec::new() }));
         }
         match outcome(reason, &self.stops) {
-            Ok(ending) => self.ready.push_back(Ok(Piece::Finish { choice, ending })),
+            Ok(mut ending) => {
+                ending.reason = form.map_or(ending.reason, |form| form.reason(ending.reason));
+                self.ready.push_back(Ok(Piece::Finish { choice, ending }));
+            }
             // What remains of the account, and the reason for a fault, come with the last event.
             Err(error) if prompt.running == 0 => prompt.failed = Some(error),
             // The others may run on for long.

@@ -16,6 +16,8 @@ pub struct Totals {
     pub cached_tokens: u64,
     /// Output tokens of all choices.
     pub completion_tokens: u64,
+    /// Of these, spent on reasoning; None if the answer has no form that tells.
+    pub reasoning_tokens: Option<u64>,
     /// Pico-units for prompts; None without a price.
     pub prefill: Option<u128>,
     /// Pico-units for output; None without a price.
@@ -34,6 +36,7 @@ impl Totals {
         }
         self.prompt_tokens += u64::from(report.prompt_tokens);
         self.cached_tokens += u64::from(report.cached_tokens);
+        // Reasoning is counted where answers are read.
         self.completion_tokens += u64::from(report.completion_tokens);
         money(&mut self.prefill, report.cost.prefill);
         money(&mut self.decode, report.cost.decode);
@@ -53,6 +56,9 @@ pub struct Usage {
     completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptDetails,
+    /// Of a chat whose model marks its reasoning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionDetails>,
     /// Absent without a price: no price is not a price of 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost: Option<f64>,
@@ -66,6 +72,13 @@ pub struct Usage {
 struct PromptDetails {
     /// Taken from the prefix cache.
     cached_tokens: u64,
+}
+
+/// Of the answer's tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct CompletionDetails {
+    /// Spent on reasoning.
+    reasoning_tokens: u64,
 }
 
 /// What the cost is made of.
@@ -98,6 +111,9 @@ impl Usage {
             completion_tokens: totals.completion_tokens,
             total_tokens: totals.prompt_tokens + totals.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: totals.cached_tokens },
+            completion_tokens_details: totals
+                .reasoning_tokens
+                .map(|reasoning_tokens| CompletionDetails { reasoning_tokens }),
             cost: cost_details.as_ref().map(|d| d.upstream_inference_cost),
             cost_details,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use frugal::fingerprint::fingerprint;
+use frugal::form::ModelForm;
 use frugal::settings::{Limits, Settings, UnknownFields};
 use frugal::state::{Engine, Operations, State};
 use frugal_models::constraint::ConstraintEngine;
@@ -35,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) engine: EngineOptions,
     pub(crate) template: bool,
     pub(crate) operations: Operations,
+    /// Instead of the model's.
+    pub(crate) template_source: Option<String>,
     /// Runs the model itself instead of the fake, on this.
     pub(crate) backend: Option<BackendKind>,
     /// Instead of the fixture.
@@ -57,6 +60,7 @@ impl Default for Setup {
             engine: EngineOptions::default(),
             template: true,
             operations: Operations::default(),
+            template_source: None,
             backend: None,
             model: None,
         }
@@ -73,10 +77,15 @@ impl Setup {
     }
 
     pub(crate) async fn start(self) -> Server {
+        keep_lines_alive();
         let fixture = || Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
         let gguf = self.model.unwrap_or_else(fixture);
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
-        let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).expect("a template");
+        let tokens = tokenizer.template_tokens();
+        let template = match &self.template_source {
+            None => ChatTemplate::from_gguf(&gguf, tokens).expect("a template"),
+            Some(source) => ChatTemplate::new(source, tokens).expect("a template"),
+        };
         let (runner, control) = match self.backend {
             None => fake(&tokenizer),
             Some(backend) => (real(&gguf, backend), FakeControl::default()),
@@ -88,6 +97,7 @@ impl Setup {
             fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, None),
             handle: handle.clone(),
             tokenizer: tokenizer.clone(),
+            form: ModelForm::of(Some(&template), &tokenizer),
             template: self.template.then(|| Arc::new(template)),
             grammars: Arc::new(ConstraintEngine::new(&tokenizer).expect("any vocabulary of text will do")),
         };
@@ -95,6 +105,17 @@ impl Setup {
         let url = serve(state).await;
         Server { url, control, handle, tokenizer, client: reqwest::Client::new() }
     }
+}
+
+/// Whether a line is of interest is cached for all threads, so that tests with a log of their own and tests without would disturb
+/// each other: with a log for everyone every line is of interest always.
+pub(crate) fn keep_lines_alive() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let nowhere =
+            tracing_subscriber::fmt().with_writer(std::io::sink).with_max_level(tracing::Level::INFO);
+        tracing::subscriber::set_global_default(nowhere.finish()).expect("nobody else sets it");
+    });
 }
 
 fn fake(tokenizer: &Tokenizer) -> (Box<dyn Runner>, FakeControl) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::{Server, user};
+use crate::harness::{Server, keep_lines_alive, user};
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -39,6 +39,7 @@ impl Log {
 
 #[tokio::test]
 async fn one_line_a_request_without_its_text() {
+    keep_lines_alive();
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
     let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();

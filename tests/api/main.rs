@@ -16,3 +16,4 @@ mod page;
 mod refusals;
 mod streaming;
 mod structured;
+mod tools;

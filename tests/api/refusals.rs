@@ -21,7 +21,6 @@ fn completion() -> Value {
 fn refused_by_both() -> Vec<(&'static str, Value)> {
     vec![
         // Not honoured.
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
         ("tool_choice", json!("required")),
         ("functions", json!([{"name": "f"}])),
         ("function_call", json!({"name": "f"})),
@@ -165,6 +164,7 @@ async fn fields_of_one_endpoint() {
         ("messages", user("Hi")),
         ("max_completion_tokens", json!(1)),
         ("response_format", json!({"type": "json_object"})),
+        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
     ] {
         assert_refused(&server, COMPLETIONS, &with(completion(), &json!({field: value})), field).await;
     }
@@ -177,7 +177,8 @@ async fn messages_are_checked() {
         (json!("Hi"), "messages[0]"),
         (json!({"content": "Hi"}), "messages[0].role"),
         (json!({"role": "wizard", "content": "Hi"}), "messages[0].role"),
-        (json!({"role": "tool", "content": "Hi", "tool_call_id": "x"}), "messages[0].role"),
+        (json!({"role": "tool", "content": "Hi", "tool_call_id": "x"}), "messages[0].tool_call_id"),
+        (json!({"role": "function", "content": "Hi", "name": "x"}), "messages[0].role"),
         (json!({"role": "user"}), "messages[0].content"),
         (json!({"role": "user", "content": 7}), "messages[0].content"),
         (json!({"role": "user", "content": ["Hi"]}), "messages[0].content[0]"),
@@ -190,7 +191,10 @@ async fn messages_are_checked() {
         ),
         (json!({"role": "user", "content": "Hi", "name": "n".repeat(65)}), "messages[0].name"),
         (json!({"role": "user", "content": "Hi", "mood": "good"}), "messages[0].mood"),
-        (json!({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}), "messages[0].tool_calls"),
+        (
+            json!({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}),
+            "messages[0].tool_calls[0].type",
+        ),
     ] {
         assert_refused(&server, CHAT, &with(chat(), &json!({"messages": [message]})), param).await;
     }
@@ -235,7 +239,7 @@ async fn lenient_servers_ignore_what_they_do_not_know() {
     let mut setup = Setup::default();
     setup.settings.unknown_fields = UnknownFields::Ignore;
     let server = setup.start().await;
-    let extra = json!({"tools": [{"type": "function"}], "zzz": 1});
+    let extra = json!({"modalities": ["audio"], "zzz": 1});
     server.chat(&with(chat(), &extra)).await;
     // What is known is checked all the same.
     assert_refused(&server, CHAT, &with(chat(), &json!({"temperature": 3})), "temperature").await;

@@ -6,6 +6,7 @@ twice, limited to one request of this key likewise, and with no time for any req
 """
 
 import asyncio
+import json
 import os
 import sys
 from typing import Literal, Optional
@@ -189,12 +190,31 @@ def refusal(kind, call):
     raise AssertionError(f"not refused with {kind.__name__}")
 
 
+def test_tools():
+    schema = {"type": "object", "properties": {"days": {"type": "integer", "minimum": 0, "maximum": 9}},
+              "required": ["days"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "weather", "strict": True, "parameters": schema}}]
+    asked = dict(tools=tools, tool_choice="required", parallel_tool_calls=False, seed=3, max_tokens=200)
+    choice = chat(**asked).choices[0]
+    [call] = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and call.function.name == "weather", choice
+    assert 0 <= json.loads(call.function.arguments)["days"] <= 9, call
+    streamed = {"arguments": ""}
+    for chunk in chat(stream=True, **asked):
+        for delta in chunk.choices[0].delta.tool_calls or [] if chunk.choices else []:
+            assert delta.index == 0
+            if delta.id:
+                streamed.update(id=delta.id, name=delta.function.name)
+            streamed["arguments"] += delta.function.arguments or ""
+    assert streamed == {"id": call.id, "name": "weather", "arguments": call.function.arguments}, streamed
+
+
 def test_errors():
     missing = refusal(openai.NotFoundError, lambda: chat(model="nothing-like-it"))
     assert missing.code == "model_not_found" and missing.request_id
     assert refusal(openai.NotFoundError, lambda: CLIENT.models.retrieve("nothing-like-it")).param == "model"
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    assert refusal(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools"
+    tools = [{"type": "function", "function": {"name": "no spaces"}}]
+    assert refusal(openai.BadRequestError, lambda: chat(tools=tools)).param == "tools[0].function.name"
     assert refusal(openai.BadRequestError, lambda: chat(temperature=9)).param == "temperature"
     unknown = refusal(openai.BadRequestError, lambda: chat(extra_body={"no_such_field": 1}))
     assert unknown.param == "no_such_field" and unknown.type == "invalid_request_error"

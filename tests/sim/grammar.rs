@@ -36,14 +36,14 @@ fn mix(hash: u64, value: u64) -> u64 {
 
 impl Follower {
     fn allows(&self, token: TokenId) -> bool {
-        mix(self.hash, u64::from(token.0) + 1) % 3 == 0
+        mix(self.hash, u64::from(token.0) + 1).is_multiple_of(3)
     }
 }
 
 impl Matcher for Follower {
     fn next(&self) -> PendingNext {
         let tokens = (0..self.riddle.vocab).map(TokenId).filter(|&t| self.allows(t)).collect();
-        let next = Next { tokens, may_end: self.hash % 4 == 0 };
+        let next = Next { tokens, may_end: self.hash.is_multiple_of(4) };
         PendingNext::ready(Arc::new(next))
     }
 

@@ -5,12 +5,21 @@
 //! - `name` reaches the template, and most templates do not use it.
 //! - An assistant's message may lack its content.
 
-use frugal_models::template::{Chat, Piece, Rendered};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use frugal_models::constraint::ConstraintSpec;
+use frugal_models::syntax::{Answers, GrammarError, grammar};
+use frugal_models::template::{Chat, ChatTemplate, Piece, Rendered};
 use serde_json::{Map, Value};
 
+use super::constraint::Asked;
 use super::fields::{Fields, mistyped};
-use super::{Admitted, Common, Context, Prompt, constraint, unencodable};
+use super::reasoning::{self, Reasoning};
+use super::tools::{self, Tools};
+use super::{Admitted, Budgeted, Common, Context, Prompt, constraint, unencodable};
 use crate::error::ApiError;
+use crate::form::{Form, ModelForm};
 use crate::settings::Caller;
 use crate::state::State;
 
@@ -28,30 +37,96 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let format = constraint::response_format(&mut fields, cx.settings.unknown_fields)?;
     common.constraint = constraint::one_of(format, common.constraint)?;
     let max_tokens = max_tokens(&mut fields, &cx)?;
+    let tools = tools::take(&mut fields, cx.settings.unknown_fields)?;
     let messages = messages(&mut fields, &cx)?;
+    let template = template(&cx)?;
+    let can_reason = cx.engine.form.syntax.reasoning().is_some();
+    let reasoning = reasoning::take(&mut fields, template, can_reason)?;
     fields.finish(cx.settings.unknown_fields)?;
 
-    let rendered = render(&cx, &messages, true)?;
+    let chat = Chat {
+        messages: &messages,
+        tools: &tools.told,
+        kwargs: Some(&reasoning.kwargs),
+        add_generation_prompt: true,
+    };
+    let rendered = render(&cx, &chat)?;
     let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
+    let form = form(&cx, &tools, &rendered.text(), Form::key(common.seed, &prompt));
+    common.constraint = formed(&cx, &form, &tools, common.constraint.take())?;
+    let budget = budget(&form, &reasoning);
     let request = common.request(&cx, PROMPT_FIELD, prompt.into(), max_tokens)?;
-    common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])
+    let admitted = common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])?;
+    Ok(Admitted { form: Some(form).filter(Form::tells), budget, ..admitted })
 }
 
-/// What the model's template makes of messages, no longer than a prompt may be.
-pub(crate) fn render(
-    cx: &Context<'_>,
-    messages: &[Value],
-    add_generation_prompt: bool,
-) -> Result<Rendered, ApiError> {
-    let template = cx.engine.template.as_ref().ok_or_else(|| {
+fn template<'a>(cx: &Context<'a>) -> Result<&'a ChatTemplate, ApiError> {
+    cx.engine.template.as_deref().ok_or_else(|| {
         ApiError::invalid(PROMPT_FIELD, "This model has no chat template; use /v1/completions instead")
-    })?;
-    let chat = Chat { messages, add_generation_prompt, ..Default::default() };
+    })
+}
+
+/// What the model's template makes of a chat, no longer than a prompt may be. A template without tools is told of them in words.
+pub(crate) fn render(cx: &Context<'_>, chat: &Chat<'_>) -> Result<Rendered, ApiError> {
+    let template = template(cx)?;
+    let messages;
+    let mut chat = *chat;
+    if !cx.engine.form.syntax.has_calls() {
+        messages = tools::written_out(chat.messages.to_vec(), chat.tools);
+        chat = Chat { messages: &messages, tools: &[], ..chat };
+    }
     let rendered = template
         .render(&chat)
         .map_err(|e| ApiError::invalid(PROMPT_FIELD, format!("The model's chat template refused: {e}")))?;
     cx.check_text(PROMPT_FIELD, rendered.pieces().iter().map(piece_bytes).sum())?;
     Ok(rendered)
+}
+
+/// How the answer is to be read.
+fn form(cx: &Context<'_>, tools: &Tools, prompt: &str, key: [u8; 32]) -> Form {
+    let model = match tools.callable.is_empty() {
+        true => cx.engine.form.clone(),
+        false => ModelForm::new(cx.engine.form.syntax.with_calls(), &cx.engine.tokenizer),
+    };
+    let in_reasoning = model.syntax.begins_in_reasoning(prompt);
+    Form { model, tools: Arc::clone(&tools.callable), in_reasoning, named: tools.named, key }
+}
+
+/// What the answer as a whole must be, calls and reasoning included.
+fn formed(
+    cx: &Context<'_>,
+    form: &Form,
+    tools: &Tools,
+    asked: Option<Asked>,
+) -> Result<Option<Asked>, ApiError> {
+    let reasons = form.model.syntax.reasoning().is_some();
+    let whole = tools.callable.is_empty() && !reasons;
+    if whole || (asked.is_none() && !tools.need_grammar()) {
+        return Ok(asked);
+    }
+    let field = asked.as_ref().map_or("tools", |asked| asked.field);
+    let refused = |field: &'static str, e: &dyn std::fmt::Display| {
+        ApiError::invalid(field, format!("Invalid value for '{field}': {e}"))
+    };
+    let content = asked.map(|asked| asked.spec.rule().map_err(|e| refused(field, &e))).transpose()?;
+    let answers = Answers {
+        tools: &tools.callable,
+        required: tools.required,
+        parallel: tools.parallel,
+        content: content.as_deref(),
+        in_reasoning: form.in_reasoning,
+        reasoning: reasons,
+    };
+    let text = grammar(&form.model.syntax, &answers, &cx.engine.tokenizer).map_err(|e| match e {
+        GrammarError::Schema { .. } => refused("tools", &e),
+        e => refused(field, &e),
+    })?;
+    Ok(Some(Asked { spec: ConstraintSpec::Lark(text), field }))
+}
+
+fn budget(form: &Form, reasoning: &Reasoning) -> Option<Budgeted> {
+    let marks = form.model.syntax.reasoning()?;
+    Some(Budgeted { tokens: reasoning.budget?, marks, begun: form.in_reasoning })
 }
 
 fn piece_bytes(piece: &Piece) -> usize {
@@ -94,11 +169,18 @@ pub(crate) fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Valu
         None => return Err(ApiError::invalid(PROMPT_FIELD, "Missing required parameter: 'messages'")),
         Some(other) => return Err(fields.mistyped(PROMPT_FIELD, "an array of messages", &other)),
     };
+    let mut announced = HashSet::new();
     let messages = messages.into_iter().enumerate();
-    messages.map(|(i, message)| one_message(&format!("{PROMPT_FIELD}[{i}]"), message, cx)).collect()
+    let one = |(i, message)| one_message(&format!("{PROMPT_FIELD}[{i}]"), message, &mut announced, cx);
+    messages.map(one).collect()
 }
 
-fn one_message(path: &str, message: Value, cx: &Context<'_>) -> Result<Value, ApiError> {
+fn one_message(
+    path: &str,
+    message: Value,
+    announced: &mut HashSet<String>,
+    cx: &Context<'_>,
+) -> Result<Value, ApiError> {
     let Value::Object(map) = message else { return Err(mistyped(path, "an object", &message)) };
     let mut fields = Fields::nested(map, path);
     let role = fields.string("role")?;
@@ -106,14 +188,10 @@ fn one_message(path: &str, message: Value, cx: &Context<'_>) -> Result<Value, Ap
         Some("system" | "developer") => "system",
         Some("user") => "user",
         Some("assistant") => "assistant",
-        Some(role @ ("tool" | "function")) => {
-            let message =
-                format!("Unsupported value: '{path}.role' is '{role}', and tools are not supported");
-            return Err(ApiError::unsupported(&fields.name("role"), message));
-        }
+        Some("tool") => "tool",
         Some(_) => {
             let message = format!(
-                "Invalid value for '{path}.role': supported are system, developer, user and assistant"
+                "Invalid value for '{path}.role': supported are system, developer, user, assistant and tool"
             );
             return Err(ApiError::invalid(&fields.name("role"), message));
         }
@@ -141,6 +219,24 @@ fn one_message(path: &str, message: Value, cx: &Context<'_>) -> Result<Value, Ap
             return Err(ApiError::invalid(&fields.name("name"), message));
         }
         rendered.insert("name".to_owned(), name.into());
+    }
+    if role == "tool" {
+        rendered.insert("tool_call_id".to_owned(), tools::answered(&mut fields, announced)?.into());
+    }
+    if role == "assistant" {
+        let calls = tools::calls(&mut fields, announced, cx.settings.unknown_fields)?;
+        if !calls.is_empty() {
+            rendered.insert("tool_calls".to_owned(), calls.into());
+        }
+        if let Some(reasoning) = fields.string("reasoning_content")? {
+            rendered.insert("reasoning_content".to_owned(), reasoning.into());
+        }
+        // What answers of ours and of OpenAI hold, sent back.
+        if let Some(refusal) = fields.string("refusal")? {
+            let name = fields.name("refusal");
+            let message = format!("Unsupported parameter: '{name}' {refusal:?} has no place in a prompt");
+            return Err(ApiError::unsupported(&name, message));
+        }
     }
     fields.finish(cx.settings.unknown_fields)?;
     Ok(Value::Object(rendered))

@@ -8,11 +8,13 @@
 
 use std::sync::Arc;
 
+use frugal_models::budget::Budget;
 use frugal_models::constraint::{ConstraintError, ConstraintSpec};
+use frugal_models::mask::Grammar;
 use serde_json::{Value, json};
 
-use super::Admitted;
 use super::fields::{Fields, mistyped};
+use super::{Admitted, Budgeted};
 use crate::error::ApiError;
 use crate::settings::UnknownFields;
 use crate::state::State;
@@ -136,12 +138,25 @@ pub(super) fn one_of(format: Option<Asked>, outputs: Option<Asked>) -> Result<Op
 /// # Errors
 /// 400 if the grammar is refused, 503 if too many wait for theirs.
 pub async fn compiled(state: &State, mut admitted: Admitted) -> Result<Admitted, ApiError> {
-    let Some(Asked { spec, field }) = admitted.constraint.take() else { return Ok(admitted) };
-    let engine = state.engine()?.grammars.clone();
-    let compile = move || engine.compile(&spec).map_err(|e| refusal(field, &e));
-    let grammar = state.text().compile(compile).await?;
+    let engine = state.engine()?;
+    let mut grammar: Option<Arc<dyn Grammar>> = None;
+    if let Some(Asked { spec, field }) = admitted.constraint.take() {
+        let grammars = engine.grammars.clone();
+        let compile = move || grammars.compile(&spec).map_err(|e| refusal(field, &e));
+        grammar = Some(state.text().compile(compile).await?);
+    }
+    if let Some(Budgeted { tokens, marks, begun }) = admitted.budget {
+        let budget = Budget::new(engine.tokenizer.clone(), grammar, tokens, (marks.open, marks.close), begun);
+        let budget = budget.ok_or_else(|| {
+            ApiError::unsupported(
+                "thinking_budget",
+                "This model's vocabulary cannot write the end of reasoning",
+            )
+        })?;
+        grammar = Some(Arc::new(budget));
+    }
     for prompt in &mut admitted.prompts {
-        prompt.request.grammar = Some(Arc::clone(&grammar));
+        prompt.request.grammar = grammar.clone();
     }
     Ok(admitted)
 }

@@ -7,17 +7,21 @@ pub mod chat;
 pub mod completions;
 pub mod constraint;
 pub mod fields;
+pub(crate) mod reasoning;
+pub(crate) mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use frugal_models::step::{SamplingParams, TokenId};
+use frugal_models::syntax::Marks;
 use frugal_models::tokenizer::TokenizerError;
 use frugal_scheduler::request::{Request, Tick};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::error::{ApiError, too_long};
+use crate::form::Form;
 use crate::settings::{Caller, Limits, Settings};
 use crate::state::{Engine, State};
 use fields::{Fields, mistyped, whole};
@@ -48,6 +52,21 @@ pub struct Admitted {
     pub prompt_field: &'static str,
     /// What the answer must be, to be compiled by [`constraint::compiled`].
     pub constraint: Option<constraint::Asked>,
+    /// How the answer is read, if it is more than text.
+    pub form: Option<Form>,
+    /// A bound on reasoning, to be put around the grammar.
+    pub budget: Option<Budgeted>,
+}
+
+/// A bound on reasoning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgeted {
+    /// Tokens.
+    pub tokens: u32,
+    /// What encloses it.
+    pub marks: Marks,
+    /// The prompt opened it.
+    pub begun: bool,
 }
 
 /// One prompt.
@@ -233,6 +252,8 @@ impl Common {
             stop_token_ids: self.stop_token_ids,
             as_token_ids: self.as_token_ids,
             prompt_field,
+            form: None,
+            budget: None,
             constraint: self.constraint,
         })
     }

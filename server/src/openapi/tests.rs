@@ -17,6 +17,7 @@ use crate::admit::fields::{NEUTRAL, asked};
 use crate::admit::{chat, completions};
 use crate::error::ApiError;
 use crate::fingerprint::fingerprint;
+use crate::form::ModelForm;
 use crate::routes::{apply_template, detokenize, tokenize};
 use crate::settings::{Caller, Limits, Settings, UnknownFields};
 use crate::state::{Engine, State};
@@ -48,7 +49,9 @@ fn state() -> State {
         keep_alive: std::time::Duration::from_secs(10),
     });
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).unwrap());
-    state.set_engine(Engine { handle, tokenizer, template: Some(Arc::new(template)), grammars, fingerprint });
+    let form = ModelForm::of(Some(&template), &tokenizer);
+    let template = Some(Arc::new(template));
+    state.set_engine(Engine { handle, tokenizer, template, form, grammars, fingerprint });
     state
 }
 
@@ -144,7 +147,11 @@ impl Document {
         if let Some(first) = schema["oneOf"].as_array().and_then(|all| all.iter().find(filled)) {
             return self.example(first);
         }
-        match schema["type"].as_str() {
+        let kind = match &schema["type"] {
+            Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null"),
+            kind => kind.as_str(),
+        };
+        match kind {
             Some("object") => {
                 self.properties(schema).map(|(name, part)| (name.clone(), self.example(part))).collect()
             }

@@ -5,6 +5,7 @@
 
 use axum::Json;
 use axum::extract::{Request, State as Shared};
+use frugal_models::template::Chat;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -31,7 +32,13 @@ pub struct TemplateRequest {
     #[schema(example = json!(null))]
     pub model: Option<String>,
     /// The conversation.
-    #[schema(min_items = 1)]
+    #[schema(min_items = 1, example = json!([
+        {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
+        {"role": "assistant", "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        ]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+    ]))]
     pub messages: Vec<RequestMessage>,
     /// End with what makes the model answer. Absent: true.
     #[schema(example = true)]
@@ -67,5 +74,6 @@ pub(crate) fn templated(state: &State, body: &[u8]) -> Result<Templated, ApiErro
     let generation = fields.flag_or("add_generation_prompt", true)?;
     let messages = admit::chat::messages(&mut fields, &cx)?;
     fields.finish(cx.settings.unknown_fields)?;
-    Ok(Templated { prompt: admit::chat::render(&cx, &messages, generation)?.text() })
+    let chat = Chat { messages: &messages, add_generation_prompt: generation, ..Chat::default() };
+    Ok(Templated { prompt: admit::chat::render(&cx, &chat)?.text() })
 }

@@ -15,6 +15,7 @@ use crate::access::Line;
 use crate::admit;
 use crate::answer::{Body, Shape, Whole, respond};
 use crate::error::ApiError;
+use crate::form::Part;
 use crate::logprobs::{ChatLogprobs, Names};
 use crate::openapi::{ModelRefusals, generation_request};
 use crate::settings::Caller;
@@ -30,7 +31,13 @@ generation_request! {
     /// A conversation to continue.
     pub struct ChatRequest {
         /// The conversation; the model's own template makes a prompt of it.
-        #[schema(min_items = 1)]
+        #[schema(min_items = 1, example = json!([
+            {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
+            {"role": "assistant", "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+            ]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+        ]))]
         pub messages: Vec<RequestMessage>,
         /// Most tokens of an answer; absent: as many as the context has left.
         #[schema(minimum = 1, example = 8)]
@@ -40,6 +47,23 @@ generation_request! {
         pub max_tokens: Option<u32>,
         /// What an answer's text must be; not beside `structured_outputs`.
         pub response_format: Option<ResponseFormat>,
+        /// Functions that the model may call.
+        #[schema(max_items = 128)]
+        pub tools: Option<Vec<Tool>>,
+        /// `none`, `auto` (the default), `required`, one function, or `allowed_tools`.
+        pub tool_choice: Option<ToolChoice>,
+        /// Whether there may be more than one call in an answer. Absent: true.
+        #[schema(example = true)]
+        pub parallel_tool_calls: Option<bool>,
+        /// How hard to reason, where the model's template knows it: none, minimal, low, medium, high or xhigh.
+        #[schema(example = "medium")]
+        pub reasoning_effort: Option<String>,
+        /// Variables of the model's chat template, such as `enable_thinking`.
+        #[schema(value_type = Option<Object>)]
+        pub chat_template_kwargs: Option<serde_json::Value>,
+        /// Tokens after which reasoning is closed; only for models that reason.
+        #[schema(example = json!(null))]
+        pub thinking_budget: Option<u32>,
         /// Log-probabilities of the answer's tokens.
         #[schema(example = true)]
         pub logprobs: Option<bool>,
@@ -100,6 +124,101 @@ pub struct RequestMessage {
     /// Templates may show it; most do not.
     #[schema(max_length = 64, example = "Ada")]
     pub name: Option<String>,
+    /// Only of an assistant: what it called.
+    pub tool_calls: Option<Vec<RequestCall>>,
+    /// Only of an assistant: what it thought; for templates that show it.
+    pub reasoning_content: Option<String>,
+    /// Only of a tool: the call that this answers, one of an earlier message.
+    pub tool_call_id: Option<String>,
+    /// Only of an assistant: null, as answers have it.
+    #[schema(value_type = Option<String>)]
+    pub refusal: Option<()>,
+}
+
+/// A call that was made.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestCall {
+    /// Its id.
+    pub id: String,
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: ToolKind,
+    /// As streams count it; says nothing to the model.
+    pub index: Option<u32>,
+    /// What was called.
+    pub function: RequestFunction,
+}
+
+/// What was called, and with what.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestFunction {
+    /// Its name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$", example = "weather")]
+    pub name: String,
+    /// JSON, as text.
+    #[schema(example = "{}")]
+    pub arguments: String,
+}
+
+/// What tools may be.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolKind {
+    /// Functions that the client runs.
+    Function,
+}
+
+/// Which tools the model may or must call.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ToolChoice {
+    /// Of all.
+    Mode(ToolMode),
+    /// `{"type": "function", "function": {"name": ..}}`: this one. `{"type": "allowed_tools", "allowed_tools": {"mode": .., "tools": [..]}}`:
+    /// of these.
+    Some(std::collections::HashMap<String, serde_json::Value>),
+}
+
+/// Whether there are calls.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolMode {
+    /// None; the model is not told of tools.
+    None,
+    /// As the model likes.
+    Auto,
+    /// At least one.
+    Required,
+}
+
+/// A function that the model may call.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "function", "function": {"name": "weather"}}))]
+pub struct Tool {
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: ToolKind,
+    /// What it is.
+    pub function: ToolFunction,
+}
+
+/// A function.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolFunction {
+    /// Its name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$", example = "weather")]
+    pub name: String,
+    /// For the model.
+    pub description: Option<String>,
+    /// JSON schema of its arguments.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<serde_json::Value>,
+    /// Arguments always follow the schema.
+    pub strict: Option<bool>,
 }
 
 /// Who speaks. `developer` is `system` under its newer name.
@@ -114,6 +233,8 @@ pub enum Role {
     User,
     /// Who answers.
     Assistant,
+    /// What a function returned.
+    Tool,
 }
 
 /// Text as a whole or in parts, which are joined by newlines.
@@ -186,7 +307,7 @@ struct ChatChoice {
     index: usize,
     message: Message,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     finish_reason: &'static str,
     /// The request's own stop string or token that ended it.
     stop_reason: Option<StopReason>,
@@ -196,9 +317,31 @@ struct ChatChoice {
 #[derive(Serialize, ToSchema)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Null if there is nothing but calls.
+    content: Option<String>,
     #[schema(value_type = Option<String>)]
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a function.
+#[derive(Serialize, ToSchema)]
+struct ToolCall {
+    id: String,
+    /// `function`.
+    r#type: &'static str,
+    function: Function,
+}
+
+/// Which function, and with what.
+#[derive(Serialize, ToSchema)]
+struct Function {
+    name: String,
+    /// As the model wrote them: JSON, if it wrote JSON.
+    arguments: String,
 }
 
 /// A piece of a choice.
@@ -219,6 +362,50 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<CallDelta>>)]
+    tool_calls: Option<[CallDelta; 1]>,
+}
+
+/// The first of a call has its id and name, the others have more of its arguments.
+#[derive(Serialize, ToSchema)]
+struct CallDelta {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta,
+}
+
+/// More of a call.
+#[derive(Serialize, ToSchema)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+impl Delta {
+    fn of(part: Option<Part>) -> Self {
+        match part {
+            None => Self { content: Some(String::new()), ..Self::default() },
+            Some(Part::Content(text)) => Self { content: Some(text), ..Self::default() },
+            Some(Part::Reasoning(text)) => Self { reasoning_content: Some(text), ..Self::default() },
+            Some(Part::Call { index, id, name }) => {
+                let function = FunctionDelta { name: Some(name), arguments: String::new() };
+                let call = CallDelta { index, id: Some(id), r#type: Some("function"), function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+            Some(Part::Arguments { index, text }) => {
+                let function = FunctionDelta { name: None, arguments: text };
+                let call = CallDelta { index, id: None, r#type: None, function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+        }
+    }
 }
 
 impl Shape for Chat {
@@ -231,20 +418,31 @@ impl Shape for Chat {
 
     fn choice(&self, index: usize, whole: Whole) -> ChatChoice {
         let logprobs = self.0.as_ref().map(|names| ChatLogprobs::new(names, &whole.tokens));
-        let message = Message { role: "assistant", content: whole.text, refusal: None };
+        let tool_calls = whole.calls.into_iter().map(|call| {
+            let function = Function { name: call.name, arguments: call.arguments };
+            ToolCall { id: call.id, r#type: "function", function }
+        });
+        let tool_calls: Vec<ToolCall> = tool_calls.collect();
+        let message = Message {
+            role: "assistant",
+            content: Some(whole.text).filter(|text| tool_calls.is_empty() || !text.is_empty()),
+            refusal: None,
+            reasoning_content: Some(whole.reasoning).filter(|text| !text.is_empty()),
+            tool_calls,
+        };
         let Ending { reason, stop } = whole.ending;
         ChatChoice { index, message, logprobs, finish_reason: reason, stop_reason: stop }
     }
 
     fn opening(&self, index: usize) -> Option<ChatChunkChoice> {
-        let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+        let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
         Some(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None })
     }
 
-    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> ChatChunkChoice {
+    fn more(&self, index: usize, part: Option<Part>, tokens: &[Scored]) -> ChatChunkChoice {
         let names = self.0.as_ref().filter(|_| !tokens.is_empty());
         let logprobs = names.map(|names| ChatLogprobs::new(names, tokens));
-        let delta = Delta { role: None, content: Some(text) };
+        let delta = Delta::of(part);
         ChatChunkChoice { index, delta, logprobs, finish_reason: None, stop_reason: None }
     }
 

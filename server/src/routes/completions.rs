@@ -15,6 +15,7 @@ use crate::access::Line;
 use crate::admit;
 use crate::answer::{Body, Shape, Whole, respond};
 use crate::error::ApiError;
+use crate::form::Part;
 use crate::logprobs::{CompletionLogprobs, Names, PromptLogprobs, PromptToken};
 use crate::openapi::{ModelRefusals, generation_request};
 use crate::settings::Caller;
@@ -139,7 +140,9 @@ impl Shape for Completion {
         None
     }
 
-    fn more(&self, index: usize, text: String, tokens: &[Scored]) -> CompletionChoice {
+    fn more(&self, index: usize, part: Option<Part>, tokens: &[Scored]) -> CompletionChoice {
+        // Texts that are continued have no form: all of it is content.
+        let text = if let Some(Part::Content(text)) = part { text } else { String::new() };
         let names = self.0.as_ref().filter(|_| !tokens.is_empty());
         let logprobs = names.map(|names| CompletionLogprobs::new(names, tokens));
         CompletionChoice::piece(index, text, logprobs)

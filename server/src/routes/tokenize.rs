@@ -5,6 +5,7 @@
 use axum::Json;
 use axum::extract::{Request, State as Shared};
 use frugal_models::step::TokenId;
+use frugal_models::template::Chat;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -34,7 +35,13 @@ pub struct TokenizeRequest {
     #[schema(example = "Hello!")]
     pub prompt: Option<String>,
     /// A conversation; the model's own template makes a prompt of it.
-    #[schema(min_items = 1)]
+    #[schema(min_items = 1, example = json!([
+        {"role": "user", "content": [{"type": "text", "text": "Hello!"}]},
+        {"role": "assistant", "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        ]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+    ]))]
     pub messages: Option<Vec<RequestMessage>>,
     /// With `prompt`: put the token that begins a text in front, if the model wants it. Absent: true.
     #[schema(example = true)]
@@ -93,7 +100,8 @@ pub(crate) fn tokenized(state: &State, body: &[u8]) -> Result<Tokenized, ApiErro
     } else {
         let messages = admit::chat::messages(&mut fields, &cx)?;
         fields.finish(cx.settings.unknown_fields)?;
-        tokenizer.encode_rendered(&admit::chat::render(&cx, &messages, generation)?)
+        let chat = Chat { messages: &messages, add_generation_prompt: generation, ..Chat::default() };
+        tokenizer.encode_rendered(&admit::chat::render(&cx, &chat)?)
     };
     let ids = ids.map_err(|e| unencodable(&e))?;
     let texts = |ids: &[TokenId]| ids.iter().map(|&id| tokenizer.token_text(id)).collect();
