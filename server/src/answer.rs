@@ -7,12 +7,12 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -212,11 +212,7 @@ async fn events<S: Shape>(
     include_usage: bool,
 ) -> Result<Response, ApiError> {
     let keep_alive = envelope.state.settings().keep_alive;
-    let first = match tokio::time::timeout(keep_alive, answer.next()).await {
-        Ok(Some(Err(error))) => return Err(error),
-        Ok(Some(Ok(piece))) => Some(piece),
-        Ok(None) | Err(_) => None,
-    };
+    let first = first(&mut answer, keep_alive).await?;
     let mut feed = Feed { envelope, answer, shape, include_usage, ready: VecDeque::new(), ended: false };
     for choice in 0..feed.answer.choices() {
         if let Some(delta) = feed.shape.opening(choice) {
@@ -230,11 +226,27 @@ async fn events<S: Shape>(
         let data = feed.next().await?;
         Some((Ok::<_, Infallible>(Event::default().data(data)), feed))
     });
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive)).into_response();
+    Ok(event_stream(events, KeepAlive::new().interval(keep_alive)))
+}
+
+/// The first piece of an answer, if it comes `within` a time; an error that comes first has a status of its own.
+pub(crate) async fn first(answer: &mut Answer, within: Duration) -> Result<Option<Piece>, ApiError> {
+    match tokio::time::timeout(within, answer.next()).await {
+        Ok(piece) => piece.transpose(),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Server-sent events.
+pub(crate) fn event_stream(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+    keep_alive: KeepAlive,
+) -> Response {
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // nginx would hold the events back until they fill a buffer.
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 /// What a stream of events is made of.

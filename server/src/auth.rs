@@ -1,4 +1,4 @@
-//! Who asks: API keys as bearer tokens.
+//! Who asks: API keys as bearer tokens, or in `x-api-key`, where Anthropic's clients put them.
 //!
 //! Keys are compared by digest, all of them, in constant time: neither a key's content nor its place in the list shows
 //! in how long an answer takes. What needs no key is a list; everything else does.
@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use frugal_config::raw::ApiKey;
@@ -20,6 +20,8 @@ use crate::settings::Caller;
 /// For probes, collectors and browsers, which have no keys; as in vLLM. The last ones are the same on every server.
 const OPEN: &[&str] =
     &["/livez", "/readyz", "/health", "/metrics", "/version", "/openapi.json", "/docs", "/"];
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// What pages are made of.
 const OPEN_BELOW: &[&str] = &["/docs/", "/page/"];
@@ -61,7 +63,11 @@ impl Keys {
     fn check(&self, headers: &HeaderMap) -> Result<&Known, ApiError> {
         let hint =
             "provide your API key in an Authorization header with Bearer auth (Authorization: Bearer KEY)";
+        let unknown = || ApiError::unauthorized("The API key is not known to this server");
         let Some(value) = headers.get(header::AUTHORIZATION) else {
+            if let Some(key) = headers.get(API_KEY) {
+                return key.to_str().ok().and_then(|key| self.find(key.trim())).ok_or_else(unknown);
+            }
             return Err(ApiError::unauthorized(format!("No API key was given: {hint}")));
         };
         let bearer = value.to_str().ok().and_then(|v| v.split_once(' '));
@@ -70,7 +76,7 @@ impl Keys {
                 "The Authorization header is not understood: {hint}"
             )));
         };
-        self.find(key.trim()).ok_or_else(|| ApiError::unauthorized("The API key is not known to this server"))
+        self.find(key.trim()).ok_or_else(unknown)
     }
 }
 
@@ -118,6 +124,20 @@ mod tests {
             assert_eq!(check(Some(wrong)), None, "{wrong}");
         }
         assert_eq!(check(None), None);
+    }
+
+    #[test]
+    fn a_key_may_come_in_a_header_of_its_own_unless_a_bearer_is_there() {
+        let check = |headers: &[(HeaderName, &str)]| {
+            let headers =
+                headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+            keys().check(&headers).ok().map(|known| known.caller.tenant)
+        };
+        assert_eq!(check(&[(API_KEY, "sk-b")]), Some(2));
+        assert_eq!(check(&[(API_KEY, "Bearer sk-b")]), None);
+        assert_eq!(check(&[(API_KEY, "")]), None);
+        assert_eq!(check(&[(header::AUTHORIZATION, "Bearer sk-a"), (API_KEY, "sk-b")]), Some(1));
+        assert_eq!(check(&[(header::AUTHORIZATION, "Bearer sk"), (API_KEY, "sk-b")]), None);
     }
 
     #[test]

@@ -197,6 +197,11 @@ impl ApiError {
         self.status
     }
 
+    /// For people.
+    pub fn message(&self) -> &str {
+        &self.body.message
+    }
+
     /// The body, `{"error": ...}`: also what a stream that has begun sends as its last event.
     pub fn body(&self) -> serde_json::Value {
         let response = ErrorResponse { error: self.body.clone() };
@@ -205,7 +210,7 @@ impl ApiError {
 }
 
 /// A client's text fit to be quoted back: bounded, on one line.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut short: String =
         text.chars().take(QUOTED_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(QUOTED_MAX).is_some() {
@@ -257,6 +262,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For endpoints that say it in other words.
+        response.extensions_mut().insert(self);
         response
     }
 }

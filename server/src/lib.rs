@@ -1,4 +1,4 @@
-//! The HTTP front end: OpenAI's API over the engine.
+//! The HTTP front end: OpenAI's API over the engine, and Anthropic's.
 //!
 //! A request's way: `routes` reads the body, `admit` turns it into tokens and checked values (in `text`'s threads),
 //! `stream` submits it and makes pieces of text from the engine's events, `answer` puts them into JSON or
@@ -7,6 +7,7 @@
 pub mod access;
 pub mod admit;
 pub mod answer;
+mod anthropic;
 pub mod auth;
 pub mod error;
 pub mod fingerprint;
@@ -40,6 +41,8 @@ fn endpoints() -> OpenApiRouter<State> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(routes::chat::route())
         .merge(routes::completions::route())
+        .merge(routes::messages::route())
+        .merge(routes::count_tokens::route())
         .merge(routes::models::route())
         .merge(routes::tokenize::route())
         .merge(routes::detokenize::route())
@@ -66,6 +69,7 @@ pub fn app(state: State) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.operations().keys.clone(), auth::require))
         .layer(from_fn_with_state(state.settings().limits.head_bytes, bounded_head))
+        .layer(from_fn(anthropic::error::translate))
         .layer(from_fn_with_state(state.http().clone(), metrics::count))
         .layer(from_fn(access::log))
         .with_state(state)

@@ -10,10 +10,12 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
+use crate::anthropic::answer::MessageEvent;
+use crate::anthropic::error::{OVERLOADED, Refusal};
 use crate::error::ErrorResponse;
 
 pub(crate) use generation::generation_request;
@@ -24,14 +26,14 @@ pub use generation::{CacheRetention, ServiceTier, Stop, StreamOptions, Structure
 #[openapi(
     info(
         title = "Frugal",
-        description = "OpenAI's API over one model. A request's field that is not listed is refused with a 400 that names it, \
+        description = "OpenAI's API, and Anthropic's, over one model. A request's field that is not listed is refused with a 400 that names it, \
                        unless its value asks for nothing (null, false, an empty list). An answer's header `x-request-id` \
                        is the request's own, if it brought one of at most 128 visible ASCII characters."
     ),
-    components(schemas(ErrorResponse)),
+    components(schemas(ErrorResponse, MessageEvent, Refusal)),
     modifiers(&BearerKeys),
     tags(
-        (name = "inference", description = "OpenAI's endpoints, with extensions of vLLM and llama.cpp"),
+        (name = "inference", description = "OpenAI's endpoints and Anthropic's, with extensions of vLLM and llama.cpp"),
         (name = "text", description = "What a prompt becomes before it is computed"),
         (name = "operation", description = "For probes, collectors and people; they need no key")
     )
@@ -44,6 +46,8 @@ impl Modify for BearerKeys {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let components = openapi.components.get_or_insert_default();
         components.add_security_scheme("key", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+        let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key")));
+        components.add_security_scheme("x-api-key", header);
     }
 }
 
@@ -103,6 +107,37 @@ impl IntoResponses for ModelRefusals {
         ];
         let more = more.into_iter().map(|(status, text, retry)| (status.to_string(), refusal(text, retry)));
         BodyRefusals::responses().into_iter().chain(more).collect()
+    }
+}
+
+/// The same refusals, as Anthropic's clients know them.
+fn anthropics(refusals: BTreeMap<String, RefOr<Response>>) -> BTreeMap<String, RefOr<Response>> {
+    let translated = |(status, response): (String, RefOr<Response>)| {
+        let status = if status == "503" { OVERLOADED.to_string() } else { status };
+        let RefOr::T(mut response) = response else { return (status, response) };
+        let schema = RefOr::Ref(Ref::from_schema_name("MessagesErrorResponse"));
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        response.content.insert("application/json".to_owned(), content);
+        (status, RefOr::T(response))
+    };
+    refusals.into_iter().map(translated).collect()
+}
+
+/// Of Anthropic's endpoint that runs the model.
+pub(crate) struct MessagesRefusals;
+
+impl IntoResponses for MessagesRefusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        anthropics(ModelRefusals::responses())
+    }
+}
+
+/// Of Anthropic's endpoint that needs the model and does not run it.
+pub(crate) struct CountRefusals;
+
+impl IntoResponses for CountRefusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        anthropics(BodyRefusals::responses())
     }
 }
 

@@ -83,7 +83,7 @@ struct CompletionDetails {
 
 /// What the cost is made of.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-struct CostDetails {
+pub(crate) struct CostDetails {
     upstream_inference_cost: f64,
     upstream_inference_prompt_cost: f64,
     upstream_inference_completions_cost: f64,
@@ -92,20 +92,29 @@ struct CostDetails {
     currency: String,
 }
 
+impl CostDetails {
+    /// None without a price.
+    pub(crate) fn new(totals: &Totals, currency: Option<&str>) -> Option<Self> {
+        let (prefill, decode) = (totals.prefill?, totals.decode?);
+        Some(Self {
+            upstream_inference_cost: units(totals.cost()?),
+            upstream_inference_prompt_cost: units(prefill),
+            upstream_inference_completions_cost: units(decode),
+            saved: units(totals.saved.unwrap_or(0)),
+            currency: currency?.to_owned(),
+        })
+    }
+
+    /// The whole.
+    pub(crate) fn cost(&self) -> f64 {
+        self.upstream_inference_cost
+    }
+}
+
 impl Usage {
     /// `currency` labels the money, if there is any.
     pub fn new(totals: &Totals, currency: Option<&str>) -> Self {
-        let details = || {
-            let (prefill, decode) = (totals.prefill?, totals.decode?);
-            Some(CostDetails {
-                upstream_inference_cost: units(totals.cost()?),
-                upstream_inference_prompt_cost: units(prefill),
-                upstream_inference_completions_cost: units(decode),
-                saved: units(totals.saved.unwrap_or(0)),
-                currency: currency?.to_owned(),
-            })
-        };
-        let cost_details = details();
+        let cost_details = CostDetails::new(totals, currency);
         Self {
             prompt_tokens: totals.prompt_tokens,
             completion_tokens: totals.completion_tokens,
@@ -114,7 +123,7 @@ impl Usage {
             completion_tokens_details: totals
                 .reasoning_tokens
                 .map(|reasoning_tokens| CompletionDetails { reasoning_tokens }),
-            cost: cost_details.as_ref().map(|d| d.upstream_inference_cost),
+            cost: cost_details.as_ref().map(CostDetails::cost),
             cost_details,
         }
     }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Server, Setup, user};
+use crate::messages::able;
 
 /// What `run.sh` exits with if there is no client to run.
 const NOT_TESTED: i32 = 77;
@@ -172,6 +173,14 @@ async fn openais_python_client() {
 #[tokio::test]
 async fn openais_node_client() {
     openais_client("node").await;
+}
+
+#[tokio::test]
+async fn anthropics_python_client() {
+    let (server, able) = (Server::new().await, able().await);
+    Client::start("anthropic", &server.url, &[("ABLE", &able.url)]).finish(async |_| {}).await;
+    server.settle().await;
+    able.settle().await;
 }
 
 #[tokio::test]

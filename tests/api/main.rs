@@ -11,6 +11,7 @@ mod fields;
 mod harness;
 mod lifecycle;
 mod log;
+mod messages;
 mod model;
 mod page;
 mod refusals;

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use frugal_models::constraint::ConstraintSpec;
+use frugal_models::step::TokenId;
 use frugal_models::syntax::{Answers, GrammarError, grammar};
 use frugal_models::template::{Chat, ChatTemplate, Piece, Rendered};
 use serde_json::{Map, Value};
@@ -39,36 +40,71 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let max_tokens = max_tokens(&mut fields, &cx)?;
     let tools = tools::take(&mut fields, cx.settings.unknown_fields)?;
     let messages = messages(&mut fields, &cx)?;
-    let template = template(&cx)?;
-    let can_reason = cx.engine.form.syntax.reasoning().is_some();
-    let reasoning = reasoning::take(&mut fields, template, can_reason)?;
+    let reasoning = reasoning::take(&mut fields, template(&cx, PROMPT_FIELD)?, can_reason(&cx))?;
     fields.finish(cx.settings.unknown_fields)?;
-
-    let chat = Chat {
-        messages: &messages,
-        tools: &tools.told,
-        kwargs: Some(&reasoning.kwargs),
-        add_generation_prompt: true,
-    };
-    let rendered = render(&cx, &chat)?;
-    let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
-    let form = form(&cx, &tools, &rendered.text(), Form::key(common.seed, &prompt));
-    common.constraint = formed(&cx, &form, &tools, common.constraint.take())?;
-    let budget = budget(&form, &reasoning);
-    let request = common.request(&cx, PROMPT_FIELD, prompt.into(), max_tokens)?;
-    let admitted = common.admit(&cx, PROMPT_FIELD, vec![Prompt { request, echo: None }])?;
-    Ok(Admitted { form: Some(form).filter(Form::tells), budget, ..admitted })
+    Conversation { field: PROMPT_FIELD, messages, tools, reasoning }.admit(&cx, common, max_tokens)
 }
 
-fn template<'a>(cx: &Context<'a>) -> Result<&'a ChatTemplate, ApiError> {
+/// A conversation that was read and checked, in whichever API's words it came.
+pub(super) struct Conversation {
+    /// The field that holds it: errors name it.
+    pub(super) field: &'static str,
+    /// As templates know them.
+    pub(super) messages: Vec<Value>,
+    pub(super) tools: Tools,
+    pub(super) reasoning: Reasoning,
+}
+
+impl Conversation {
+    /// What the model sees of it, as text and as tokens.
+    pub(super) fn prompt(&self, cx: &Context<'_>) -> Result<(Rendered, Vec<TokenId>), ApiError> {
+        let chat = Chat {
+            messages: &self.messages,
+            tools: &self.tools.told,
+            kwargs: Some(&self.reasoning.kwargs),
+            add_generation_prompt: true,
+        };
+        let rendered = rendered(cx, &chat, self.field)?;
+        let prompt = cx.engine.tokenizer.encode_rendered(&rendered).map_err(|e| unencodable(&e))?;
+        Ok((rendered, prompt))
+    }
+
+    /// Ready to be submitted.
+    pub(super) fn admit(
+        self,
+        cx: &Context<'_>,
+        mut common: Common,
+        max_tokens: Option<u32>,
+    ) -> Result<Admitted, ApiError> {
+        let (rendered, prompt) = self.prompt(cx)?;
+        let form = form(cx, &self.tools, &rendered.text(), Form::key(common.seed, &prompt));
+        common.constraint = formed(cx, &form, &self.tools, common.constraint.take())?;
+        let budget = budget(&form, &self.reasoning);
+        let request = common.request(cx, self.field, prompt.into(), max_tokens)?;
+        let admitted = common.admit(cx, self.field, vec![Prompt { request, echo: None }])?;
+        Ok(Admitted { form: Some(form).filter(Form::tells), budget, ..admitted })
+    }
+}
+
+/// The model's template; without one there is no chat.
+pub(super) fn template<'a>(cx: &Context<'a>, field: &str) -> Result<&'a ChatTemplate, ApiError> {
     cx.engine.template.as_deref().ok_or_else(|| {
-        ApiError::invalid(PROMPT_FIELD, "This model has no chat template; use /v1/completions instead")
+        ApiError::invalid(field, "This model has no chat template; use /v1/completions instead")
     })
+}
+
+/// Whether the model marks its reasoning.
+pub(super) fn can_reason(cx: &Context<'_>) -> bool {
+    cx.engine.form.syntax.reasoning().is_some()
 }
 
 /// What the model's template makes of a chat, no longer than a prompt may be. A template without tools is told of them in words.
 pub(crate) fn render(cx: &Context<'_>, chat: &Chat<'_>) -> Result<Rendered, ApiError> {
-    let template = template(cx)?;
+    rendered(cx, chat, PROMPT_FIELD)
+}
+
+fn rendered(cx: &Context<'_>, chat: &Chat<'_>, field: &str) -> Result<Rendered, ApiError> {
+    let template = template(cx, field)?;
     let messages;
     let mut chat = *chat;
     if !cx.engine.form.syntax.has_calls() {
@@ -77,8 +113,8 @@ pub(crate) fn render(cx: &Context<'_>, chat: &Chat<'_>) -> Result<Rendered, ApiE
     }
     let rendered = template
         .render(&chat)
-        .map_err(|e| ApiError::invalid(PROMPT_FIELD, format!("The model's chat template refused: {e}")))?;
-    cx.check_text(PROMPT_FIELD, rendered.pieces().iter().map(piece_bytes).sum())?;
+        .map_err(|e| ApiError::invalid(field, format!("The model's chat template refused: {e}")))?;
+    cx.check_text(field, rendered.pieces().iter().map(piece_bytes).sum())?;
     Ok(rendered)
 }
 

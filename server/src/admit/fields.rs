@@ -94,6 +94,14 @@ pub fn parse(body: &[u8]) -> Result<Fields, ApiError> {
 }
 
 impl Fields {
+    /// A value at `path` that must be an object.
+    pub fn within(value: Value, path: &str) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self::nested(map, path)),
+            other => Err(mistyped(path, "an object", &other)),
+        }
+    }
+
     /// An object within a request, at `path`.
     pub fn nested(map: Map<String, Value>, path: &str) -> Self {
         Self { map, path: format!("{path}.") }
@@ -130,6 +138,17 @@ impl Fields {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(self.mistyped(field, "a string", &other)),
         }
+    }
+
+    /// A string that must be there.
+    pub fn needed(&mut self, field: &str) -> Result<String, ApiError> {
+        self.string(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    /// The error for a field that is not there.
+    pub fn missing(&self, field: &str) -> ApiError {
+        let name = self.name(field);
+        ApiError::invalid(&name, format!("Missing required parameter: '{name}'"))
     }
 
     /// A boolean; absent is false.

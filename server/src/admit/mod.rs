@@ -7,6 +7,7 @@ pub mod chat;
 pub mod completions;
 pub mod constraint;
 pub mod fields;
+pub mod messages;
 pub(crate) mod reasoning;
 pub(crate) mod tools;
 
@@ -170,7 +171,7 @@ impl Common {
             min_tokens: fields.count("min_tokens", 0..=cx.context_max())?.unwrap_or(0),
             ignore_eos: fields.flag("ignore_eos")?,
             seed: seed(fields)?,
-            stop: stop(fields, limits)?,
+            stop: stop(fields, "stop", limits)?,
             stop_token_ids: stop_token_ids(fields, cx)?,
             include_stop: fields.flag("include_stop_str_in_output")?,
             prompt_logprobs: prompt_logprobs(fields, stream, limits)?,
@@ -310,30 +311,34 @@ fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     seed.ok_or_else(|| fields.mistyped("seed", "an integer of 64 bits", &value))
 }
 
-fn stop(fields: &mut Fields, limits: &Limits) -> Result<Arc<[String]>, ApiError> {
+/// The stop strings in the field `name`.
+fn stop(fields: &mut Fields, name: &str, limits: &Limits) -> Result<Arc<[String]>, ApiError> {
     let expected = "a string or an array of strings";
-    let values = match fields.take("stop") {
+    let values = match fields.take(name) {
         None => return Ok(Arc::default()),
         Some(Value::Array(values)) => values,
         Some(one) => vec![one],
     };
     if values.len() > limits.stop {
-        let message = format!("'stop' has {} strings, {} is the most", values.len(), limits.stop);
-        return Err(ApiError::invalid("stop", message));
+        let message = format!("'{name}' has {} strings, {} is the most", values.len(), limits.stop);
+        return Err(ApiError::invalid(name, message));
     }
     let mut stop = Vec::with_capacity(values.len());
     for value in values {
         match value {
             Value::String(text) if text.is_empty() => {
-                return Err(ApiError::invalid("stop", "'stop' must not hold an empty string"));
+                return Err(ApiError::invalid(name, format!("'{name}' must not hold an empty string")));
             }
             Value::String(text) if text.len() > limits.stop_bytes => {
-                let message =
-                    format!("A string of 'stop' has {} bytes, {} is the most", text.len(), limits.stop_bytes);
-                return Err(ApiError::invalid("stop", message));
+                let message = format!(
+                    "A string of '{name}' has {} bytes, {} is the most",
+                    text.len(),
+                    limits.stop_bytes
+                );
+                return Err(ApiError::invalid(name, message));
             }
             Value::String(text) => stop.push(text),
-            other => return Err(fields.mistyped("stop", expected, &other)),
+            other => return Err(fields.mistyped(name, expected, &other)),
         }
     }
     Ok(stop.into())

@@ -68,6 +68,15 @@ pub(super) fn take(
     Ok(Reasoning { kwargs, budget })
 }
 
+/// Reasoning that is on or off as a whole, where the template lets that be chosen.
+pub(super) fn switched(on: bool, budget: Option<u32>, template: &ChatTemplate) -> Reasoning {
+    let mut kwargs = Map::new();
+    if template.source().contains("enable_thinking") {
+        kwargs.insert("enable_thinking".to_owned(), on.into());
+    }
+    Reasoning { kwargs, budget }
+}
+
 /// A variable said twice must be said alike.
 fn set(kwargs: &mut Map<String, Value>, name: &str, value: Value) -> Result<(), ApiError> {
     match kwargs.insert(name.to_owned(), value.clone()) {

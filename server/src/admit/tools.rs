@@ -50,30 +50,48 @@ impl Tools {
 /// `tools`, `tool_choice`, `parallel_tool_calls`.
 pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> {
     let (mut told, mut all) = (Vec::new(), Vec::new());
+    for (i, value) in array(fields)?.into_iter().enumerate() {
+        all.push(tool(&format!("{TOOLS}[{i}]"), value.clone(), policy)?);
+        told.push(value);
+    }
+    let parallel = fields.flag_or("parallel_tool_calls", true)?;
+    let choice = choice(fields, policy)?;
+    chosen(told, all, choice, parallel)
+}
+
+/// `tools`, of a bounded number.
+pub(super) fn array(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     match fields.take(TOOLS) {
-        None => {}
-        Some(Value::Array(values)) if values.len() <= TOOLS_MAX => {
-            for (i, value) in values.into_iter().enumerate() {
-                all.push(tool(&format!("{TOOLS}[{i}]"), value.clone(), policy)?);
-                told.push(value);
-            }
-        }
+        None => Ok(Vec::new()),
+        Some(Value::Array(values)) if values.len() <= TOOLS_MAX => Ok(values),
         Some(Value::Array(values)) => {
             let message = format!("'{TOOLS}' has {} entries, {TOOLS_MAX} is the most", values.len());
-            return Err(ApiError::invalid(TOOLS, message));
+            Err(ApiError::invalid(TOOLS, message))
         }
-        Some(other) => return Err(fields.mistyped(TOOLS, "an array", &other)),
+        Some(other) => Err(fields.mistyped(TOOLS, "an array", &other)),
     }
+}
+
+/// What may and must be called of `all`, which templates know as `told`.
+pub(super) fn chosen(
+    told: Vec<Value>,
+    mut all: Vec<Tool>,
+    choice: Choice,
+    parallel: bool,
+) -> Result<Tools, ApiError> {
     let mut seen = HashSet::new();
-    if let Some(twice) = all.iter().find(|tool: &&Tool| !seen.insert(tool.name.as_str())) {
+    if let Some(twice) = all.iter().find(|tool| !seen.insert(tool.name.as_str())) {
         return Err(ApiError::invalid(TOOLS, format!("'{TOOLS}' has two functions named '{}'", twice.name)));
     }
-    let parallel = match fields.take("parallel_tool_calls") {
-        None => true,
-        Some(Value::Bool(parallel)) => parallel,
-        Some(other) => return Err(fields.mistyped("parallel_tool_calls", "a boolean", &other)),
-    };
-    let choice = choice(fields, policy, &all)?;
+    let names: &[String] = if let Choice::Only { names, .. } = &choice { names } else { &[] };
+    if let Some(unknown) = names.iter().find(|name| all.iter().all(|tool| tool.name != **name)) {
+        let message = format!("'{CHOICE}' names the function '{unknown}', which is not one of '{TOOLS}'");
+        return Err(ApiError::invalid(CHOICE, message));
+    }
+    if all.is_empty() && matches!(choice, Choice::Any { required: true } | Choice::Only { .. }) {
+        let message = format!("'{CHOICE}' is only allowed when '{TOOLS}' are specified");
+        return Err(ApiError::invalid(CHOICE, message));
+    }
     let mut tools = Tools { callable: Arc::default(), told, required: false, named: false, parallel };
     match choice {
         Choice::None => tools.told = Vec::new(),
@@ -124,7 +142,8 @@ fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<Tool, ApiErro
     Ok(Tool { name, parameters, strict })
 }
 
-fn function_name(function: &mut Fields) -> Result<String, ApiError> {
+/// A function's `name`.
+pub(super) fn function_name(function: &mut Fields) -> Result<String, ApiError> {
     let at = function.name("name");
     let name = function.string("name")?.ok_or_else(|| missing(&at))?;
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
@@ -139,46 +158,38 @@ fn function_name(function: &mut Fields) -> Result<String, ApiError> {
     }
 }
 
-enum Choice {
+/// What may and must be called.
+pub(super) enum Choice {
+    /// Nothing.
     None,
+    /// Anything.
     Any { required: bool },
+    /// These; `named`: there is one, and it was named to be called.
     Only { required: bool, named: bool, names: Vec<String> },
 }
 
-fn choice(fields: &mut Fields, policy: UnknownFields, all: &[Tool]) -> Result<Choice, ApiError> {
+fn choice(fields: &mut Fields, policy: UnknownFields) -> Result<Choice, ApiError> {
     let expected = "'none', 'auto', 'required', a function or 'allowed_tools'";
-    let choice = match fields.take(CHOICE) {
-        None => Choice::Any { required: false },
+    match fields.take(CHOICE) {
+        None => Ok(Choice::Any { required: false }),
         Some(Value::String(word)) => match word.as_str() {
-            "none" => Choice::None,
-            "auto" => Choice::Any { required: false },
-            "required" => Choice::Any { required: true },
+            "none" => Ok(Choice::None),
+            "auto" => Ok(Choice::Any { required: false }),
+            "required" => Ok(Choice::Any { required: true }),
             _ => {
                 let message = format!("Invalid value for '{CHOICE}': supported are {expected}");
-                return Err(ApiError::invalid(CHOICE, message));
+                Err(ApiError::invalid(CHOICE, message))
             }
         },
         Some(Value::Object(map)) if map.get("type").is_some_and(|ty| ty == "allowed_tools") => {
-            allowed(Fields::nested(map, CHOICE), policy)?
+            allowed(Fields::nested(map, CHOICE), policy)
         }
         Some(value @ Value::Object(_)) => {
             let names = vec![named(CHOICE, value, policy)?];
-            Choice::Only { required: true, named: true, names }
+            Ok(Choice::Only { required: true, named: true, names })
         }
-        Some(other) => return Err(mistyped(CHOICE, expected, &other)),
-    };
-    let names: &[String] = if let Choice::Only { names, .. } = &choice { names } else { &[] };
-    if let Some(unknown) = names.iter().find(|name| all.iter().all(|tool| tool.name != **name)) {
-        let message = format!("'{CHOICE}' names the function '{unknown}', which is not one of '{TOOLS}'");
-        return Err(ApiError::invalid(CHOICE, message));
+        Some(other) => Err(mistyped(CHOICE, expected, &other)),
     }
-    if all.is_empty() && matches!(choice, Choice::Any { required: true } | Choice::Only { .. }) {
-        return Err(ApiError::invalid(
-            CHOICE,
-            format!("'{CHOICE}' is only allowed when '{TOOLS}' are specified"),
-        ));
-    }
-    Ok(choice)
 }
 
 /// `{"type": "function", "function": {"name": ..}}`.

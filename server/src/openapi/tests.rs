@@ -14,7 +14,7 @@ use frugal_scheduler::options::EngineOptions;
 use serde_json::{Map, Value, json};
 
 use crate::admit::fields::{NEUTRAL, asked};
-use crate::admit::{chat, completions};
+use crate::admit::{chat, completions, messages};
 use crate::error::ApiError;
 use crate::fingerprint::fingerprint;
 use crate::form::ModelForm;
@@ -30,7 +30,7 @@ fn state() -> State {
     let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens()).unwrap();
     let geometry = Geometry {
         vocab: u32::try_from(tokenizer.vocab_size()).unwrap(),
-        context_max: 256,
+        context_max: 1024,
         block_tokens: 16,
         groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 64 }],
         digest: [7; 32],
@@ -79,6 +79,18 @@ const ENDPOINTS: &[fn() -> Endpoint] = &[
         read: |state, body| completions::admit(state, Caller::default(), body).map(|_| ()),
         base: json!({"prompt": "Hi"}),
         needs: &[("stream_options", r#"{"stream": true}"#)],
+    },
+    || Endpoint {
+        schema: "MessagesRequest",
+        read: |state, body| messages::admit(state, Caller::default(), body).map(|_| ()),
+        base: json!({"max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}),
+        needs: &[],
+    },
+    || Endpoint {
+        schema: "CountTokensRequest",
+        read: |state, body| messages::count(state, body).map(|_| ()),
+        base: json!({"messages": [{"role": "user", "content": "Hi"}]}),
+        needs: &[],
     },
     || Endpoint {
         schema: "TokenizeRequest",

@@ -51,7 +51,7 @@ generation_request! {
         #[schema(max_items = 128)]
         pub tools: Option<Vec<Tool>>,
         /// `none`, `auto` (the default), `required`, one function, or `allowed_tools`.
-        pub tool_choice: Option<ToolChoice>,
+        pub tool_choice: Option<ChatToolChoice>,
         /// Whether there may be more than one call in an answer. Absent: true.
         #[schema(example = true)]
         pub parallel_tool_calls: Option<bool>,
@@ -173,9 +173,9 @@ pub enum ToolKind {
 /// Which tools the model may or must call.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum ToolChoice {
+pub enum ChatToolChoice {
     /// Of all.
-    Mode(ToolMode),
+    Mode(ChatToolMode),
     /// `{"type": "function", "function": {"name": ..}}`: this one. `{"type": "allowed_tools", "allowed_tools": {"mode": .., "tools": [..]}}`:
     /// of these.
     Some(std::collections::HashMap<String, serde_json::Value>),
@@ -184,7 +184,7 @@ pub enum ToolChoice {
 /// Whether there are calls.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum ToolMode {
+pub enum ChatToolMode {
     /// None; the model is not told of tools.
     None,
     /// As the model likes.

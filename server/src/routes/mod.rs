@@ -3,10 +3,12 @@
 pub mod apply_template;
 pub mod chat;
 pub mod completions;
+pub mod count_tokens;
 pub mod debug;
 pub mod detokenize;
 pub mod docs;
 pub mod health;
+pub mod messages;
 pub mod metrics;
 pub mod models;
 pub mod page;

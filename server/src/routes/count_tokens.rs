@@ -1,0 +1,65 @@
+//! `POST /v1/messages/count_tokens`, in Anthropic's words: the prompt that `/v1/messages` would compute.
+
+use axum::Json;
+use axum::extract::{Request, State as Shared};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::messages::{CacheControl, MessagesTool, System, Thinking, ToolChoice, Turn, example};
+use super::read_body;
+use crate::admit;
+use crate::error::ApiError;
+use crate::openapi::CountRefusals;
+use crate::state::State;
+
+/// The endpoint.
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(count_tokens))
+}
+
+/// What makes up a prompt.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CountTokensRequest {
+    /// A name of the model; if absent, the one there is.
+    #[schema(example = json!(null))]
+    pub model: Option<String>,
+    /// Turns of user and assistant; the last is the user's.
+    #[schema(min_items = 1, example = example)]
+    pub messages: Vec<Turn>,
+    /// What the operator says.
+    pub system: Option<System>,
+    /// Functions that the model may call.
+    #[schema(max_items = 128)]
+    pub tools: Option<Vec<MessagesTool>>,
+    /// Whether and what to call.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether and how long to reason.
+    pub thinking: Option<Thinking>,
+    /// Changes nothing.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// How long a prompt is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TokenCount {
+    input_tokens: usize,
+}
+
+/// Count the tokens of a conversation, in Anthropic's words
+#[utoipa::path(
+    post,
+    path = "/v1/messages/count_tokens",
+    tag = "text",
+    security((), ("key" = []), ("x-api-key" = [])),
+    request_body = CountTokensRequest,
+    responses((status = 200, description = "Their number", body = TokenCount), CountRefusals)
+)]
+async fn count_tokens(Shared(state): Shared<State>, request: Request) -> Result<Json<TokenCount>, ApiError> {
+    let body = read_body(request, &state.settings().limits).await?;
+    let (shared, bytes) = (state.clone(), body.len());
+    let input_tokens = state.text().run(bytes, move || admit::messages::count(&shared, &body)).await?;
+    Ok(Json(TokenCount { input_tokens }))
+}

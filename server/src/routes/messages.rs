@@ -1,0 +1,414 @@
+//! `POST /v1/messages`, in Anthropic's words.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State as Shared};
+use axum::response::Response;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::chat::PartKind;
+use super::read_body;
+use crate::access::Line;
+use crate::admit;
+use crate::anthropic::answer::{Message, Sent, respond};
+use crate::error::ApiError;
+use crate::openapi::MessagesRefusals;
+use crate::settings::Caller;
+use crate::state::State;
+
+/// The endpoint.
+pub fn route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(messages))
+}
+
+/// A conversation to continue.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MessagesRequest {
+    /// A name of the model; if absent, the one there is.
+    #[schema(example = json!(null))]
+    pub model: Option<String>,
+    /// Turns of user and assistant; the last is the user's.
+    #[schema(min_items = 1, example = example)]
+    pub messages: Vec<Turn>,
+    /// Most tokens of the answer.
+    #[schema(minimum = 1, example = 8)]
+    pub max_tokens: u32,
+    /// What the operator says.
+    pub system: Option<System>,
+    /// Functions that the model may call.
+    #[schema(max_items = 128)]
+    pub tools: Option<Vec<MessagesTool>>,
+    /// Whether and what to call.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether and how long to reason. Absent: not, where the model's template lets that be chosen.
+    pub thinking: Option<Thinking>,
+    /// Ends the answer when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
+    #[schema(example = json!(["\n\n"]))]
+    pub stop_sequences: Option<Vec<String>>,
+    /// Answer as a stream of server-sent events.
+    #[schema(example = false)]
+    pub stream: Option<bool>,
+    /// 0 is greedy.
+    #[schema(minimum = 0, maximum = 2, example = 0.7)]
+    pub temperature: Option<f32>,
+    /// Keep the smallest set of likeliest tokens whose probability reaches this.
+    #[schema(minimum = 0, maximum = 1, example = 0.9)]
+    pub top_p: Option<f32>,
+    /// Keep the k likeliest tokens; -1 and 0 keep all.
+    #[schema(minimum = -1, example = 40)]
+    pub top_k: Option<i64>,
+    /// Drop tokens less likely than this times the likeliest.
+    #[schema(minimum = 0, maximum = 1, example = 0.05)]
+    pub min_p: Option<f32>,
+    /// Taken off the logits of tokens that are in the answer.
+    #[schema(minimum = -2, maximum = 2, example = 0.5)]
+    pub presence_penalty: Option<f32>,
+    /// Taken off the logits of tokens as often as they are in the answer.
+    #[schema(minimum = -2, maximum = 2, example = 0.5)]
+    pub frequency_penalty: Option<f32>,
+    /// Divides the positive and multiplies the negative logits of tokens seen.
+    #[schema(minimum = 0.01, maximum = 10, example = 1.1)]
+    pub repetition_penalty: Option<f32>,
+    /// Token ids and what is added to their logits, from -100 to 100; at most `server.max_logit_bias`.
+    #[schema(example = json!({"0": -100}))]
+    pub logit_bias: Option<std::collections::HashMap<String, f32>>,
+    /// The same seed gives the same tokens, whatever else is running. Absent: a random one.
+    #[schema(example = 1)]
+    pub seed: Option<i64>,
+    /// Prefixes are shared only with requests of the same salt.
+    #[schema(example = "salt")]
+    pub cache_salt: Option<String>,
+    /// Changes nothing: every prefix is cached while there is room.
+    pub cache_control: Option<CacheControl>,
+    /// Changes nothing.
+    pub metadata: Option<Metadata>,
+    /// There is one tier.
+    pub service_tier: Option<Tier>,
+}
+
+/// A turn.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Turn {
+    /// Whose it is.
+    pub role: Speaker,
+    /// What it holds.
+    pub content: TurnContent,
+}
+
+/// Who speaks.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Speaker {
+    /// Who asks.
+    User,
+    /// Who answers.
+    Assistant,
+}
+
+/// Text, or blocks.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum TurnContent {
+    /// Text.
+    Text(String),
+    /// Blocks.
+    Blocks(Vec<RequestBlock>),
+}
+
+/// A part of a turn.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum RequestBlock {
+    /// Text.
+    Text(TextBlock),
+    /// Of an assistant: what it called.
+    ToolUse(ToolUseBlock),
+    /// Of a user: what a function returned.
+    ToolResult(ToolResultBlock),
+    /// Of an assistant: what it thought.
+    Thinking(ThinkingBlock),
+}
+
+/// Text.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TextBlock {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: PartKind,
+    /// The text.
+    #[schema(example = "Hello!")]
+    pub text: String,
+    /// Changes nothing.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// A call that was made.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolUseBlock {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: ToolUseKind,
+    /// Its id.
+    pub id: String,
+    /// What was called.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$")]
+    pub name: String,
+    /// With what.
+    #[schema(value_type = Object)]
+    pub input: serde_json::Value,
+    /// Changes nothing.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolUseKind {
+    /// A call.
+    ToolUse,
+}
+
+/// What a function returned.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolResultBlock {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: ToolResultKind,
+    /// The call, one of an earlier turn.
+    pub tool_use_id: String,
+    /// The result.
+    pub content: Option<System>,
+    /// The call failed.
+    pub is_error: Option<bool>,
+    /// Changes nothing.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolResultKind {
+    /// A result.
+    ToolResult,
+}
+
+/// What the model thought; for templates that show it.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ThinkingBlock {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: ThinkingKind,
+    /// The text.
+    pub thinking: String,
+    /// Not checked.
+    pub signature: Option<String>,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ThinkingKind {
+    /// Reasoning.
+    Thinking,
+}
+
+/// Text as a whole or in blocks, which are joined by newlines.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(example = json!([{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "5m"}}]))]
+pub enum System {
+    /// A whole.
+    Text(String),
+    /// Blocks.
+    Blocks(Vec<TextBlock>),
+}
+
+/// For caches that must be told.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "ephemeral", "ttl": "5m"}))]
+pub struct CacheControl {
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: Ephemeral,
+    /// Changes nothing.
+    pub ttl: Option<Ttl>,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ephemeral {
+    /// For a while.
+    Ephemeral,
+}
+
+/// For how long.
+#[derive(Serialize, ToSchema)]
+pub enum Ttl {
+    /// Minutes.
+    #[serde(rename = "5m")]
+    Minutes,
+    /// An hour.
+    #[serde(rename = "1h")]
+    Hour,
+}
+
+/// Bookkeeping.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Metadata {
+    /// Who asks on behalf of whom.
+    #[schema(example = "user-7")]
+    pub user_id: Option<String>,
+}
+
+/// What can be had: there is one tier.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// The one there is.
+    Auto,
+    /// The one there is.
+    StandardOnly,
+}
+
+/// A function that the model may call.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"name": "weather", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}}))]
+pub struct MessagesTool {
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: Option<Custom>,
+    /// Its name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$")]
+    pub name: String,
+    /// For the model.
+    pub description: Option<String>,
+    /// JSON schema of its input.
+    #[schema(value_type = Object)]
+    pub input_schema: serde_json::Value,
+    /// Input always follows the schema.
+    pub strict: Option<bool>,
+    /// Changes nothing.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Custom {
+    /// Functions that the client runs.
+    Custom,
+}
+
+/// Whether and what to call.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "none"}))]
+pub struct ToolChoice {
+    /// Whether.
+    #[serde(rename = "type")]
+    pub kind: ToolChoiceKind,
+    /// Only with `tool`: which.
+    pub name: Option<String>,
+    /// At most one call.
+    pub disable_parallel_tool_use: Option<bool>,
+}
+
+/// Whether to call.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ToolChoiceKind {
+    /// As the model likes.
+    Auto,
+    /// Any function, but one.
+    Any,
+    /// The function that is named.
+    Tool,
+    /// None.
+    None,
+}
+
+/// Whether and how long to reason.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "disabled"}))]
+pub struct Thinking {
+    /// Whether; only a model that marks its reasoning can be asked for it.
+    #[serde(rename = "type")]
+    pub kind: Thought,
+    /// Only with `enabled`, which needs it: tokens after which reasoning is closed; less than `max_tokens`.
+    #[schema(minimum = 1)]
+    pub budget_tokens: Option<u32>,
+}
+
+/// Whether to reason.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Thought {
+    /// For so many tokens.
+    Enabled,
+    /// As long as the model likes.
+    Adaptive,
+    /// No.
+    Disabled,
+}
+
+/// Continue a conversation, in Anthropic's words
+#[utoipa::path(
+    post,
+    path = "/v1/messages",
+    tag = "inference",
+    security((), ("key" = []), ("x-api-key" = [])),
+    request_body = MessagesRequest,
+    responses(
+        (status = 200, description = "The answer, or events that tell it", content(
+            (Message = "application/json"),
+            (Sent = "text/event-stream")
+        )),
+        MessagesRefusals
+    )
+)]
+async fn messages(
+    Shared(state): Shared<State>,
+    Extension(line): Extension<Arc<Line>>,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
+    let body = read_body(request, &state.settings().limits).await?;
+    let (shared, bytes) = (state.clone(), body.len());
+    let admit = move || admit::messages::admit(&shared, caller, &body);
+    let admitted = state.text().run(bytes, admit).await?;
+    let admitted = admit::constraint::compiled(&state, admitted).await?;
+    respond(&state, admitted, line).await
+}
+
+/// A turn of each kind, with every kind of block.
+pub(crate) fn example() -> serde_json::Value {
+    let control = serde_json::json!({"type": "ephemeral", "ttl": "1h"});
+    serde_json::json!([
+        {"role": "user", "content": [{"type": "text", "text": "Is it warm?", "cache_control": control}]},
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "I have to look.", "signature": ""},
+            {"type": "tool_use", "id": "call_1", "name": "weather", "input": {}}
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "call_1", "content": [
+                {"type": "text", "text": "20 degrees", "cache_control": control}
+            ]}
+        ]}
+    ])
+}
