@@ -6,8 +6,10 @@
 //!
 //! Absent on purpose: HTTP, and what ids calls get.
 
+mod call;
 mod grammar;
 mod harmony;
+mod marks;
 mod pairs;
 mod reader;
 mod scan;

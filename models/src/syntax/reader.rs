@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
+use super::call::Call;
 use super::harmony::{self, Kind};
+use super::marks::{Ahead, ahead, find};
 use super::scan::{self, Object, Step};
 use super::{Calls, Section, Syntax, Tool, pairs};
 
@@ -93,21 +95,6 @@ enum Behind {
     Close(&'static str),
     List,
     Text,
-}
-
-/// An object on its way to become a call.
-#[derive(Clone, Debug, Default)]
-struct Call {
-    /// All of it, until its name is told.
-    raw: String,
-    name: String,
-    named: bool,
-    /// Arguments that came before the name, or that are a string.
-    early: String,
-    /// Arguments were told.
-    told: bool,
-    /// The arguments are JSON within a string.
-    quoted: bool,
 }
 
 impl Reader {
@@ -476,40 +463,6 @@ impl Reader {
     }
 }
 
-impl Call {
-    /// A member's value, or a piece of it.
-    fn member(&mut self, member: &str, text: &str, ended: bool, told: &mut Vec<Part>) {
-        match member {
-            "name" if !self.named => {
-                self.name.push_str(text);
-                if ended && let Ok(name) = serde_json::from_str::<String>(&self.name) {
-                    self.named = !name.is_empty();
-                    self.name = name;
-                    told.push(Part::Call { name: self.name.clone(), id: None });
-                    self.tell(told);
-                }
-            }
-            "arguments" | "parameters" => {
-                self.quoted |= !self.told && self.early.is_empty() && text.starts_with('"');
-                self.early.push_str(text);
-                if ended && self.quoted {
-                    self.early = serde_json::from_str(&self.early).unwrap_or_default();
-                    self.quoted = false;
-                }
-                self.tell(told);
-            }
-            _ => {}
-        }
-    }
-
-    fn tell(&mut self, told: &mut Vec<Part>) {
-        if self.named && !self.quoted && !self.early.is_empty() {
-            self.told = true;
-            told.push(Part::Arguments(std::mem::take(&mut self.early)));
-        }
-    }
-}
-
 /// `functions.name:index`, and it is the id.
 fn numbered_name(written: &str) -> Part {
     let name = written.strip_prefix("functions.").unwrap_or(written);
@@ -528,43 +481,5 @@ fn add(parts: &mut Vec<Part>, part: Part) {
         | (Some(Part::Arguments(text)), Part::Arguments(more)) => text.push_str(&more),
         (_, Part::Reasoning(text) | Part::Content(text) | Part::Arguments(text)) if text.is_empty() => {}
         (_, part) => parts.push(part),
-    }
-}
-
-/// How much of `text` comes before the first mark, and which mark that is and how long; without one, how much cannot be
-/// the beginning of one.
-fn find(text: &str, marks: &[Option<&'static str>], last: bool) -> (usize, Option<(usize, usize)>) {
-    let marks = || marks.iter().enumerate().filter_map(|(i, mark)| Some((i, (*mark)?)));
-    let found = marks().filter_map(|(i, mark)| Some((text.find(mark)?, i, mark.len()))).min();
-    let begun = |at: &usize| marks().any(|(_, mark)| mark.starts_with(&text[*at..]));
-    let longest = marks().map(|(_, mark)| mark.len()).max().unwrap_or(0);
-    let tail = text.len().saturating_sub(longest);
-    let partial = text.char_indices().map(|(at, _)| at).filter(|&at| at > tail || tail == 0).find(begun);
-    match (found, partial.filter(|_| !last)) {
-        (Some((at, ..)), Some(partial)) if partial < at => (partial, None),
-        (Some((at, i, len)), _) => (at, Some((i, len))),
-        (None, Some(partial)) => (partial, None),
-        (None, None) => (text.len(), None),
-    }
-}
-
-/// What text begins with, behind white space.
-enum Ahead {
-    /// This mark; so many bytes with it.
-    Mark(usize, usize),
-    Other,
-    /// More must come.
-    Unknown,
-}
-
-fn ahead(text: &str, marks: &[&str], last: bool) -> Ahead {
-    let trimmed = text.trim_start();
-    let space = text.len() - trimmed.len();
-    if let Some(i) = marks.iter().position(|mark| trimmed.starts_with(mark)) {
-        return Ahead::Mark(i, space + marks[i].len());
-    }
-    match !last && marks.iter().any(|mark| mark.starts_with(trimmed)) {
-        true => Ahead::Unknown,
-        false => Ahead::Other,
     }
 }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::read_body;
+use super::admitted;
 use crate::access::Line;
 use crate::admit;
 use crate::answer::{Body, Shape, Whole, respond};
@@ -80,12 +80,7 @@ async fn completions(
     caller: Option<Extension<Caller>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    let admit = move || admit::completions::admit(&shared, caller, &body);
-    let admitted = state.text().run(bytes, admit).await?;
-    let admitted = admit::constraint::compiled(&state, admitted).await?;
+    let admitted = admitted(&state, caller, request, admit::completions::admit).await?;
     respond(&state, admitted, line, Completion).await
 }
 

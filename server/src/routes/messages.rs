@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::admitted;
 use super::chat::PartKind;
-use super::read_body;
 use crate::access::Line;
 use crate::admit;
 use crate::anthropic::answer::{Message, Sent, respond};
@@ -387,12 +387,7 @@ async fn messages(
     caller: Option<Extension<Caller>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    let admit = move || admit::messages::admit(&shared, caller, &body);
-    let admitted = state.text().run(bytes, admit).await?;
-    let admitted = admit::constraint::compiled(&state, admitted).await?;
+    let admitted = admitted(&state, caller, request, admit::messages::admit).await?;
     respond(&state, admitted, line).await
 }
 

@@ -15,12 +15,30 @@ pub mod page;
 pub mod tokenize;
 pub mod version;
 
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::header;
 
+use crate::admit::{self, Admitted};
 use crate::error::ApiError;
-use crate::settings::Limits;
+use crate::settings::{Caller, Limits};
+use crate::state::State;
+
+/// What every endpoint that generates begins with: its request is read, admitted off the threads that serve connections, and what its
+/// answer must be is compiled.
+pub(crate) async fn admitted(
+    state: &State,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+    admit: fn(&State, Caller, &[u8]) -> Result<Admitted, ApiError>,
+) -> Result<Admitted, ApiError> {
+    let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
+    let body = read_body(request, &state.settings().limits).await?;
+    let (shared, bytes) = (state.clone(), body.len());
+    let admitted = state.text().run(bytes, move || admit(&shared, caller, &body)).await?;
+    admit::constraint::compiled(state, admitted).await
+}
 
 /// Reads a JSON body, bounded in size and time.
 ///
