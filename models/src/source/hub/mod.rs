@@ -5,9 +5,8 @@
 //! cache is not asked for again: a second start makes no request.
 //!
 //! The cache is the one that all Hugging Face tools share, with their layout and locks; a test reads it with the
-//! crate `hf-hub`. Of that crate itself, version 0.5 checks no checksum and sends the token along redirects, and
-//! version 1 brings an asynchronous runtime and the Xet client; so the transfer is ours, over the HTTP client that
-//! version 0.5 uses.
+//! crate `hf-hub`. Of that crate itself, version 0.5 checks no checksum, and version 1 brings an asynchronous runtime
+//! and the Xet client; so the transfer is ours, over the HTTP client that version 0.5 uses.
 //!
 //! Absent on purpose: Xet's protocol (the hub serves the same bytes over HTTP), uploads, parallel connections.
 
