@@ -44,6 +44,11 @@ enum Sub {
     /// Reads the file's header, not its weights. Ends with 0 if the file can be served, memory permitting; with 3 if
     /// not, after all reasons that were found; with 1 if it is no model file.
     Inspect(InspectArgs),
+    /// Ask the server of this configuration whether it takes requests
+    ///
+    /// For supervisors of images without an HTTP client: asks /readyz at server.host and server.port. Ends with 0 if the
+    /// server is ready; with 1 if it is loading, draining or stalled, or if there is none, after the reason.
+    Health(HealthArgs),
     /// Make a mixture-of-experts model from a dense llama model
     ///
     /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
@@ -164,6 +169,16 @@ pub struct Inspect {
 }
 
 #[derive(Clone, Debug, Args)]
+struct HealthArgs {
+    /// Configuration file; also FRUGAL_CONFIG
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set any configuration key, such as server.port; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Args)]
 struct ChatArgs {
     #[command(flatten)]
     chat: Chat,
@@ -241,6 +256,8 @@ pub enum Command {
     Bench(Box<Config>, Bench),
     /// Look.
     Inspect(Box<Config>, Inspect),
+    /// Probe.
+    Health(Box<Config>),
     /// Convert.
     Upcycle(Upcycle, Hub),
     /// Print this.
@@ -279,6 +296,10 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
         Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
             let layers = Common { model, config, set, threads: None }.layers(env)?;
             Command::Inspect(resolve(&layers)?, inspect)
+        }
+        Sub::Health(HealthArgs { config, set }) => {
+            let layers = Common { model: None, config, set, threads: None }.layers(env)?;
+            Command::Health(resolve(&layers)?)
         }
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;

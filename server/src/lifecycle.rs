@@ -4,6 +4,7 @@
 //! server drains, late requests get a 503 that sends them elsewhere. When the engine has ended, connections may finish
 //! writing, then the process exits. A second signal ends it at once.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +20,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
+use crate::notify;
+
 /// For clients to take what is left of their answers once the engine has ended.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Between attempts to accept after the system refused one (no file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a client on this machine finds a server that listens on `address`.
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    }
+}
 
 /// Termination signals, whichever way they come.
 pub(crate) struct Signals {
@@ -142,6 +154,7 @@ pub(crate) async fn until_drained(
         ended = handle.ended() => ended,
         name = signals.next() => {
             tracing::info!(signal = name, grace_s = grace.as_secs(), "draining");
+            notify::stopping();
             handle.drain(grace);
             tokio::select! {
                 ended = handle.ended() => ended,

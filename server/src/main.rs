@@ -2,10 +2,12 @@
 
 mod bench;
 mod chat;
+mod health;
 mod inspect;
 mod lifecycle;
 mod load;
 mod logging;
+mod notify;
 mod serve;
 mod terminal;
 
@@ -51,6 +53,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::from(EXIT_NOT_SERVABLE));
             }
         }
+        Command::Health(config) => health::run(&config)?,
         Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
         Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }

@@ -4,7 +4,7 @@
 //! port in use is known before the work is done.
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,8 +24,8 @@ use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::options::{EngineOptions, Prices};
 use tokio::net::TcpListener;
 
-use crate::lifecycle::{Drain, Server, Signals, until_drained};
-use crate::load;
+use crate::lifecycle::{Drain, Server, Signals, reachable, until_drained};
+use crate::{load, notify};
 
 /// Threads of the HTTP runtime: few, because the cores belong to the model.
 const RUNTIME_THREADS: usize = 2;
@@ -68,6 +68,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         grammars: loaded.grammars,
     });
     announce(address, state.model())?;
+    notify::ready(&handle);
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
     match drained {
         Ok(Drain::Now) => anyhow::bail!("stopped at once by a second signal"),
@@ -188,11 +189,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
 
 /// One line with the address, one to try it with.
 fn announce(address: SocketAddr, model: &str) -> anyhow::Result<()> {
-    let reachable = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
-        _ => address,
-    };
+    let reachable = reachable(address);
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
     let mut out = std::io::stdout().lock();
     writeln!(out, "Serving {model} on http://{address}")?;

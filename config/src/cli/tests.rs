@@ -36,6 +36,7 @@ fn help_texts() {
     insta::assert_snapshot!("help_chat", help(&["chat"]));
     insta::assert_snapshot!("help_bench", help(&["bench"]));
     insta::assert_snapshot!("help_inspect", help(&["inspect"]));
+    insta::assert_snapshot!("help_health", help(&["health"]));
     insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
     insta::assert_snapshot!("help_config", help(&["config"]));
 }

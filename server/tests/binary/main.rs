@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod inspect;
+mod notify;
 mod process;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -1,0 +1,51 @@
+//! `frugal health`: a probe for supervisors whose image has no HTTP client.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use frugal_config::Config;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::lifecycle::reachable;
+use crate::terminal::printable_line;
+
+/// A server that takes longer is not ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: usize = 4 << 10;
+
+/// Prints what a ready server says of itself.
+///
+/// # Errors
+/// If it is not ready: then its words.
+pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
+    let address = reachable(SocketAddr::new(config.listen.host, config.listen.port));
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
+    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(address)).await });
+    let no_answer = || format!("no server answers on http://{address}");
+    let (status, text) = asked.with_context(no_answer)?.with_context(no_answer)?;
+    anyhow::ensure!(status == StatusCode::OK, "http://{address} is not ready: {text}");
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+async fn ask(address: SocketAddr) -> anyhow::Result<(StatusCode, String)> {
+    let socket = TcpStream::connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    // Whatever ends it, the answer tells; it goes with the runtime.
+    tokio::spawn(connection);
+    let request = Request::get("/readyz").header(HOST, address.to_string());
+    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+    Ok((status, printable_line(&String::from_utf8_lossy(&body))))
+}
