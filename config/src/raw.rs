@@ -17,6 +17,7 @@ pub struct Raw {
     pub model: Model,
     pub server: Server,
     pub auth: Auth,
+    pub responses: Responses,
     pub sampling: Sampling,
     pub scheduler: Scheduler,
     pub kv: Kv,
@@ -94,6 +95,16 @@ pub struct ApiKey {
     pub name: String,
     /// What the client sends.
     pub key: Secret,
+}
+
+/// `[responses]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Responses {
+    pub max_entries: u32,
+    pub max_bytes: ByteSize,
+    pub keep_s: u32,
 }
 
 /// `[sampling]`

@@ -26,6 +26,8 @@ pub struct Config {
     pub text: Text,
     /// Who may ask.
     pub auth: Auth,
+    /// Responses that are kept.
+    pub responses: Responses,
     /// How tokens are chosen for requests that do not say.
     pub sampling: Sampling,
     /// The scheduler.
@@ -125,6 +127,17 @@ pub struct Auth {
     pub requests_per_key_max: Option<NonZeroU32>,
 }
 
+/// Responses that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Responses {
+    /// How many; 0 for none.
+    pub entries_max: usize,
+    /// Bytes that they and their conversations take.
+    pub bytes_max: usize,
+    /// From their end.
+    pub keep: Duration,
+}
+
 /// How tokens are chosen for requests that do not say.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -219,6 +232,7 @@ impl Config {
                 queue: check.within("server.text_queue", raw.server.text_queue, 1, 1 << 20)? as usize,
             },
             auth: check.auth(&raw)?,
+            responses: check.responses(&raw)?,
             sampling: check.sampling(&raw)?,
             scheduler: check.scheduler(&raw)?,
             kv: check.kv(&raw)?,
@@ -399,6 +413,15 @@ impl Check<'_> {
             None => None,
         };
         Ok(Kv { block_tokens: k.block_tokens, dtype: k.dtype, memory_bytes, context_max })
+    }
+
+    fn responses(&self, raw: &Raw) -> Result<Responses, ConfigError> {
+        let r = &raw.responses;
+        Ok(Responses {
+            entries_max: self.within("responses.max_entries", r.max_entries, 0, 1 << 20)? as usize,
+            bytes_max: self.bytes("responses.max_bytes", r.max_bytes.0, 1 << 10, 1 << 40)?,
+            keep: self.seconds("responses.keep_s", r.keep_s, 1)?,
+        })
     }
 
     fn threads(&self, raw: &Raw) -> Result<Option<NonZeroU32>, ConfigError> {

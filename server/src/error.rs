@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | 400 | `invalid_request_error` | null, or as below | the request asks for something impossible or not honoured |
 //! | 400 | `invalid_request_error` | `context_length_exceeded` | prompt and output do not fit |
+//! | 400 | `invalid_request_error` | `previous_response_not_found` | it was not stored, has expired, or another key's |
 //! | 401 | `invalid_request_error` | `invalid_api_key` | no key, or a wrong one |
 //! | 404 | `invalid_request_error` | `model_not_found`, `unknown_url` | |
 //! | 405, 408, 413, 415, 431 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
@@ -103,6 +104,19 @@ impl ApiError {
     pub fn model_not_found(model: &str) -> Self {
         let message = format!("The model `{}` does not exist", quoted(model));
         Self::client(StatusCode::NOT_FOUND, Some("model_not_found"), message).with_param("model")
+    }
+
+    /// 404: no such response of this key.
+    pub fn response_not_found(id: &str) -> Self {
+        let message = format!("Response with id '{}' not found.", quoted(id));
+        Self::client(StatusCode::NOT_FOUND, None, message)
+    }
+
+    /// 400: no such response of this key to go on from.
+    pub fn previous_response_not_found(id: &str) -> Self {
+        let message = format!("Previous response with id '{}' not found.", quoted(id));
+        let code = Some("previous_response_not_found");
+        Self::client(StatusCode::BAD_REQUEST, code, message).with_param("previous_response_id")
     }
 
     /// 404: no such path.

@@ -15,6 +15,7 @@ pub mod form;
 pub mod logprobs;
 pub mod metrics;
 pub mod openapi;
+mod responses;
 pub mod routes;
 pub mod settings;
 pub mod state;
@@ -41,6 +42,8 @@ fn endpoints() -> OpenApiRouter<State> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(routes::chat::route())
         .merge(routes::completions::route())
+        .merge(routes::responses::route())
+        .merge(routes::stored_responses::route())
         .merge(routes::messages::route())
         .merge(routes::count_tokens::route())
         .merge(routes::models::route())

@@ -62,8 +62,9 @@ pub struct ChatLogprobs {
     refusal: Option<()>,
 }
 
+/// A token with its log-probability.
 #[derive(Debug, Serialize, ToSchema)]
-struct ChatToken {
+pub struct ChatToken {
     #[serde(flatten)]
     token: Alternative,
     top_logprobs: Vec<Alternative>,
@@ -76,19 +77,29 @@ struct Alternative {
     bytes: Vec<u8>,
 }
 
-impl ChatLogprobs {
-    /// Of tokens that have a score; others have no place in this shape.
-    pub fn new(names: &Names, tokens: &[Scored]) -> Self {
+impl ChatToken {
+    /// Of a token that has a score; others have no place in this shape.
+    pub fn new(names: &Names, token: &Scored) -> Option<Self> {
         let alternative = |&(token, logprob): &(TokenId, f32)| Alternative {
             token: names.lossy(token),
             logprob: finite(logprob),
             bytes: names.tokenizer.raw_bytes(token),
         };
-        let entry = |score: &TokenScore| ChatToken {
+        let score = token.score.as_ref()?;
+        Some(Self {
             token: alternative(&(score.token, score.logprob)),
             top_logprobs: score.top.iter().map(alternative).collect(),
-        };
-        Self { content: tokens.iter().filter_map(|t| t.score.as_ref()).map(entry).collect(), refusal: None }
+        })
+    }
+}
+
+impl ChatLogprobs {
+    /// Of all tokens.
+    pub fn new(names: &Names, tokens: &[Scored]) -> Self {
+        Self {
+            content: tokens.iter().filter_map(|token| ChatToken::new(names, token)).collect(),
+            refusal: None,
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct View<'a> {
     pub facts: &'a Facts,
     /// Responses so far.
     pub http: &'a HttpCounts,
+    /// Responses of `/v1/responses` that are kept, and the bytes they take.
+    pub kept: (usize, usize),
     /// The engine, and the positions in one of its blocks; None while the model is being loaded.
     pub engine: Option<(&'a Snapshot, u32)>,
 }

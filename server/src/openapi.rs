@@ -17,6 +17,7 @@ use utoipa::{IntoResponses, Modify, OpenApi};
 use crate::anthropic::answer::MessageEvent;
 use crate::anthropic::error::{OVERLOADED, Refusal};
 use crate::error::ErrorResponse;
+use crate::responses::events::Numbered;
 
 pub(crate) use generation::generation_request;
 pub use generation::{CacheRetention, ServiceTier, Stop, StreamOptions, StructuredOutputs};
@@ -30,7 +31,7 @@ pub use generation::{CacheRetention, ServiceTier, Stop, StreamOptions, Structure
                        unless its value asks for nothing (null, false, an empty list). An answer's header `x-request-id` \
                        is the request's own, if it brought one of at most 128 visible ASCII characters."
     ),
-    components(schemas(ErrorResponse, MessageEvent, Refusal)),
+    components(schemas(ErrorResponse, MessageEvent, Numbered<'static>, Refusal)),
     modifiers(&BearerKeys),
     tags(
         (name = "inference", description = "OpenAI's endpoints and Anthropic's, with extensions of vLLM and llama.cpp"),
@@ -145,7 +146,7 @@ impl IntoResponses for CountRefusals {
 pub fn reference() -> String {
     let mut table = String::from("| endpoint | what it does |\n|---|---|\n");
     for (path, item) in crate::openapi().paths.paths {
-        for (method, operation) in [("GET", item.get), ("POST", item.post)] {
+        for (method, operation) in [("GET", item.get), ("POST", item.post), ("DELETE", item.delete)] {
             if let Some(operation) = operation {
                 let summary = operation.summary.unwrap_or_default();
                 writeln!(table, "| `{method} {path}` | {summary} |").expect("a string");

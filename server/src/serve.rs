@@ -155,6 +155,11 @@ fn settings(config: &Config, model: String) -> Settings {
         },
         currency: config.cost.per_hour.map(|_| config.cost.currency.clone()),
         keep_alive: config.listen.keep_alive,
+        responses: settings::StoreLimits {
+            entries: config.responses.entries_max,
+            bytes: config.responses.bytes_max,
+            keep: config.responses.keep,
+        },
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use frugal_models::step::SamplingParams;
 
+pub use crate::responses::store::StoreLimits;
+
 /// How requests are judged and answered.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -21,6 +23,8 @@ pub struct Settings {
     pub currency: Option<String>,
     /// A stream that has nothing to say sends a comment this often, so that proxies do not close it.
     pub keep_alive: Duration,
+    /// Responses that are kept.
+    pub responses: StoreLimits,
 }
 
 /// What a single request may ask for.

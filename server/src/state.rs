@@ -11,6 +11,7 @@ use crate::auth::Keys;
 use crate::error::ApiError;
 use crate::form::ModelForm;
 use crate::metrics::{Facts, HttpCounts};
+use crate::responses::store::Store;
 use crate::settings::Settings;
 use crate::text::TextPool;
 
@@ -23,6 +24,7 @@ struct Shared {
     operations: Operations,
     http: HttpCounts,
     text: TextPool,
+    responses: Arc<Store>,
     engine: OnceLock<Engine>,
 }
 
@@ -70,7 +72,8 @@ impl State {
         assert!(!settings.models.is_empty(), "a server serves a model");
         let text = TextPool::new(settings.limits.text_threads, settings.limits.text_queue);
         let http = HttpCounts::default();
-        Self(Arc::new(Shared { settings, operations, http, text, engine: OnceLock::new() }))
+        let responses = Arc::new(Store::new(settings.responses));
+        Self(Arc::new(Shared { settings, operations, http, text, responses, engine: OnceLock::new() }))
     }
 
     /// From now on requests are served.
@@ -99,6 +102,11 @@ impl State {
     /// Where requests become tokens.
     pub fn text(&self) -> &TextPool {
         &self.0.text
+    }
+
+    /// Responses that can be retrieved and continued.
+    pub(crate) fn responses(&self) -> &Arc<Store> {
+        &self.0.responses
     }
 
     /// The engine, if the model is loaded.

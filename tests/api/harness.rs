@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use frugal::fingerprint::fingerprint;
 use frugal::form::ModelForm;
-use frugal::settings::{Limits, Settings, UnknownFields};
+use frugal::settings::{Limits, Settings, StoreLimits, UnknownFields};
 use frugal::state::{Engine, Operations, State};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
@@ -54,6 +54,7 @@ impl Default for Setup {
             sampling: SamplingParams::default(),
             currency: None,
             keep_alive: Duration::from_secs(10),
+            responses: StoreLimits::default(),
         };
         Self {
             settings,

@@ -15,6 +15,8 @@ mod messages;
 mod model;
 mod page;
 mod refusals;
+mod responses;
+mod stored;
 mod streaming;
 mod structured;
 mod tools;

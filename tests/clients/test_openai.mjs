@@ -50,6 +50,42 @@ const tests = {
     const both = await client.completions.create({ ...ask, prompt: ["a b", "c d"] });
     assert.deepEqual(both.choices.map((choice) => choice.index), [0, 1]);
   },
+  async responses() {
+    const ask = { model, input: "Say hello.", max_output_tokens: 12, temperature: 0, seed: 1 };
+    const whole = await client.responses.create(ask);
+    assert.equal(whole.output_text, whole.output[0].content[0].text);
+    assert.equal(whole.usage.total_tokens, whole.usage.input_tokens + whole.usage.output_tokens);
+    let text = "";
+    let last = null;
+    for await (const event of await client.responses.create({ ...ask, stream: true })) {
+      if (event.type === "response.output_text.delta") text += event.delta;
+      last = event;
+    }
+    assert.equal(text, whole.output_text);
+    assert.deepEqual(last.response.output, whole.output);
+    const next = await client.responses.create({ ...ask, previous_response_id: whole.id, input: "And?" });
+    const items = [];
+    for await (const item of client.responses.inputItems.list(next.id, { order: "asc", limit: 1 })) items.push(item.role);
+    assert.deepEqual(items, ["user", "assistant", "user"]);
+    assert.deepEqual((await client.responses.retrieve(whole.id)).output, whole.output);
+    await client.responses.delete(whole.id);
+    await assert.rejects(client.responses.retrieve(whole.id), OpenAI.NotFoundError);
+    await assert.rejects(client.responses.cancel(next.id), OpenAI.BadRequestError);
+  },
+  async responseTools() {
+    const parameters = { type: "object", properties: { days: { type: "integer", minimum: 0, maximum: 9 } }, required: ["days"], additionalProperties: false };
+    const tools = [{ type: "function", name: "weather", parameters, strict: true }];
+    const ask = { model, tools, tool_choice: "required", parallel_tool_calls: false, input: "Warm?", max_output_tokens: 200, seed: 3 };
+    const streamed = await client.responses.stream(ask).finalResponse();
+    const [call] = streamed.output.filter((item) => item.type === "function_call");
+    assert.ok(JSON.parse(call.arguments).days <= 9);
+    const input = [{ type: "function_call_output", call_id: call.call_id, output: "20" }];
+    const next = await client.responses.create({ model, input, previous_response_id: streamed.id, max_output_tokens: 4 });
+    assert.equal(next.previous_response_id, streamed.id);
+    const format = { type: "json_schema", name: "count", schema: { ...parameters }, strict: true };
+    const parsed = await client.responses.parse({ model, input: "How many?", text: { format }, max_output_tokens: 100, seed: 1 });
+    assert.ok(parsed.output_parsed.days >= 0);
+  },
   async errors() {
     const refused = (kind, more) => assert.rejects(client.chat.completions.create({ ...fields, ...more }), kind);
     await refused(OpenAI.NotFoundError, { model: "nothing" });

@@ -209,6 +209,91 @@ def test_tools():
     assert streamed == {"id": call.id, "name": "weather", "arguments": call.function.arguments}, streamed
 
 
+def respond(**more):
+    fields = {"model": MODEL, "input": "Say hello.", "max_output_tokens": 12, "temperature": 0}
+    return CLIENT.responses.create(**(fields | {"extra_body": {"seed": 1}} | more))
+
+
+def test_responses():
+    answer = respond(instructions="You are brief.", metadata={"a": "b"}, user="u")
+    assert answer.object == "response" and answer.id.startswith("resp_") and answer.model == MODEL
+    assert answer.status == "incomplete" and answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.instructions == "You are brief." and answer.metadata == {"a": "b"} and answer.user == "u"
+    [message] = answer.output
+    assert message.type == "message" and message.role == "assistant" and answer.output_text == message.content[0].text
+    usage = answer.usage
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens and usage.output_tokens == 12
+    assert usage.input_tokens_details.cached_tokens >= 0 and usage.output_tokens_details.reasoning_tokens == 0
+    scored = respond(include=["message.output_text.logprobs"], top_logprobs=2).output[0].content[0]
+    assert len(scored.logprobs) > 0 and all(len(entry.top_logprobs) == 2 for entry in scored.logprobs)
+
+
+def test_responses_stream():
+    whole = respond()
+    events = list(respond(stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    kinds = [e.type for e in events if e.type != "response.output_text.delta"]
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete",
+    ], kinds
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].response.output == whole.output
+    assert CLIENT.responses.retrieve(events[-1].response.id) == events[-1].response
+
+
+class Arguments(pydantic.BaseModel):
+    days: int = pydantic.Field(ge=0, le=9)
+
+
+def test_responses_tools():
+    tools = [openai.pydantic_function_tool(Arguments, name="weather")["function"] | {"type": "function"}]
+    asked = {"model": MODEL, "tools": tools, "max_output_tokens": 200, "extra_body": {"seed": 3}}
+    first = dict(input="Is it warm?", tool_choice="required", parallel_tool_calls=False, **asked)
+    answer = CLIENT.responses.create(**first)
+    [call] = [item for item in answer.output if item.type == "function_call"]
+    assert answer.status == "completed" and call.name == "weather" and 0 <= json.loads(call.arguments)["days"] <= 9
+    with CLIENT.responses.stream(**first) as stream:
+        deltas = [e.delta for e in stream if e.type == "response.function_call_arguments.delta"]
+        assert "".join(deltas) == call.arguments and stream.get_final_response().output[0].call_id == call.call_id
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "20 degrees"}
+    second = dict(tool_choice="none", **asked)
+    kept = CLIENT.responses.create(input=[result], previous_response_id=answer.id, **second)
+    assert kept.previous_response_id == answer.id
+    # What was answered may be sent back instead.
+    said = [{"role": "user", "content": "Is it warm?"}, *answer.output, result]
+    sent = CLIENT.responses.create(input=said, store=False, **second)
+    assert sent.output_text == kept.output_text and sent.usage.input_tokens == kept.usage.input_tokens
+    items = list(CLIENT.responses.input_items.list(kept.id, order="asc", limit=2))
+    assert [item.type for item in items] == ["message", "function_call", "function_call_output"]
+
+
+def test_responses_parse():
+    fields = {"model": MODEL, "input": "A thing.", "max_output_tokens": 1000, "extra_body": {"seed": 5}}
+    thing = CLIENT.responses.parse(text_format=Thing, **fields).output_parsed
+    assert isinstance(thing, Thing) and len(thing.name) <= 12 and len(thing.tags) <= 3
+    with CLIENT.responses.stream(text_format=Thing, **fields) as stream:
+        assert stream.get_final_response().output_parsed == thing
+
+
+def test_responses_kept():
+    answer = respond()
+    assert CLIENT.responses.retrieve(answer.id) == answer
+    assert "synchronous" in refusal(openai.BadRequestError, lambda: CLIENT.responses.cancel(answer.id)).message
+    CLIENT.responses.delete(answer.id)
+    refusal(openai.NotFoundError, lambda: CLIENT.responses.retrieve(answer.id))
+    refusal(openai.NotFoundError, lambda: CLIENT.responses.delete(answer.id))
+    gone = refusal(openai.BadRequestError, lambda: respond(previous_response_id=answer.id))
+    assert gone.code == "previous_response_not_found" and gone.param == "previous_response_id"
+    running = respond(background=True, max_output_tokens=1900, extra_body={"seed": 2})
+    assert running.status == "queued" and running.background
+    # It is fast: either it was ended, or it has ended.
+    assert CLIENT.responses.cancel(running.id).status in ("cancelled", "incomplete", "completed")
+    refused = refusal(openai.BadRequestError, lambda: respond(tools=[{"type": "web_search"}]))
+    assert refused.param == "tools[0].type" and refused.code == "unsupported_parameter"
+    assert refusal(openai.NotFoundError, lambda: respond(model="nothing")).code == "model_not_found"
+
+
 def test_errors():
     missing = refusal(openai.NotFoundError, lambda: chat(model="nothing-like-it"))
     assert missing.code == "model_not_found" and missing.request_id

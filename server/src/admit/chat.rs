@@ -181,7 +181,7 @@ fn max_tokens(fields: &mut Fields, cx: &Context<'_>) -> Result<Option<u32>, ApiE
             let message = "'max_tokens' and 'max_completion_tokens' mean the same and differ";
             Err(ApiError::invalid("max_tokens", message))
         }
-        (new, old) => cx.check_output(new.or(old)),
+        (new, old) => cx.check_output("max_tokens", new.or(old)),
     }
 }
 

@@ -33,7 +33,7 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     common.sampling.logprobs = logprobs;
     let echo = fields.flag("echo")?;
     let max_tokens = fields.count("max_tokens", 0..=u32::MAX)?.unwrap_or(MAX_TOKENS_DEFAULT);
-    cx.check_output(Some(max_tokens))?;
+    cx.check_output("max_tokens", Some(max_tokens))?;
     if max_tokens == 0 && !echo {
         return Err(ApiError::invalid("max_tokens", "'max_tokens' may be 0 only with 'echo'"));
     }

@@ -57,8 +57,21 @@ pub(super) fn response_format(fields: &mut Fields, policy: UnknownFields) -> Res
 }
 
 fn json_schema(format: &mut Fields, policy: UnknownFields) -> Result<Value, ApiError> {
-    let path = format.name("json_schema");
-    let mut fields = format.object("json_schema")?.ok_or_else(|| missing(&path))?;
+    let mut fields = format.object("json_schema")?.ok_or_else(|| format.missing("json_schema"))?;
+    let Named { schema, .. } = named_schema(&mut fields)?;
+    fields.finish(policy)?;
+    Ok(schema)
+}
+
+/// A schema and what it is called.
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) description: Option<String>,
+    pub(super) schema: Value,
+}
+
+/// `name`, `description`, `strict` and `schema`.
+pub(super) fn named_schema(fields: &mut Fields) -> Result<Named, ApiError> {
     let at = fields.name("name");
     let name = fields.string("name")?.ok_or_else(|| missing(&at))?;
     let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -67,15 +80,14 @@ fn json_schema(format: &mut Fields, policy: UnknownFields) -> Result<Value, ApiE
             format!("Invalid value for '{at}': expected 1 to {NAME_CHARS} letters, digits, '_' or '-'");
         return Err(ApiError::invalid(&at, message));
     }
-    fields.string("description")?;
+    let description = fields.string("description")?;
     fields.flag("strict")?;
     let at = fields.name("schema");
     let schema = fields.take("schema").ok_or_else(|| missing(&at))?;
     if !schema.is_object() {
         return Err(fields.mistyped("schema", "an object", &schema));
     }
-    fields.finish(policy)?;
-    Ok(schema)
+    Ok(Named { name, description, schema })
 }
 
 /// `structured_outputs`; None asks for nothing.

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, quoted};
 use crate::settings::UnknownFields;
 
 /// What is done with a field that no endpoint reads.
@@ -55,6 +55,14 @@ const REFUSED: &[(&str, Rule)] = &[
     ("reasoning_effort", Only(&["\"medium\"", "\"none\""])),
     ("verbosity", Only(&["\"medium\""])),
     ("web_search_options", Only(&[])),
+    // Of responses.
+    ("conversation", Only(&[])),
+    ("prompt", Only(&[])),
+    ("max_tool_calls", Only(&[])),
+    ("context_management", Only(&["[]"])),
+    ("moderation", Only(&[])),
+    ("prompt_cache_options", Only(&[])),
+    ("background_options", Only(&[])),
     ("suffix", Only(&["\"\""])),
     // Extensions of vLLM and llama.cpp whose default is not false.
     ("add_generation_prompt", Only(&["true"])),
@@ -143,6 +151,20 @@ impl Fields {
     /// A string that must be there.
     pub fn needed(&mut self, field: &str) -> Result<String, ApiError> {
         self.string(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    /// A string that must be there and be one of these.
+    pub fn word(&mut self, field: &str, words: &[&'static str]) -> Result<&'static str, ApiError> {
+        let word = self.needed(field)?;
+        words.iter().find(|known| **known == word).copied().ok_or_else(|| {
+            let name = self.name(field);
+            let message = format!(
+                "Unsupported value: '{name}' is '{}'; supported: {}",
+                quoted(&word),
+                words.join(", ")
+            );
+            ApiError::unsupported(&name, message)
+        })
     }
 
     /// The error for a field that is not there.

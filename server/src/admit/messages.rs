@@ -17,8 +17,9 @@ use super::chat::{self, Conversation};
 use super::fields::{self, Fields};
 use super::reasoning::{self, Reasoning};
 use super::tools::{self, Choice, Tools};
+use super::turns::{self, Assistant};
 use super::{Admitted, Common, Context};
-use crate::error::{ApiError, quoted};
+use crate::error::ApiError;
 use crate::settings::{Caller, UnknownFields};
 use crate::state::State;
 
@@ -32,7 +33,7 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let mut fields = fields::parse(body)?;
     let common = common(&mut fields, &cx)?;
     let max_tokens = fields.count("max_tokens", 1..=u32::MAX)?.ok_or_else(|| fields.missing("max_tokens"))?;
-    cx.check_output(Some(max_tokens))?;
+    cx.check_output("max_tokens", Some(max_tokens))?;
     let conversation = conversation(&mut fields, &cx)?;
     if conversation.reasoning.budget.is_some_and(|budget| budget >= max_tokens) {
         let message = "'thinking.budget_tokens' must be less than 'max_tokens'";
@@ -73,6 +74,7 @@ fn common(fields: &mut Fields, cx: &Context<'_>) -> Result<Common, ApiError> {
     Ok(Common {
         stream: fields.flag("stream")?,
         include_usage: true,
+        output_field: "max_tokens",
         as_token_ids: false,
         n: 1,
         min_tokens: 0,
@@ -91,22 +93,11 @@ fn common(fields: &mut Fields, cx: &Context<'_>) -> Result<Common, ApiError> {
 /// `{"type": "ephemeral"}`, for so long.
 fn cache_control(fields: &mut Fields, policy: UnknownFields) -> Result<(), ApiError> {
     let Some(mut control) = fields.object("cache_control")? else { return Ok(()) };
-    one_of(&mut control, "type", &["ephemeral"])?;
+    control.word("type", &["ephemeral"])?;
     if control.has("ttl") {
-        one_of(&mut control, "ttl", &["5m", "1h"])?;
+        control.word("ttl", &["5m", "1h"])?;
     }
     control.finish(policy)
-}
-
-/// One of these words.
-fn one_of(fields: &mut Fields, field: &str, words: &[&'static str]) -> Result<&'static str, ApiError> {
-    let word = fields.needed(field)?;
-    words.iter().find(|known| **known == word).copied().ok_or_else(|| {
-        let name = fields.name(field);
-        let message =
-            format!("Unsupported value: '{name}' is '{}'; supported: {}", quoted(&word), words.join(", "));
-        ApiError::unsupported(&name, message)
-    })
 }
 
 /// What asking and counting read.
@@ -128,7 +119,7 @@ fn conversation(fields: &mut Fields, cx: &Context<'_>) -> Result<Conversation, A
     for (i, value) in values.into_iter().enumerate() {
         turns.message(&format!("{PROMPT_FIELD}[{i}]"), value)?;
     }
-    if let Some(Turn::Assistant { .. }) = turns.turns.last() {
+    if let Some(Turn::Assistant(_)) = turns.turns.last() {
         let message = "Unsupported value: the last of 'messages' must not be the assistant's; \
                        this server does not continue answers";
         return Err(ApiError::unsupported(PROMPT_FIELD, message));
@@ -145,7 +136,7 @@ fn texts(path: &str, blocks: Vec<Value>, policy: UnknownFields) -> Result<String
     let mut texts = Vec::with_capacity(blocks.len());
     for (i, block) in blocks.into_iter().enumerate() {
         let mut block = Fields::within(block, &format!("{path}[{i}]"))?;
-        one_of(&mut block, "type", &["text"])?;
+        block.word("type", &["text"])?;
         texts.push(block.needed("text")?);
         cache_control(&mut block, policy)?;
         block.finish(policy)?;
@@ -156,7 +147,7 @@ fn texts(path: &str, blocks: Vec<Value>, policy: UnknownFields) -> Result<String
 /// A turn, as templates count them.
 enum Turn {
     User(Vec<String>),
-    Assistant { texts: Vec<String>, thoughts: Vec<String>, calls: Vec<Value> },
+    Assistant(Assistant),
     Result { id: String, content: String },
 }
 
@@ -164,17 +155,8 @@ impl Turn {
     fn rendered(self) -> Value {
         match self {
             Self::User(texts) => json!({"role": "user", "content": texts.join("\n")}),
-            Self::Result { id, content } => json!({"role": "tool", "content": content, "tool_call_id": id}),
-            Self::Assistant { texts, thoughts, calls } => {
-                let mut message = json!({"role": "assistant", "content": texts.join("\n")});
-                if !calls.is_empty() {
-                    message["tool_calls"] = calls.into();
-                }
-                if !thoughts.is_empty() {
-                    message["reasoning_content"] = thoughts.join("\n").into();
-                }
-                message
-            }
+            Self::Result { id, content } => turns::result(&id, &content),
+            Self::Assistant(turn) => turn.rendered(),
         }
     }
 }
@@ -190,7 +172,7 @@ struct Turns {
 impl Turns {
     fn message(&mut self, path: &str, value: Value) -> Result<(), ApiError> {
         let mut fields = Fields::within(value, path)?;
-        let role = one_of(&mut fields, "role", &["user", "assistant"])?;
+        let role = fields.word("role", &["user", "assistant"])?;
         let at = fields.name("content");
         let blocks = match fields.take("content") {
             Some(Value::String(text)) => vec![json!({"type": "text", "text": text})],
@@ -201,9 +183,8 @@ impl Turns {
             Some(other) => return Err(fields.mistyped("content", "a string or an array of blocks", &other)),
         };
         fields.finish(self.policy)?;
-        if role == "assistant" && !matches!(self.turns.last(), Some(Turn::Assistant { .. })) {
-            let (texts, thoughts, calls) = (Vec::new(), Vec::new(), Vec::new());
-            self.turns.push(Turn::Assistant { texts, thoughts, calls });
+        if role == "assistant" && !matches!(self.turns.last(), Some(Turn::Assistant(_))) {
+            self.turns.push(Turn::Assistant(Assistant::default()));
         }
         for (i, block) in blocks.into_iter().enumerate() {
             let block = Fields::within(block, &format!("{at}[{i}]"))?;
@@ -213,7 +194,7 @@ impl Turns {
     }
 
     fn users(&mut self, mut block: Fields) -> Result<(), ApiError> {
-        let kind = one_of(&mut block, "type", &["text", "tool_result"])?;
+        let kind = block.word("type", &["text", "tool_result"])?;
         cache_control(&mut block, self.policy)?;
         if kind == "text" {
             let text = block.needed("text")?;
@@ -246,15 +227,15 @@ impl Turns {
     }
 
     fn assistants(&mut self, mut block: Fields) -> Result<(), ApiError> {
-        let kind = one_of(&mut block, "type", &["text", "thinking", "tool_use"])?;
+        let kind = block.word("type", &["text", "thinking", "tool_use"])?;
         cache_control(&mut block, self.policy)?;
-        let Some(Turn::Assistant { texts, thoughts, calls }) = self.turns.last_mut() else {
+        let Some(Turn::Assistant(turn)) = self.turns.last_mut() else {
             return Err(ApiError::internal("A turn was lost"));
         };
         match kind {
-            "text" => texts.push(block.needed("text")?),
+            "text" => turn.texts.push(block.needed("text")?),
             "thinking" => {
-                thoughts.push(block.needed("thinking")?);
+                turn.thoughts.push(block.needed("thinking")?);
                 block.string("signature")?;
             }
             _ => {
@@ -265,8 +246,7 @@ impl Turns {
                     None => return Err(block.missing("input")),
                     Some(other) => return Err(block.mistyped("input", "an object", &other)),
                 };
-                let function = json!({"name": name, "arguments": input});
-                calls.push(json!({"id": id, "type": "function", "function": function}));
+                turn.call(&id, &name, &input);
                 self.called.insert(id);
             }
         }
@@ -279,7 +259,7 @@ fn tools(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> 
     for (i, value) in tools::array(fields)?.into_iter().enumerate() {
         let mut tool = Fields::within(value, &format!("tools[{i}]"))?;
         if tool.has("type") {
-            one_of(&mut tool, "type", &["custom"])?;
+            tool.word("type", &["custom"])?;
         }
         let name = tools::function_name(&mut tool)?;
         let mut function = json!({"name": name});
@@ -305,7 +285,7 @@ fn tools(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> 
 /// `tool_choice`, and whether there may be more than one call.
 fn choice(fields: &mut Fields, policy: UnknownFields) -> Result<(Choice, bool), ApiError> {
     let Some(mut choice) = fields.object(CHOICE)? else { return Ok((Choice::Any { required: false }, true)) };
-    let kind = one_of(&mut choice, "type", &["auto", "any", "tool", "none"])?;
+    let kind = choice.word("type", &["auto", "any", "tool", "none"])?;
     let single = choice.flag("disable_parallel_tool_use")?;
     let name = choice.has("name").then(|| tools::function_name(&mut choice)).transpose()?;
     let missing = choice.missing("name");
@@ -328,7 +308,7 @@ fn thinking(fields: &mut Fields, cx: &Context<'_>) -> Result<Reasoning, ApiError
     let Some(mut thinking) = fields.object(THINKING)? else {
         return Ok(reasoning::switched(false, None, template));
     };
-    let kind = one_of(&mut thinking, "type", &["enabled", "adaptive", "disabled"])?;
+    let kind = thinking.word("type", &["enabled", "adaptive", "disabled"])?;
     let budget = thinking.count("budget_tokens", 1..=u32::MAX)?;
     match (kind, budget) {
         ("enabled", None) => return Err(thinking.missing("budget_tokens")),

@@ -9,7 +9,9 @@ pub mod constraint;
 pub mod fields;
 pub mod messages;
 pub(crate) mod reasoning;
+pub(crate) mod responses;
 pub(crate) mod tools;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,10 +114,10 @@ impl<'a> Context<'a> {
     }
 
     /// Refuses what can never fit before any work is done for it.
-    fn check_output(&self, max_tokens: Option<u32>) -> Result<Option<u32>, ApiError> {
+    fn check_output(&self, field: &str, max_tokens: Option<u32>) -> Result<Option<u32>, ApiError> {
         match max_tokens {
             Some(wanted) if wanted > self.context_max() => {
-                Err(ApiError::context_length("max_tokens", too_long(self.context_max(), wanted)))
+                Err(ApiError::context_length(field, too_long(self.context_max(), wanted)))
             }
             fits => Ok(fits),
         }
@@ -137,6 +139,8 @@ impl<'a> Context<'a> {
 struct Common {
     stream: bool,
     include_usage: bool,
+    /// The field that bounds the output: errors name it.
+    output_field: &'static str,
     as_token_ids: bool,
     n: u32,
     min_tokens: u32,
@@ -166,6 +170,7 @@ impl Common {
         Ok(Self {
             stream,
             include_usage: include_usage(fields, stream, cx.settings)?,
+            output_field: "max_tokens",
             as_token_ids: fields.flag("return_tokens_as_token_ids")?,
             n,
             min_tokens: fields.count("min_tokens", 0..=cx.context_max())?.unwrap_or(0),
@@ -238,10 +243,11 @@ impl Common {
         if entries > cx.limits().response_entries {
             let message = format!(
                 "The answer might hold {entries} tokens and log-probabilities, {} is the most; \
-                 lower 'max_tokens', 'n' or the number of log-probabilities",
-                cx.limits().response_entries
+                 lower '{}', 'n' or the number of log-probabilities",
+                cx.limits().response_entries,
+                self.output_field
             );
-            return Err(ApiError::invalid("max_tokens", message));
+            return Err(ApiError::invalid(self.output_field, message));
         }
         Ok(Admitted {
             prompts,

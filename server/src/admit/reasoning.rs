@@ -28,36 +28,21 @@ pub(super) fn take(
     template: &ChatTemplate,
     can_reason: bool,
 ) -> Result<Reasoning, ApiError> {
-    let mentions = |name: &str| template.source().contains(name);
-    let mut kwargs = match fields.take("chat_template_kwargs") {
-        None => Map::new(),
-        Some(Value::Object(kwargs)) => kwargs,
-        Some(other) => return Err(fields.mistyped("chat_template_kwargs", "an object", &other)),
-    };
-    if let Some(unknown) = kwargs.keys().find(|name| name.is_empty() || !mentions(name)) {
-        let name = format!("chat_template_kwargs.{unknown}");
-        let message =
-            format!("Unsupported parameter: this model's chat template has no variable '{unknown}'");
-        return Err(ApiError::unsupported(&name, message));
-    }
-    if let Some(effort) = fields.string("reasoning_effort")? {
-        if !EFFORTS.contains(&effort.as_str()) {
-            let message =
-                format!("Invalid value for 'reasoning_effort': supported are {}", EFFORTS.join(", "));
-            return Err(ApiError::invalid("reasoning_effort", message));
-        }
-        match effort.as_str() {
-            effort if mentions("reasoning_effort") => set(&mut kwargs, "reasoning_effort", effort.into())?,
-            effort if mentions("enable_thinking") => {
-                set(&mut kwargs, "enable_thinking", (effort != "none").into())?
-            }
-            "none" | "medium" => {}
-            _ => {
-                let message = "Unsupported value: 'reasoning_effort' does nothing for this model; only 'none' and 'medium', \
-                               the defaults of OpenAI's models, are taken";
-                return Err(ApiError::unsupported("reasoning_effort", message));
-            }
-        }
+    let effort = fields.string("reasoning_effort")?;
+    with_effort(fields, "reasoning_effort", effort, template, can_reason)
+}
+
+/// The same, with an effort that came in the field `name`.
+pub(super) fn with_effort(
+    fields: &mut Fields,
+    name: &str,
+    effort: Option<String>,
+    template: &ChatTemplate,
+    can_reason: bool,
+) -> Result<Reasoning, ApiError> {
+    let mut kwargs = kwargs(fields, template)?;
+    if let Some(effort) = effort {
+        set_effort(&mut kwargs, name, &effort, template)?;
     }
     let budget = fields.count("thinking_budget", 0..=u32::MAX)?;
     if budget.is_some() && !can_reason {
@@ -66,6 +51,49 @@ pub(super) fn take(
         return Err(ApiError::unsupported("thinking_budget", message));
     }
     Ok(Reasoning { kwargs, budget })
+}
+
+/// `chat_template_kwargs`.
+pub(crate) fn kwargs(fields: &mut Fields, template: &ChatTemplate) -> Result<Map<String, Value>, ApiError> {
+    let kwargs = match fields.take("chat_template_kwargs") {
+        None => Map::new(),
+        Some(Value::Object(kwargs)) => kwargs,
+        Some(other) => return Err(fields.mistyped("chat_template_kwargs", "an object", &other)),
+    };
+    if let Some(unknown) = kwargs.keys().find(|name| name.is_empty() || !template.source().contains(*name)) {
+        let name = format!("chat_template_kwargs.{unknown}");
+        let message =
+            format!("Unsupported parameter: this model's chat template has no variable '{unknown}'");
+        return Err(ApiError::unsupported(&name, message));
+    }
+    Ok(kwargs)
+}
+
+fn set_effort(
+    kwargs: &mut Map<String, Value>,
+    name: &str,
+    effort: &str,
+    template: &ChatTemplate,
+) -> Result<(), ApiError> {
+    let mentions = |variable: &str| template.source().contains(variable);
+    if !EFFORTS.contains(&effort) {
+        let message = format!("Invalid value for '{name}': supported are {}", EFFORTS.join(", "));
+        return Err(ApiError::invalid(name, message));
+    }
+    match effort {
+        effort if mentions("reasoning_effort") => set(kwargs, name, "reasoning_effort", effort.into()),
+        effort if mentions("enable_thinking") => {
+            set(kwargs, name, "enable_thinking", (effort != "none").into())
+        }
+        "none" | "medium" => Ok(()),
+        _ => {
+            let message = format!(
+                "Unsupported value: '{name}' does nothing for this model; only 'none' and 'medium', \
+                 the defaults of OpenAI's models, are taken"
+            );
+            Err(ApiError::unsupported(name, message))
+        }
+    }
 }
 
 /// Reasoning that is on or off as a whole, where the template lets that be chosen.
@@ -78,11 +106,11 @@ pub(super) fn switched(on: bool, budget: Option<u32>, template: &ChatTemplate) -
 }
 
 /// A variable said twice must be said alike.
-fn set(kwargs: &mut Map<String, Value>, name: &str, value: Value) -> Result<(), ApiError> {
-    match kwargs.insert(name.to_owned(), value.clone()) {
+fn set(kwargs: &mut Map<String, Value>, name: &str, variable: &str, value: Value) -> Result<(), ApiError> {
+    match kwargs.insert(variable.to_owned(), value.clone()) {
         Some(other) if other != value => {
-            let message = format!("'reasoning_effort' contradicts 'chat_template_kwargs.{name}'");
-            Err(ApiError::invalid("reasoning_effort", message))
+            let message = format!("'{name}' contradicts 'chat_template_kwargs.{variable}'");
+            Err(ApiError::invalid(name, message))
         }
         _ => Ok(()),
     }

@@ -58,6 +58,18 @@ pub const METRICS: &[Metric] = &[
             }
         }),
     ),
+    gauge(
+        "frugal_kept_responses",
+        &[],
+        "Responses of /v1/responses that can be retrieved and continued.",
+        Read::Server(|v, out| out.put(&[], v.kept.0 as f64)),
+    ),
+    gauge(
+        "frugal_kept_responses_bytes",
+        &[],
+        "Memory that they and their conversations take.",
+        Read::Server(|v, out| out.put(&[], v.kept.1 as f64)),
+    ),
     // Cost.
     counter(
         "frugal_cost_total",

@@ -37,7 +37,7 @@ fn text(snapshot: Option<&Snapshot>) -> String {
     let http = HttpCounts::default();
     http.add("/v1/chat/completions", 200);
     let model = "a \"model\"\\\nname";
-    render(&View { model, facts: &facts(), http: &http, engine: snapshot.map(|s| (s, 16)) })
+    render(&View { model, facts: &facts(), http: &http, kept: (3, 4096), engine: snapshot.map(|s| (s, 16)) })
 }
 
 #[test]

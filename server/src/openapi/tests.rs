@@ -14,12 +14,12 @@ use frugal_scheduler::options::EngineOptions;
 use serde_json::{Map, Value, json};
 
 use crate::admit::fields::{NEUTRAL, asked};
-use crate::admit::{chat, completions, messages};
+use crate::admit::{chat, completions, messages, responses};
 use crate::error::ApiError;
 use crate::fingerprint::fingerprint;
 use crate::form::ModelForm;
 use crate::routes::{apply_template, detokenize, tokenize};
-use crate::settings::{Caller, Limits, Settings, UnknownFields};
+use crate::settings::{Caller, Limits, Settings, StoreLimits, UnknownFields};
 use crate::state::{Engine, State};
 
 /// A server that nobody listens to.
@@ -47,6 +47,7 @@ fn state() -> State {
         sampling,
         currency: None,
         keep_alive: std::time::Duration::from_secs(10),
+        responses: StoreLimits::default(),
     });
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).unwrap());
     let form = ModelForm::of(Some(&template), &tokenizer);
@@ -79,6 +80,15 @@ const ENDPOINTS: &[fn() -> Endpoint] = &[
         read: |state, body| completions::admit(state, Caller::default(), body).map(|_| ()),
         base: json!({"prompt": "Hi"}),
         needs: &[("stream_options", r#"{"stream": true}"#)],
+    },
+    || Endpoint {
+        schema: "ResponsesRequest",
+        read: |state, body| responses::admit(state, Caller::default(), body).map(|_| ()),
+        base: json!({"input": "Hi"}),
+        needs: &[
+            ("top_logprobs", r#"{"include": ["message.output_text.logprobs"]}"#),
+            ("stream_options", r#"{"stream": true}"#),
+        ],
     },
     || Endpoint {
         schema: "MessagesRequest",

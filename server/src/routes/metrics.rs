@@ -1,5 +1,7 @@
 //! `GET /metrics`: the engine's numbers in Prometheus' text format.
 
+use std::time::Instant;
+
 use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -27,6 +29,7 @@ async fn metrics(Shared(state): Shared<State>) -> impl IntoResponse {
         model: state.model(),
         facts: &state.operations().facts,
         http: state.http(),
+        kept: state.responses().size(Instant::now()),
         engine: engine.as_ref().map(|(snapshot, block_tokens)| (&**snapshot, *block_tokens)),
     };
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&view))

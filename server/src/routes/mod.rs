@@ -12,6 +12,8 @@ pub mod messages;
 pub mod metrics;
 pub mod models;
 pub mod page;
+pub mod responses;
+pub mod stored_responses;
 pub mod tokenize;
 pub mod version;
 
@@ -33,11 +35,21 @@ pub(crate) async fn admitted(
     request: Request,
     admit: fn(&State, Caller, &[u8]) -> Result<Admitted, ApiError>,
 ) -> Result<Admitted, ApiError> {
+    let admitted = read(state, caller, request, admit).await?;
+    admit::constraint::compiled(state, admitted).await
+}
+
+/// The first half of it.
+pub(crate) async fn read<T: Send + 'static>(
+    state: &State,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+    admit: fn(&State, Caller, &[u8]) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     let body = read_body(request, &state.settings().limits).await?;
     let (shared, bytes) = (state.clone(), body.len());
-    let admitted = state.text().run(bytes, move || admit(&shared, caller, &body)).await?;
-    admit::constraint::compiled(state, admitted).await
+    state.text().run(bytes, move || admit(&shared, caller, &body)).await
 }
 
 /// Reads a JSON body, bounded in size and time.
