@@ -72,7 +72,7 @@ case $client in
         cp "$here/schemathesis_hooks.py" .
         checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance
         checks=$checks,response_headers_conformance
-        SCHEMATHESIS_HOOKS=schemathesis_hooks bin/st run "$url/openapi.json" --generation-deterministic --max-examples 50 \
+        SERVER_URL=$url SCHEMATHESIS_HOOKS=schemathesis_hooks bin/st run "$url/openapi.json" --generation-deterministic --max-examples 50 \
             --phases examples,coverage,fuzzing --checks "$checks" --request-timeout 30 --no-color |
             tee report.txt
         echo "$package: all good"
