@@ -1,0 +1,13 @@
+//! What `deploy/` holds, run: the alerts and the dashboard by Prometheus, three servers behind HAProxy, the unit by systemd, the
+//! chart by Helm. Where such a program is not installed, its test says SKIPPED and passes.
+
+#[path = "../binary/process.rs"]
+#[expect(dead_code, reason = "shared with the tests of the binary")]
+mod process;
+
+mod compose;
+mod haproxy;
+mod prometheus;
+mod systemd;
+mod tools;
+mod versions;
