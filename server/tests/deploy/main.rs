@@ -7,6 +7,7 @@ mod process;
 
 mod compose;
 mod haproxy;
+mod helm;
 mod prometheus;
 mod systemd;
 mod tools;

@@ -11,7 +11,7 @@ use crate::process::{Running, post};
 use crate::tools::{Daemon, Folder, free_port, have, path, replace, run, text};
 
 /// Names in `text` that look like metrics of ours.
-fn names(text: &str) -> BTreeSet<String> {
+pub(crate) fn names(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let words = text.split(|c| !is_part(c));
     words.filter(|w| w.starts_with("frugal_") || w.starts_with("vllm:")).map(str::to_owned).collect()
@@ -124,7 +124,8 @@ const CHAT: &str = r#"{"messages":[{"role":"system","content":"All of this is th
 
 #[test]
 fn a_prometheus_that_scrapes_a_server_answers_every_panel() {
-    if !(have("prometheus", "the dashboard's queries") && have("promtool", "the dashboard's queries")) {
+    // With promtool in its package.
+    if !have("prometheus", "the dashboard's queries") {
         return;
     }
     let hosted = r#"{ example = { input = "0.15", output = "0.60" } }"#;
@@ -147,7 +148,7 @@ fn a_prometheus_that_scrapes_a_server_answers_every_panel() {
     for rule in
         text("prometheus/alerts.yml").lines().filter_map(|line| line.trim().strip_prefix("- record: "))
     {
-        while !prometheus.query(rule).is_some_and(|samples| !samples.is_empty()) {
+        while prometheus.query(rule).is_none_or(|samples| samples.is_empty()) {
             assert!(Instant::now() < deadline, "nothing from {rule}");
             assert_eq!(post(&server.address, "/v1/chat/completions", CHAT, &[]).status, 200);
         }

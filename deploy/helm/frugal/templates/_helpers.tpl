@@ -1,0 +1,22 @@
+{{- define "frugal.name" -}}
+{{ ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) | trunc 53 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "frugal.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "frugal.metadata" -}}
+name: {{ include "frugal.name" . }}
+namespace: {{ .Release.Namespace }}
+labels:
+  {{- include "frugal.selector" . | nindent 2 }}
+  app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+  app.kubernetes.io/managed-by: {{ .Release.Service }}
+  helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "frugal.claim" -}}
+{{ .Values.cache.existingClaim | default (ternary (include "frugal.name" .) "" .Values.cache.claim.enabled) }}
+{{- end }}

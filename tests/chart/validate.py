@@ -1,0 +1,82 @@
+"""Validates rendered manifests: validate.py MANIFESTS KUBERNETES-VERSION CUSTOM
+
+Kubernetes' own kinds against its schemas, strictly; InferencePool against the fields of its v1; other custom resources are written to the
+file CUSTOM, as JSON, for a validator that has their schemas.
+"""
+
+import json
+import sys
+
+import kubernetes_validate
+import yaml
+
+OWN = {"Deployment", "Service", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy"}
+CUSTOM = {"PodMonitor", "ScaledObject"}
+
+
+def inference_pool(pool):
+    """Gateway API Inference Extension, inference.networking.k8s.io/v1."""
+    assert pool["apiVersion"] == "inference.networking.k8s.io/v1", pool
+    spec = pool["spec"]
+    assert set(spec) <= {"selector", "targetPorts", "appProtocol", "endpointPickerRef"}, spec
+    assert set(spec["selector"]) == {"matchLabels"} and spec["selector"]["matchLabels"], spec
+    assert 1 <= len(spec["targetPorts"]) <= 8 and all(set(port) == {"number"} for port in spec["targetPorts"]), spec
+    picker = spec["endpointPickerRef"]
+    assert {"name", "port"} <= set(picker) <= {"group", "kind", "name", "port", "failureMode"}, picker
+    assert set(picker["port"]) == {"number"} and picker["failureMode"] in {"FailOpen", "FailClose"}, picker
+
+
+def consistent(kinds):
+    """What one manifest says of another."""
+    pod = kinds["Deployment"]["spec"]["template"]
+    labels = pod["metadata"]["labels"].items()
+    assert kinds["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels
+    assert kinds["Service"]["spec"]["selector"].items() <= labels
+    for kind, selector in [
+        ("PodDisruptionBudget", "selector"),
+        ("NetworkPolicy", "podSelector"),
+        ("PodMonitor", "selector"),
+        ("InferencePool", "selector"),
+    ]:
+        if kind in kinds:
+            assert kinds[kind]["spec"][selector]["matchLabels"].items() <= labels, kind
+    container = pod["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert kinds["Service"]["spec"]["ports"][0]["targetPort"] in ports
+    for probe, path in [("startupProbe", "/readyz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
+        assert container[probe]["httpGet"] == {"path": path, "port": "http"}, probe
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [c["metadata"]["name"] for c in [kinds.get("PersistentVolumeClaim")] if c]
+    if "InferencePool" in kinds:
+        assert kinds["InferencePool"]["spec"]["targetPorts"] == [{"number": ports["http"]}]
+    if "ScaledObject" in kinds:
+        scaled = kinds["ScaledObject"]["spec"]
+        assert scaled["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
+        assert scaled["minReplicaCount"] >= 1
+        # Two who set the number of replicas would fight.
+        assert "replicas" not in kinds["Deployment"]["spec"]
+
+
+def main():
+    path, version, custom = sys.argv[1:]
+    with open(path) as file:
+        manifests = [manifest for manifest in yaml.safe_load_all(file) if manifest]
+    kinds = {manifest["kind"]: manifest for manifest in manifests}
+    assert len(kinds) == len(manifests), "two of a kind"
+    for kind, manifest in kinds.items():
+        assert manifest["metadata"]["namespace"] == "serving", kind
+        if kind in OWN:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        elif kind == "InferencePool":
+            inference_pool(manifest)
+        else:
+            assert kind in CUSTOM, kind
+    consistent(kinds)
+    with open(custom, "w") as file:
+        json.dump([manifest for kind, manifest in kinds.items() if kind in CUSTOM], file)
+    print(version, *sorted(kinds))
+
+
+main()
