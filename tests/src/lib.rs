@@ -1,5 +1,7 @@
 //! What several test programs share.
 
+pub mod load;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
