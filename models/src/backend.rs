@@ -4,6 +4,8 @@
 //! backend holds. Operations span the whole batch; a backend may fuse or defer inside them.
 //! Absent on purpose: sampling, block allocation, file formats.
 
+use std::borrow::Cow;
+
 use crate::step::{BlockCopy, BlockTable, RowWork, StepInput, StepStats, TokenId};
 use crate::weights::TensorView;
 
@@ -342,8 +344,18 @@ pub trait Backend: Send {
     /// The rows of `x` at these indices, which are tokens of the batch unless `x` was selected itself:
     /// `[indices, width]`.
     fn select(&mut self, x: &Self::Tensor, indices: &[u32]) -> Result<Self::Tensor, BackendError>;
-    /// Brings a tensor to the host: `rows * width` values, row-major.
-    fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>, BackendError>;
+    /// Brings a tensor to the host, unless it is there: `rows * width` values, row-major.
+    fn read<'a>(&mut self, x: &'a Self::Tensor) -> Result<Cow<'a, [f32]>, BackendError>;
+
+    /// Host threads of [`Backend::spread`].
+    fn workers(&self) -> usize {
+        1
+    }
+    /// Calls `work(worker, item)` for every item, on host threads that have nothing else to do between operations;
+    /// `worker` is below [`Backend::workers`], and each has one item at a time.
+    fn spread(&self, items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        (0..items).for_each(|item| work(0, item));
+    }
 
     /// Work since [`Backend::begin`], one entry per span.
     fn take_stats(&mut self) -> StepStats;

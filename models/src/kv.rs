@@ -148,6 +148,9 @@ impl<V: PageValue> Pages<V> {
             bytes,
             why: e.to_string(),
         })?;
+        // Pages of one layer and head lie apart: with small pages each costs a walk of the page table. Only a wish.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
         Ok(Self { layout, block_tokens, memory, bytes, value: PhantomData })
     }
 

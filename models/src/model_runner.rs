@@ -1,6 +1,6 @@
 //! A [`Runner`] of a model on a backend.
 //!
-//! A step is checked on arrival, run when it is waited for, and sampled row by row. What concerns one row is that
+//! A step is checked on arrival, run when it is waited for, and its rows are sampled on the backend's threads. What concerns one row is that
 //! row's fault; an error of the backend is the step's. A panic is not caught here: the backend's state is unknown after it, and
 //! whoever drives the runner ends its requests and the process.
 
@@ -8,7 +8,7 @@ mod check;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -116,7 +116,8 @@ pub struct ModelRunner<B: Backend> {
     model: Box<dyn Model<B>>,
     geometry: Geometry,
     invariance: Invariance,
-    sampler: Sampler,
+    /// One per thread.
+    samplers: Vec<Mutex<Sampler>>,
     /// Outputs whose logits are held at once.
     piece: usize,
     pending: Option<Arc<StepInput>>,
@@ -125,9 +126,10 @@ pub struct ModelRunner<B: Backend> {
 impl<B: Backend> ModelRunner<B> {
     /// `model` was loaded into `backend`, whose cache is as `geometry` says.
     pub fn new(backend: B, model: Box<dyn Model<B>>, geometry: Geometry, invariance: Invariance) -> Self {
-        let (sampler, pending) = (Sampler::default(), None);
+        let samplers = (0..backend.workers()).map(|_| Mutex::default()).collect();
+        let pending = None;
         let piece = (LOGITS_MAX / geometry.vocab.max(1) as usize).max(1);
-        Self { backend, model, geometry, invariance, sampler, piece, pending }
+        Self { backend, model, geometry, invariance, samplers, piece, pending }
     }
 
     fn run(&mut self, step: &StepInput) -> Result<StepOutput, BackendError> {
@@ -166,13 +168,28 @@ impl<B: Backend> ModelRunner<B> {
             };
             let logits = self.backend.read(&logits)?;
             assert_eq!(logits.len(), part.len() * vocab, "a row of logits per output");
-            for (&(row, token), logits) in part.iter().zip(logits.chunks_exact(vocab)) {
-                if let Ok(output) = &mut rows[row]
-                    && let Err(fault) = choose(&mut self.sampler, &step.rows[row], token, logits, output)
-                {
-                    rows[row] = Err(fault);
+            // What one row asked for, in order, by one thread; a row whose outputs are in two pieces goes on where it was.
+            let (mut items, mut results, mut logits) = (Vec::new(), rows.iter_mut().enumerate(), &*logits);
+            for run in part.chunk_by(|a, b| a.0 == b.0) {
+                let (own, others) = logits.split_at(run.len() * vocab);
+                logits = others;
+                if let Some((index, result)) = results.find(|(index, _)| *index == run[0].0) {
+                    items.push(Mutex::new((&step.rows[index], run, own, result)));
                 }
             }
+            let samplers = &self.samplers;
+            self.backend.spread(items.len(), &|worker, item| {
+                let mut sampler = samplers[worker].lock().unwrap_or_else(PoisonError::into_inner);
+                let mut item = items[item].lock().unwrap_or_else(PoisonError::into_inner);
+                let (row, run, logits, result) = &mut *item;
+                for (&(_, token), logits) in run.iter().zip(logits.chunks_exact(vocab)) {
+                    if let Ok(output) = &mut **result
+                        && let Err(fault) = choose(&mut sampler, row, token, logits, output)
+                    {
+                        **result = Err(fault);
+                    }
+                }
+            });
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::kv::{GroupPages, KvStore, PageValue, Pages};
 use crate::quant::{self, Format};
 use crate::step::StepStats;
 use crate::weights::TensorView;
+use std::borrow::Cow;
 
 /// See the module.
 #[derive(Debug)]
@@ -345,8 +346,8 @@ impl Backend for ReferenceBackend {
         Ok(Rows { width: x.width, values: values.collect(), selected })
     }
 
-    fn read(&mut self, x: &Rows) -> Result<Vec<f32>, BackendError> {
-        Ok(x.values.clone())
+    fn read<'a>(&mut self, x: &'a Rows) -> Result<Cow<'a, [f32]>, BackendError> {
+        Ok(Cow::Borrowed(&x.values))
     }
 
     fn take_stats(&mut self) -> StepStats {

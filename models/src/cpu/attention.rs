@@ -14,7 +14,7 @@
 //!
 //! What bounds it: with up to about four queries a page (decoding with few query heads a key head) the reading of
 //! pages; above, and always with latent attention, where one key head serves all query heads, the multiply-adds:
-//! eight chains of them for two queries times four keys, and for 64 dimensions of a value. Widening is then the
+//! twelve chains of them for three queries times four keys, and for three queries times 32 dimensions of a value. Widening is then the
 //! smaller part: 2 * 576 conversions for 16 * 1088 multiply-adds with 16 heads over a latent of 576.
 
 mod range;
@@ -28,6 +28,7 @@ use super::tensor::CpuTensor;
 use super::{Core, Env};
 use crate::backend::{AttendSpec, Batch};
 use crate::kv::{PageValue, Pages};
+use range::Page;
 
 /// Positions merged as one.
 const RANGE: usize = 256;
@@ -133,7 +134,7 @@ impl Attend<'_> {
 
 impl Core {
     /// Writes the step's keys and values into their pages, then attends; counts nothing.
-    pub(super) fn attention<V: PageValue>(&self, input: &Attend<'_>, pages: &mut Pages<V>) -> CpuTensor {
+    pub(super) fn attention<V: Page>(&self, input: &Attend<'_>, pages: &mut Pages<V>) -> CpuTensor {
         input.check();
         self.write_pages(input, pages);
         let attention = Attention::new(input, pages);
@@ -164,7 +165,7 @@ impl Core {
     }
 
     /// The ranges of all items at once, then each item's merge.
-    fn spread<V: PageValue>(
+    fn spread<V: Page>(
         &self,
         attention: &Attention<'_, V>,
         items: &[Item],
@@ -207,7 +208,7 @@ impl Core {
     }
 }
 
-impl<'a, V: PageValue> Attention<'a, V> {
+impl<'a, V: Page> Attention<'a, V> {
     fn new(input: &'a Attend<'a>, pages: &'a Pages<V>) -> Self {
         let (key_dim, value_dim) = (input.spec.key_dim as usize, input.spec.value_dim as usize);
         // A power of two divides blocks evenly.

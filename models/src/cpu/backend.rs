@@ -1,5 +1,7 @@
 //! [`Backend`] on the processor: checks shapes, counts work, and calls what computes.
 
+use std::borrow::Cow;
+
 use super::attention::Attend;
 use super::experts::Assigned;
 use super::{CpuBackend, CpuRouting, CpuTensor, CpuVector, CpuWeight, math};
@@ -194,8 +196,16 @@ impl Backend for CpuBackend {
         Ok(CpuTensor::new(indices.len(), x.width, out, Some(tokens)))
     }
 
-    fn read(&mut self, x: &CpuTensor) -> Result<Vec<f32>, BackendError> {
-        Ok(x.values().to_vec())
+    fn read<'a>(&mut self, x: &'a CpuTensor) -> Result<Cow<'a, [f32]>, BackendError> {
+        Ok(Cow::Borrowed(x.values()))
+    }
+
+    fn workers(&self) -> usize {
+        self.core.pool.threads()
+    }
+
+    fn spread(&self, items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        self.core.pool.for_each(items, work);
     }
 
     fn take_stats(&mut self) -> StepStats {

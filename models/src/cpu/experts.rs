@@ -82,26 +82,13 @@ struct Inner<'a> {
 }
 
 impl Env {
-    /// `to[c][r - rows.start]` = row r of the matrix times the token's column.
-    fn block(
-        &self,
-        weight: &CpuWeight,
-        expert: usize,
-        rows: &Range<usize>,
-        columns: Columns<'_>,
-        tokens: &[usize],
-        to: &mut [f32],
-    ) {
-        let part = Part { weight, expert, panels: rows.start / PANEL..rows.end.div_ceil(PANEL) };
-        part.products(
-            self.isa,
-            columns,
-            tokens.len(),
-            |i| tokens[i],
-            |panel, i, result| {
-                to[i * BLOCK_ROWS + panel * PANEL - rows.start..][..PANEL].copy_from_slice(result);
-            },
-        );
+    /// `to[c][r - first row]` = row r of the part times the token's column.
+    fn block(&self, part: &Part<'_>, columns: Columns<'_>, tokens: &[usize], next: &[u8], to: &mut [f32]) {
+        let first = part.panels.start;
+        let column = |i: usize| tokens[i];
+        part.products(self.isa, (columns, tokens.len()), column, next, |panel, i, result| {
+            to[i * BLOCK_ROWS + (panel - first) * PANEL..][..PANEL].copy_from_slice(result);
+        });
     }
 }
 
@@ -142,10 +129,21 @@ impl Core {
         order.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
         let inputs = (x.columns(self, gate.format.act), x.columns(self, up.format.act));
         let env = &self.env;
-        self.pool.for_each(order.len() * blocks, |worker, i| {
-            let (expert, ref assignments) = *order[i / blocks];
-            let first = i % blocks * block;
-            let rows = first..gate.rows.min(first + block);
+        // An item's expert, its assignments and its inner rows.
+        let item = |i: usize| {
+            let ((expert, assignments), first) = (order[i / blocks], i % blocks * block);
+            (*expert, assignments, first..gate.rows.min(first + block))
+        };
+        self.pool.for_each_near(order.len() * blocks, |worker, i| {
+            let (expert, assignments, rows) = item(i);
+            let panels = rows.start / PANEL..rows.end.div_ceil(PANEL);
+            let [of_gate, of_up] = [gate, up].map(|weight| Part { weight, expert, panels: panels.clone() });
+            let then_up = up.panel(expert, panels.start);
+            let then = match i + 1 < order.len() * blocks {
+                true => item(i + 1),
+                false => item(i),
+            };
+            let then_gate = gate.panel(then.0, then.2.start / PANEL);
             let mut scratch = env.scratch(worker);
             let Scratch { gate: g, up: u } = &mut scratch.experts;
             g.resize(CHUNK * BLOCK_ROWS, 0.0);
@@ -153,8 +151,8 @@ impl Core {
             for chunk in balanced(assignments.len(), CHUNK) {
                 let chunk = assignments.start + chunk.start..assignments.start + chunk.end;
                 let tokens = &assigned.rows[chunk.clone()];
-                env.block(gate, expert, &rows, inputs.0, tokens, g);
-                env.block(up, expert, &rows, inputs.1, tokens, u);
+                env.block(&of_gate, inputs.0, tokens, then_up, g);
+                env.block(&of_up, inputs.1, tokens, then_gate, u);
                 let columns = g.chunks_exact_mut(BLOCK_ROWS).zip(u.chunks_exact_mut(BLOCK_ROWS));
                 for (assignment, (g, u)) in chunk.zip(columns) {
                     let (g, u) = (&mut g[..rows.len()], &mut u[..rows.len()]);
@@ -190,13 +188,19 @@ impl Core {
         let most = assigned.experts.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0);
         let each = paired(self.panels_per_item(panels).min(BLOCK_ROWS / PANEL), most);
         let isa = self.env.isa;
-        self.pool.for_each(panels.div_ceil(each), |_, i| {
+        let items = panels.div_ceil(each);
+        self.pool.for_each_near(items, |_, i| {
             let panels = i * each..panels.min((i + 1) * each);
-            for (expert, assignments) in &assigned.experts {
+            for (at, (expert, assignments)) in assigned.experts.iter().enumerate() {
+                let next = match (assigned.experts.get(at + 1), assigned.experts.first()) {
+                    (Some((expert, _)), _) => down.panel(*expert, panels.start),
+                    (None, Some((expert, _))) if i + 1 < items => down.panel(*expert, panels.end),
+                    _ => &[],
+                };
                 let part = Part { weight: down, expert: *expert, panels: panels.clone() };
                 let column = |i| assignments.start + i;
                 let bias = ffn.biases.map(|[_, _, b]| &b.values[expert * down.rows..][..down.rows]);
-                part.products(isa, inner, assignments.len(), column, |panel, i, result| {
+                part.products(isa, (inner, assignments.len()), column, next, |panel, i, result| {
                     let (a, first) = (assignments.start + i, panel * PANEL);
                     let (weight, len) = (assigned.weights[a], PANEL.min(down.rows - first));
                     // SAFETY: an item writes only its panels' values of each row, and is done once.

@@ -1,6 +1,8 @@
 //! Eight F32 lanes, and attention's inner loops on them: what the compiler does not turn into vectors by itself.
 
-use super::math::{per_isa, sum8};
+use half::f16;
+
+use super::math::{self, per_isa, sum8};
 
 /// Eight values. Every implementation gives the same bits.
 pub(super) trait Lanes: Copy {
@@ -9,9 +11,15 @@ pub(super) trait Lanes: Copy {
     /// One value, eight times.
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; 8]) -> Self;
+    /// Exact.
+    fn widen(from: &[f16; 8]) -> Self;
     fn store(self, to: &mut [f32; 8]);
     /// `self * b + c`, rounded once.
     fn mul_add(self, b: Self, c: Self) -> Self;
+    fn add(self, b: Self) -> Self;
+    fn sub(self, b: Self) -> Self;
+    /// [`math::exp`] of each.
+    fn exp(self) -> Self;
     /// [`sum8`] of each.
     fn sums(of: [Self; 4]) -> [f32; 4];
 }
@@ -30,12 +38,28 @@ impl Lanes for [f32; 8] {
         *from
     }
     #[inline(always)]
+    fn widen(from: &[f16; 8]) -> Self {
+        from.map(f16::to_f32)
+    }
+    #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         *to = self;
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         std::array::from_fn(|l| self[l].mul_add(b[l], c[l]))
+    }
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        std::array::from_fn(|l| self[l] + b[l])
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        std::array::from_fn(|l| self[l] - b[l])
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        self.map(math::exp)
     }
     #[inline(always)]
     fn sums(of: [Self; 4]) -> [f32; 4] {
@@ -66,6 +90,12 @@ impl Lanes for Avx2 {
         Self(unsafe { std::arch::x86_64::_mm256_loadu_ps(from.as_ptr()) })
     }
     #[inline(always)]
+    fn widen(from: &[f16; 8]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`; eight values are readable, and the load may be unaligned.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         // SAFETY: as in `splat`; eight values are writable, and the store may be unaligned.
         unsafe { std::arch::x86_64::_mm256_storeu_ps(to.as_mut_ptr(), self.0) }
@@ -74,6 +104,39 @@ impl Lanes for Avx2 {
     fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: as in `splat`.
         Self(unsafe { std::arch::x86_64::_mm256_fmadd_ps(self.0, b.0, c.0) })
+    }
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        // SAFETY: as in `splat`.
+        Self(unsafe { std::arch::x86_64::_mm256_add_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        // SAFETY: as in `splat`.
+        Self(unsafe { std::arch::x86_64::_mm256_sub_ps(self.0, b.0) })
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`.
+        unsafe {
+            let all = |x: f32| _mm256_set1_ps(x);
+            // What is not a number comes from the second operand.
+            let x = _mm256_min_ps(all(math::EXP_MAX), self.0);
+            let t = _mm256_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(math::ROUND));
+            let n = _mm256_sub_ps(t, all(math::ROUND));
+            let r = _mm256_fmadd_ps(n, all(-math::LN2_HIGH), x);
+            let r = _mm256_fmadd_ps(n, all(-math::LN2_LOW), r);
+            let [first, rest @ ..] = math::EXP_TERMS;
+            let mut p = all(first);
+            for c in rest {
+                p = _mm256_fmadd_ps(r, p, all(c));
+            }
+            let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
+            let power = _mm256_castsi256_ps(_mm256_add_epi32(power, _mm256_castps_si256(all(1.0))));
+            let small = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, all(math::EXP_MIN));
+            Self(_mm256_andnot_ps(small, _mm256_mul_ps(p, power)))
+        }
     }
     #[inline(always)]
     fn sums(of: [Self; 4]) -> [f32; 4] {
@@ -95,12 +158,36 @@ impl Lanes for Avx2 {
 }
 
 per_isa! {
+    /// Half precision to single.
+    pub(super) fn widen[L](from: &[f16], to: &mut [f32]) {
+        let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+        for (from, to) in from.iter().zip(to) {
+            L::widen(from).store(to);
+        }
+        for (from, to) in from_rest.iter().zip(to_rest) {
+            *to = from.to_f32();
+        }
+    }
+}
+
+per_isa! {
     /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
     /// first as many values as there are keys are written. (Rows are split off, not counted: a division costs as much
     /// as a key.)
     pub(super) fn dots[L](q: &[f32], keys: &[f32], dim: usize, scale: f32, out: &mut [f32], stride: usize) {
         let (mut q, mut out) = (q, out);
-        // Two queries share the loads of four keys: eight chains, which hide the latency of the addition.
+        // Three queries share the loads of four keys: twelve chains and the keys fill sixteen registers. Four queries are
+        // two and two.
+        while q.len() == 3 * dim || q.len() >= 5 * dim {
+            let (three, more) = q.split_at(3 * dim);
+            let (first, rest) = out.split_at_mut(stride);
+            let (second, rest) = rest.split_at_mut(stride);
+            let (third, rest) = rest.split_at_mut(stride.min(rest.len()));
+            let (a, b) = three.split_at(dim);
+            let (b, c) = b.split_at(dim);
+            dots_of::<L, 3>([a, b, c], keys, scale, [first, second, third]);
+            (q, out) = (more, rest);
+        }
         while q.len() >= 2 * dim {
             let (two, more) = q.split_at(2 * dim);
             let (first, second) = out.split_at_mut(stride);
@@ -174,48 +261,113 @@ fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f3
 }
 
 per_isa! {
-    /// `to += weights[j] * values[j]` for ascending j: values are the beginnings of rows of `stride`.
-    pub(super) fn accumulate[L](weights: &[f32], values: &[f32], stride: usize, to: &mut [f32]) {
-        let (lanes, rest) = to.as_chunks_mut::<8>();
-        // Eight chains hide the latency of the addition.
-        let (eights, ones) = lanes.as_chunks_mut::<8>();
-        for (c, to) in eights.iter_mut().enumerate() {
-            accumulate_lanes::<L, 8>(weights, values, stride, 64 * c, to);
+    /// `to[h] += weights[h][j] * values[j]` for ascending j of `range`: `to` has rows of `dim`, weights and values of what is
+    /// beside them, and the first row of values is that of the range's first.
+    pub(super) fn accumulate[L](
+        weights: (&[f32], usize),
+        range: std::ops::Range<usize>,
+        values: (&[f32], usize),
+        to: &mut [f32],
+        dim: usize,
+    ) {
+        let ((weights, weights_stride), (values, stride)) = (weights, values);
+        let mut to = to;
+        let mut weights = weights.chunks(weights_stride).map(|w| &w[range.clone()]);
+        // Three rows share the loads of 32 values: twelve chains. Four rows are two and two, which is also why.
+        while to.len() == 3 * dim || to.len() >= 5 * dim {
+            let (three, rest) = to.split_at_mut(3 * dim);
+            let (a, b) = three.split_at_mut(dim);
+            let (b, c) = b.split_at_mut(dim);
+            if let [Some(x), Some(y), Some(z)] = std::array::from_fn(|_| weights.next()) {
+                accumulate_of::<L, 3>([x, y, z], values, stride, [a, b, c]);
+            }
+            to = rest;
         }
-        let done = 64 * eights.len();
-        let (fours, ones) = ones.as_chunks_mut::<4>();
-        for to in fours.iter_mut() {
-            accumulate_lanes::<L, 4>(weights, values, stride, done, to);
+        while to.len() >= 2 * dim {
+            let (two, rest) = to.split_at_mut(2 * dim);
+            let (a, b) = two.split_at_mut(dim);
+            if let [Some(x), Some(y)] = std::array::from_fn(|_| weights.next()) {
+                accumulate_of::<L, 2>([x, y], values, stride, [a, b]);
+            }
+            to = rest;
         }
-        let done = done + 32 * fours.len();
-        for (c, to) in ones.iter_mut().enumerate() {
-            accumulate_lanes::<L, 1>(weights, values, stride, done + 8 * c, std::array::from_mut(to));
+        if let (false, Some(x)) = (to.is_empty(), weights.next()) {
+            accumulate_of::<L, 1>([x], values, stride, [to]);
         }
-        let done = done + 8 * ones.len();
-        for (w, row) in weights.iter().zip(values.chunks_exact(stride)) {
-            for (to, v) in rest.iter_mut().zip(&row[done..]) {
-                *to = w.mul_add(*v, *to);
+    }
+}
+
+/// `to[i] += weights[i][j] * values[j]`, rows of one width.
+#[inline(always)]
+fn accumulate_of<L: Lanes, const N: usize>(
+    weights: [&[f32]; N],
+    values: &[f32],
+    stride: usize,
+    to: [&mut [f32]; N],
+) {
+    let dim = to[0].len();
+    let mut to = to;
+    let mut at = 0;
+    if N == 1 {
+        // One row alone: eight chains hide the latency of the addition.
+        while at + 64 <= dim {
+            accumulate_lanes::<L, N, 8>(weights, values, stride, at, &mut to);
+            at += 64;
+        }
+    }
+    while at + 32 <= dim {
+        accumulate_lanes::<L, N, 4>(weights, values, stride, at, &mut to);
+        at += 32;
+    }
+    while at + 8 <= dim {
+        accumulate_lanes::<L, N, 1>(weights, values, stride, at, &mut to);
+        at += 8;
+    }
+    if at < dim {
+        for (weights, to) in weights.iter().zip(to) {
+            for (w, row) in weights.iter().zip(values.chunks(stride)) {
+                for (to, v) in to[at..].iter_mut().zip(&row[at..]) {
+                    *to = w.mul_add(*v, *to);
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-fn accumulate_lanes<L: Lanes, const N: usize>(
-    weights: &[f32],
+fn accumulate_lanes<L: Lanes, const N: usize, const C: usize>(
+    weights: [&[f32]; N],
     values: &[f32],
     stride: usize,
     at: usize,
-    to: &mut [[f32; 8]; N],
+    to: &mut [&mut [f32]; N],
 ) {
-    let mut sums: [L; N] = std::array::from_fn(|i| L::load(&to[i]));
-    for (w, row) in weights.iter().zip(values.chunks_exact(stride)) {
-        let w = L::splat(*w);
-        let row: &[[f32; 8]; N] =
-            row[at..].as_chunks().0.first_chunk().expect("the row is as wide as the sum");
-        sums = std::array::from_fn(|i| w.mul_add(L::load(&row[i]), sums[i]));
+    let places = to.each_mut().map(|to| lanes_mut::<C>(&mut to[at..]));
+    let mut sums: [[L; C]; N] = std::array::from_fn(|i| std::array::from_fn(|c| L::load(&places[i][c])));
+    let count = weights[0].len();
+    let weights = weights.map(|w| &w[..count]);
+    for (j, row) in values.chunks(stride).take(count).enumerate() {
+        let row = lanes::<C>(&row[at..]);
+        let row: [L; C] = std::array::from_fn(|c| L::load(&row[c]));
+        for i in 0..N {
+            let w = L::splat(weights[i][j]);
+            sums[i] = std::array::from_fn(|c| w.mul_add(row[c], sums[i][c]));
+        }
     }
-    for (to, sum) in to.iter_mut().zip(sums) {
-        sum.store(to);
+    for (to, sums) in places.into_iter().zip(sums) {
+        for (to, sum) in to.iter_mut().zip(sums) {
+            sum.store(to);
+        }
     }
+}
+
+/// The first `8 * C` values.
+#[inline(always)]
+fn lanes<const C: usize>(of: &[f32]) -> &[[f32; 8]; C] {
+    of.as_chunks().0.first_chunk().expect("the row is as wide as the sum")
+}
+
+#[inline(always)]
+fn lanes_mut<const C: usize>(of: &mut [f32]) -> &mut [[f32; 8]; C] {
+    of.as_chunks_mut().0.first_chunk_mut().expect("the sum is as wide as said")
 }

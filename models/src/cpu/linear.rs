@@ -8,10 +8,11 @@
 use std::ops::Range;
 
 use super::Core;
+use super::memory::prefetch;
 use super::pool::Disjoint;
 use super::tensor::{Columns, CpuTensor};
 use super::weight::CpuWeight;
-use crate::quant::{COLUMNS_MAX, Isa, PANEL, act_bytes, encode};
+use crate::quant::{AHEAD, COLUMNS_MAX, Isa, PANEL, act_bytes, encode};
 
 /// Most panels of an item: with K = 2048 and 4.5 bits a weight, 74 KB that stay in L2 for all columns.
 const ITEM_PANELS: usize = 8;
@@ -41,13 +42,14 @@ pub(super) struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Gives `sink(panel, i, result)` every product of the panels with columns `column(i)`, `i` of `0..count`.
+    /// Gives `sink(panel, i, result)` every product of the panels with columns `column(i)`, `i` of `0..count`. The beginning of
+    /// `next`, which is likely read afterwards, is asked for before the last panel.
     pub(super) fn products(
         &self,
         isa: Isa,
-        columns: Columns<'_>,
-        count: usize,
+        (columns, count): (Columns<'_>, usize),
         column: impl Fn(usize) -> usize,
+        next: &[u8],
         mut sink: impl FnMut(usize, usize, &[f32; PANEL]),
     ) {
         let &Self { weight: w, expert, ref panels } = self;
@@ -77,6 +79,9 @@ impl Part<'_> {
             let acts = gathered::<COLUMNS_MAX>(columns, group.clone().map(&column));
             let (acts, results) = (&acts[..group.len()], &mut results[..group.len()]);
             for panel in panels.clone() {
+                if panel + 1 == panels.end {
+                    prefetch(&next[..next.len().min(AHEAD)]);
+                }
                 product(w.panel(expert, panel), w.cols, acts, results);
                 for (i, result) in group.clone().zip(results.iter()) {
                     sink(panel, i, result);
@@ -114,15 +119,20 @@ impl Core {
         let shared: Vec<_> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
         let items = self.items(weights, x.rows);
         let isa = self.env.isa;
-        self.pool.for_each(items.len(), |_, i| {
+        // What is behind an item is asked for by the kernels.
+        let next = |i: usize| match items.get(i + 1) {
+            Some(next) if next.weight != items[i].weight => weights[next.weight].panel(0, next.panels.start),
+            _ => &[],
+        };
+        self.pool.for_each_near(items.len(), |_, i| {
             let Item { weight: at, ref panels } = items[i];
             let w = weights[at];
             let part = Part { weight: w, expert: 0, panels: panels.clone() };
             part.products(
                 isa,
-                columns[at],
-                x.rows,
+                (columns[at], x.rows),
                 |row| row,
+                next(i),
                 |panel, row, result| {
                     let first = panel * PANEL;
                     let len = PANEL.min(w.rows - first);
@@ -165,11 +175,11 @@ impl Core {
         let columns = Columns { bytes: &bytes, stride };
         let each = paired(self.panels_per_item(heads * w.panels()).min(ITEM_PANELS), x.rows);
         let per_head = w.panels().div_ceil(each);
-        self.pool.for_each(heads * per_head, |_, i| {
+        self.pool.for_each_near(heads * per_head, |_, i| {
             let (head, first) = (i / per_head, i % per_head * each);
             let part = Part { weight: w, expert: head, panels: first..w.panels().min(first + each) };
             let column = |row| row * heads + head;
-            part.products(env.isa, columns, x.rows, column, |panel, row, result| {
+            part.products(env.isa, (columns, x.rows), column, &[], |panel, row, result| {
                 let first = panel * PANEL;
                 let len = PANEL.min(w.rows - first);
                 // SAFETY: an item writes only its panels' rows of its head, and is done once.

@@ -41,25 +41,36 @@ pub(super) fn sum8(p: [f32; 8]) -> f32 {
     ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]))
 }
 
+/// Above this [`exp`] does not grow.
+pub(super) const EXP_MAX: f32 = 88.0;
+/// Below this [`exp`] is 0.
+pub(super) const EXP_MIN: f32 = -87.3;
+/// 1.5 * 2^23: adding it rounds to an integer, whose low bits are then the sum's low bits.
+pub(super) const ROUND: f32 = 12_582_912.0;
+/// ln 2 is the sum of both; multiples of the first are exact.
+pub(super) const LN2_HIGH: f32 = 0.693_359_4;
+/// See [`LN2_HIGH`].
+pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Taylor's, from the seventh power down.
+pub(super) const EXP_TERMS: [f32; 8] =
+    [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
 /// e^x within 2 units in the last place for -87.3 <= x <= 88; 0 below, e^88 above; NaN for NaN.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial of degree 7 in r (Taylor; its remainder is below 1e-9).
+/// x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial of degree 7 in r (its remainder is below 1e-9).
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // 1.5 * 2^23: adding it rounds to an integer, whose low bits are then the sum's low bits.
-    const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if x > EXP_MAX { EXP_MAX } else { x };
     let t = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let [first, rest @ ..] = EXP_TERMS;
+    let mut p = first;
+    for c in rest {
         p = r.mul_add(p, c);
     }
     let power = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
-    if x < -87.3 { 0.0 } else { p * power }
+    if x < EXP_MIN { 0.0 } else { p * power }
 }
 
 /// `x * sigmoid(x)`.
@@ -156,20 +167,27 @@ per_isa! {
 }
 
 per_isa! {
-    /// `x[i] = exp(x[i] - max)`; returns their sum. The maximum must be among them.
-    pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-        let mut p = [0.0_f32; 8];
+    /// `x[i] = exp(x[i] - max)`; returns their sum, in eight partial sums. The maximum must be among them. (By lanes: the
+    /// compiler makes no vectors of it.)
+    pub(super) fn exp_sum[L](x: &mut [f32], max: f32) -> f32 {
+        let (max, mut sum) = (L::splat(max), L::zero());
         let (chunks, rest) = x.as_chunks_mut::<8>();
         for c in chunks {
-            for l in 0..8 {
-                c[l] = exp(c[l] - max);
-                p[l] += c[l];
-            }
+            let e = L::load(c).sub(max).exp();
+            e.store(c);
+            sum = sum.add(e);
         }
-        for (l, x) in rest.iter_mut().enumerate() {
-            *x = exp(*x - max);
-            p[l] += *x;
+        if !rest.is_empty() {
+            // What is added beyond the end is 0.
+            let mut last = [f32::NEG_INFINITY; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            let e = L::load(&last).sub(max).exp();
+            e.store(&mut last);
+            rest.copy_from_slice(&last[..rest.len()]);
+            sum = sum.add(e);
         }
+        let mut p = [0.0; 8];
+        sum.store(&mut p);
         sum8(p)
     }
 }

@@ -14,8 +14,9 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -150,6 +151,29 @@ impl Pool {
         });
     }
 
+    /// [`Pool::for_each`] for items that lie behind one another in memory: each worker goes through a stretch of them, so that
+    /// it reads on where it was and what the processor fetches ahead is what it needs; then it takes from the end of the longest
+    /// stretch left.
+    pub(crate) fn for_each_near(&self, items: usize, work: impl Fn(usize, usize) + Sync) {
+        let workers = self.threads();
+        if items <= 1 || workers == 1 {
+            return (0..items).for_each(|i| work(0, i));
+        }
+        let stretches: Vec<_> = (0..workers)
+            .map(|w| Line(Stretch::new(items * w / workers..items * (w + 1) / workers)))
+            .collect();
+        self.run(&|worker| {
+            while let Some(i) = stretches[worker].0.take_first() {
+                work(worker, i);
+            }
+            while let Some(longest) = stretches.iter().max_by_key(|s| s.0.len()).filter(|s| s.0.len() > 0) {
+                if let Some(i) = longest.0.take_last() {
+                    work(worker, i);
+                }
+            }
+        });
+    }
+
     /// [`Pool::for_each`] over disjoint parts of `data`: `work(worker, part, values)`, `len` values each but the last.
     pub(crate) fn for_each_part<T: Send>(
         &self,
@@ -227,6 +251,40 @@ impl Shared {
         }
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         park(done, &self.caller_parked.0);
+    }
+}
+
+/// Items that are not yet taken: first in the upper half, end in the lower. Only ever taken from, so a look at its length
+/// that is out of date is too long.
+struct Stretch(AtomicU64);
+
+impl Stretch {
+    fn new(items: Range<usize>) -> Self {
+        assert!(items.end <= u32::MAX as usize, "items are counted in 32 bits");
+        Self(AtomicU64::new((items.start as u64) << 32 | items.end as u64))
+    }
+
+    fn parts(value: u64) -> (u64, u64) {
+        (value >> 32, value & u64::from(u32::MAX))
+    }
+
+    fn len(&self) -> u64 {
+        let (first, end) = Self::parts(self.0.load(Ordering::Relaxed));
+        end - first
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        self.take(|value| value + (1 << 32)).map(|(first, _)| first as usize)
+    }
+
+    fn take_last(&self) -> Option<usize> {
+        self.take(|value| value - 1).map(|(_, end)| end as usize - 1)
+    }
+
+    /// What was there before, unless it was empty.
+    fn take(&self, less: impl Fn(u64) -> u64) -> Option<(u64, u64)> {
+        let some = |value| (Self::parts(value).0 < Self::parts(value).1).then(|| less(value));
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, some).ok().map(Self::parts)
     }
 }
 
@@ -338,7 +396,6 @@ fn pin_current_thread(_processor: usize) {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_worker_runs_every_phase_once_and_sees_the_phase_before() {
@@ -372,6 +429,14 @@ mod tests {
                 hits[i].fetch_add(1, Ordering::Relaxed);
             });
             assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+            pool.for_each_near(items, |worker, i| {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+                // One that is slow: the others take what it leaves.
+                if worker == 1 {
+                    std::thread::yield_now();
+                }
+            });
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 2));
         }
         let mut data = vec![0_usize; 103];
         pool.for_each_part(&mut data, 10, |_, part, values| values.fill(part));

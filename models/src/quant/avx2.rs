@@ -4,8 +4,7 @@
 
 use std::arch::x86_64::*;
 
-/// How far ahead of its reads a kernel asks for its panel, in bytes: 1 to 2 KiB measured best.
-pub(super) const AHEAD: usize = 1536;
+use super::AHEAD;
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {

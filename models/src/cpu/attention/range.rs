@@ -1,11 +1,33 @@
 //! One item's queries over one range of positions, and the merge of ranges.
 
-use super::super::lanes::{accumulate, dots};
+use half::f16;
+
+use super::super::lanes::{self, accumulate, dots};
 use super::super::math::{self, per_isa};
+use super::super::memory::prefetch;
 use super::{Attention, Disjoint, Env, Item, PageValue, RANGE, Range};
+use crate::quant::Isa;
 use crate::step::BlockId;
 
-impl<V: PageValue> Attention<'_, V> {
+/// Pages that attention reads.
+pub(in crate::cpu) trait Page: PageValue {
+    /// [`PageValue::widen`] by an instruction set.
+    fn read(isa: Isa, from: &[Self], to: &mut [f32]);
+}
+
+impl Page for f16 {
+    fn read(isa: Isa, from: &[Self], to: &mut [f32]) {
+        lanes::widen(isa, from, to);
+    }
+}
+
+impl Page for f32 {
+    fn read(_: Isa, from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl<V: Page> Attention<'_, V> {
     /// What merging begins with: nothing, or the sink.
     pub(super) fn start(&self, item: &Item, state: &mut Vec<f32>) {
         state.clear();
@@ -48,9 +70,9 @@ impl<V: PageValue> Attention<'_, V> {
     fn scores(&self, env: &Env, item: &Item, range: usize, wide: &mut [f32], scores: &mut [f32]) {
         let (dim, heads) = (self.key_dim, item.heads.len());
         let (layer, scale) = (self.input.spec.slot as usize, self.input.spec.scale);
-        self.segments(item, range, |block, slot, at, len| {
-            let page = &self.pages.keys(block, layer, item.head)[slot * dim..(slot + len) * dim];
-            V::widen(page, &mut wide[..len * dim]);
+        let keys = |block| self.pages.keys(block, layer, item.head);
+        self.segments(item, range, dim, keys, |page, at, len| {
+            V::read(env.isa, page, &mut wide[..len * dim]);
             for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
             {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
@@ -78,37 +100,56 @@ impl<V: PageValue> Attention<'_, V> {
         // A latent's value is the beginning of its row.
         let row = if latent { self.key_dim } else { dim };
         values.fill(0.0);
-        self.segments(item, range, |block, slot, at, len| {
-            let page = match latent {
-                true => self.pages.keys(block, layer, item.head),
-                false => self.pages.values(block, layer, item.head),
-            };
-            V::widen(&page[slot * row..(slot + len) * row], &mut wide[..len * row]);
+        let pages = |block| match latent {
+            true => self.pages.keys(block, layer, item.head),
+            false => self.pages.values(block, layer, item.head),
+        };
+        self.segments(item, range, row, pages, |page, at, len| {
+            V::read(env.isa, page, &mut wide[..len * row]);
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
                     continue;
                 }
                 let rows = &wide[(seen.start - at) * row..(seen.end - at) * row];
-                let scores = scores[token * heads * RANGE..].chunks_exact(RANGE);
-                for (to, scores) in values.chunks_exact_mut(dim).zip(scores) {
-                    accumulate(env.isa, &scores[seen.clone()], rows, row, to);
-                }
+                let scores = &scores[token * heads * RANGE..][..heads * RANGE];
+                accumulate(env.isa, (scores, RANGE), seen, (rows, row), values, dim);
             }
         });
     }
 
-    /// Calls `work(block, slot, offset in the range, positions)` for stretches of one page, in order, over what the
-    /// item's tokens see of the range.
-    fn segments(&self, item: &Item, range: usize, mut work: impl FnMut(BlockId, usize, usize, usize)) {
+    /// Calls `work(rows, offset in the range, positions)` for stretches of one page, in order, over what the item's tokens
+    /// see of the range; `page` gives the rows of a block. Two pages ahead are asked for: pages lie apart, and no processor
+    /// guesses where.
+    fn segments<'p>(
+        &self,
+        item: &Item,
+        range: usize,
+        row: usize,
+        page: impl Fn(BlockId) -> &'p [V],
+        mut work: impl FnMut(&[V], usize, usize),
+    ) where
+        V: 'p,
+    {
         let (block_tokens, base) = (self.input.block_tokens, range * RANGE);
         let table = &self.input.batch.spans[item.span].tables[self.input.spec.group as usize];
+        let block = |at: usize| table.blocks[at / block_tokens - table.first as usize];
         let mut at = base + self.seen(item.position, range).start;
         let end = item.context().min(base + RANGE);
+        let ask = |at: usize| {
+            if at < end {
+                prefetch(&page(block(at))[..block_tokens.min(end - at) * row]);
+            }
+        };
+        ask(at - at % block_tokens + block_tokens);
         while at < end {
             let slot = at % block_tokens;
-            let len = (block_tokens - slot).min(end - at).min(self.segment);
-            work(table.blocks[at / block_tokens - table.first as usize], slot, at - base, len);
+            let next = at - slot + block_tokens;
+            let len = (next - at).min(end - at).min(self.segment);
+            if slot == 0 {
+                ask(next + block_tokens);
+            }
+            work(&page(block(at))[slot * row..(slot + len) * row], at - base, len);
             at += len;
         }
     }
