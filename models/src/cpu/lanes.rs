@@ -176,8 +176,7 @@ per_isa! {
     /// as a key.)
     pub(super) fn dots[L](q: &[f32], keys: &[f32], dim: usize, scale: f32, out: &mut [f32], stride: usize) {
         let (mut q, mut out) = (q, out);
-        // Three queries share the loads of four keys: twelve chains and the keys fill sixteen registers. Four queries are
-        // two and two.
+        // Three queries share the loads of four keys: twelve chains. Four queries are two and two.
         while q.len() == 3 * dim || q.len() >= 5 * dim {
             let (three, more) = q.split_at(3 * dim);
             let (first, rest) = out.split_at_mut(stride);
@@ -233,11 +232,16 @@ fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f3
     let [a, b, c, d] = keys.map(|k| &k.as_chunks::<8>().0[..chunks]);
     let mut sums = [[L::zero(); 4]; N];
     for (at, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
-        let k = [L::load(a), L::load(b), L::load(c), L::load(d)];
-        for i in 0..N {
-            let q = L::load(&lanes[i][at]);
-            let [s0, s1, s2, s3] = sums[i];
-            sums[i] = [q.mul_add(k[0], s0), q.mul_add(k[1], s1), q.mul_add(k[2], s2), q.mul_add(k[3], s3)];
+        // The queries stay in registers, keys come one by one: 3 * 4 sums, 3 and 1 are sixteen.
+        let mut q = [L::zero(); N];
+        for (q, lanes) in q.iter_mut().zip(lanes) {
+            *q = L::load(&lanes[at]);
+        }
+        for (j, key) in [a, b, c, d].into_iter().enumerate() {
+            let key = L::load(key);
+            for (sums, q) in sums.iter_mut().zip(q) {
+                sums[j] = q.mul_add(key, sums[j]);
+            }
         }
     }
     if !keys[0].len().is_multiple_of(8) {
@@ -347,11 +351,16 @@ fn accumulate_lanes<L: Lanes, const N: usize, const C: usize>(
     let count = weights[0].len();
     let weights = weights.map(|w| &w[..count]);
     for (j, row) in values.chunks(stride).take(count).enumerate() {
-        let row = lanes::<C>(&row[at..]);
-        let row: [L; C] = std::array::from_fn(|c| L::load(&row[c]));
-        for i in 0..N {
-            let w = L::splat(weights[i][j]);
-            sums[i] = std::array::from_fn(|c| w.mul_add(row[c], sums[i][c]));
+        // The weights stay in registers, values come one by one: 3 * 4 sums, 3 and 1 are sixteen.
+        let mut each = [L::zero(); N];
+        for (each, weights) in each.iter_mut().zip(weights) {
+            *each = L::splat(weights[j]);
+        }
+        for (c, values) in lanes::<C>(&row[at..]).iter().enumerate() {
+            let values = L::load(values);
+            for (sums, weight) in sums.iter_mut().zip(each) {
+                sums[c] = weight.mul_add(values, sums[c]);
+            }
         }
     }
     for (to, sums) in places.into_iter().zip(sums) {
