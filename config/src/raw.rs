@@ -126,7 +126,7 @@ pub struct Sampling {
 pub struct Scheduler {
     pub max_seqs: u32,
     pub step_tokens: u32,
-    pub step_target_ms: Option<u32>,
+    pub max_stall_ms: u32,
     pub queue_requests: u32,
     pub queue_tokens: u64,
     pub prefix_cache: bool,

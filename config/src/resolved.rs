@@ -161,7 +161,7 @@ pub struct Scheduler {
     /// Tokens computed in one step; at least `seqs_max`.
     pub step_tokens: u32,
     /// What a step with decoding sequences should take at most.
-    pub step_target: Option<Duration>,
+    pub max_stall: Option<Duration>,
     /// Requests that may wait.
     pub queue_requests: u32,
     /// Prompt tokens that may wait.
@@ -386,11 +386,9 @@ impl Check<'_> {
         Ok(Scheduler {
             seqs_max: self.within("scheduler.max_seqs", s.max_seqs, 1, 4096)?,
             step_tokens: self.within("scheduler.step_tokens", s.step_tokens, 1, 1 << 16)?,
-            step_target: match s.step_target_ms {
-                Some(ms) => Some(Duration::from_millis(
-                    self.within("scheduler.step_target_ms", ms, 1, 60_000)?.into(),
-                )),
-                None => None,
+            max_stall: match self.within("scheduler.max_stall_ms", s.max_stall_ms, 0, 60_000)? {
+                0 => None,
+                ms => Some(Duration::from_millis(ms.into())),
             },
             queue_requests: self.within("scheduler.queue_requests", s.queue_requests, 1, 1 << 20)?,
             queue_tokens: self.within("scheduler.queue_tokens", s.queue_tokens, 1, 1 << 40)?,

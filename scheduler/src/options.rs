@@ -21,7 +21,7 @@ pub struct EngineOptions {
     /// Share cached prefixes between requests of a domain. The choices of one request always share.
     pub prefix_cache: bool,
     /// Bounds prompt chunks such that a step with decode rows is expected to take no longer; None for no bound.
-    pub step_target: Option<Duration>,
+    pub max_stall: Option<Duration>,
     /// Prompt tokens per step that the bound above leaves in any case; at least 1.
     pub chunk_min: u32,
     /// What a second costs.
@@ -45,7 +45,7 @@ impl Default for EngineOptions {
             queue_tokens_max: 1 << 20,
             tenant_requests_max: None,
             prefix_cache: true,
-            step_target: None,
+            max_stall: None,
             chunk_min: 16,
             prices: Prices::default(),
             coefficients: Coefficients::default(),

@@ -121,9 +121,9 @@ impl Engine {
     fn prompt_budget(&self) -> u32 {
         let decoding = self.running.iter().filter(|id| self.seqs[id].remaining() == 1).count() as u32;
         let left = self.options.step_tokens.saturating_sub(decoding);
-        match self.options.step_target {
-            Some(target) if decoding > 0 => {
-                let target = u64::try_from(target.as_nanos()).unwrap_or(u64::MAX);
+        match self.options.max_stall {
+            Some(stall) if decoding > 0 => {
+                let target = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
                 left.min(self.ledger.chunk_within(target, decoding).max(self.options.chunk_min.max(1)))
             }
             _ => left,

@@ -180,7 +180,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         queue_tokens_max: scheduler.queue_tokens,
         tenant_requests_max: config.auth.requests_per_key_max.map(Into::into),
         prefix_cache: scheduler.prefix_cache,
-        step_target: scheduler.step_target,
+        max_stall: scheduler.max_stall,
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
             power_milliwatts: config.cost.power.map(|p| p.0),

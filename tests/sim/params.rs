@@ -44,7 +44,7 @@ impl Params {
             queue_tokens_max: u64::from(if rng.percent(30) { rng.range(10, 300) } else { 10_000 }),
             tenant_requests_max: rng.percent(30).then(|| rng.range(1, 3)),
             prefix_cache: rng.percent(70),
-            step_target: rng.percent(30).then(|| Duration::from_micros(u64::from(rng.range(1, 2000)))),
+            max_stall: rng.percent(30).then(|| Duration::from_micros(u64::from(rng.range(1, 2000)))),
             chunk_min: rng.range(1, 8),
             prices: prices(rng),
             startup: Duration::from_nanos(rng.next() % 5_000_000_000),

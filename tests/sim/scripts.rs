@@ -117,12 +117,12 @@ fn decoding_does_not_wait_for_prompts() {
 
 /// With a bound on step time, chunks beside decoding rows shrink to it once the work per token is known.
 #[test]
-fn chunks_keep_to_the_step_target() {
+fn chunks_keep_to_the_longest_stall() {
     let options = EngineOptions {
         max_seqs: 4,
         step_tokens: 60,
         chunk_min: 2,
-        step_target: Some(Duration::from_nanos(1)),
+        max_stall: Some(Duration::from_nanos(1)),
         ..EngineOptions::default()
     };
     let mut w = world(vec![group(GroupKind::Full, 60)], options);

@@ -13,6 +13,10 @@ use crate::options::Coefficients;
 const MEMORY: f64 = 0.995;
 /// Pull to the start values, in steps.
 const PULL: f64 = 0.005;
+/// Weight of the past at each step of the kind whose time is foretold: about the last ten count.
+const FORETOLD_MEMORY: f64 = 0.9;
+/// Largest factor by which what was foretold is corrected.
+const FORETOLD_BOUND: f64 = 4.0;
 /// Largest factor between a coefficient and its start value.
 const BOUND: f64 = 1000.0;
 
@@ -26,11 +30,14 @@ pub(super) struct Fit {
     prefill: [f64; 3],
     /// Bytes read by recent steps that compute prompts, and how many of them.
     mixed: [f64; 2],
+    /// What recent steps with prompts beside decoding rows took, and what the coefficients foretold: they overlap bytes and
+    /// multiply-adds otherwise than the other steps do, from which the coefficients mostly are.
+    foretold: [f64; 2],
 }
 
 impl Fit {
     pub(super) fn new(start: Coefficients) -> Self {
-        Self { start, now: start, sums: [0.0; 5], prefill: [0.0; 3], mixed: [0.0; 2] }
+        Self { start, now: start, sums: [0.0; 5], prefill: [0.0; 3], mixed: [0.0; 2], foretold: [0.0; 2] }
     }
 
     pub(super) fn coefficients(&self) -> Coefficients {
@@ -55,6 +62,10 @@ impl Fit {
         self.remember_prefill(stats, rows, bytes);
         if ns == 0 || bytes + macs == 0.0 {
             return;
+        }
+        if rows.iter().any(|r| r.prefill + r.recompute > 0) && rows.iter().any(|r| r.decode > 0) {
+            let step = [ns as f64, self.time(bytes, macs)];
+            (0..2).for_each(|i| self.foretold[i] = self.foretold[i] * FORETOLD_MEMORY + step[i]);
         }
         let x = self.start.ns_per_byte * bytes / ns as f64;
         let y = self.start.ns_per_mac * macs / ns as f64;
@@ -119,7 +130,10 @@ impl Fit {
         if seen == 0.0 || per_token <= 0.0 {
             return u32::MAX;
         }
-        let left = target_ns as f64 - self.now.ns_per_byte * bytes / steps;
+        let [took, foretold] = self.foretold;
+        let late = if foretold > 0.0 { took / foretold } else { 1.0 };
+        let target = target_ns as f64 / late.clamp(1.0 / FORETOLD_BOUND, FORETOLD_BOUND);
+        let left = target - self.now.ns_per_byte * bytes / steps;
         ((left / per_token).max(0.0) as u32).saturating_sub(decode_rows)
     }
 }
@@ -165,6 +179,19 @@ mod tests {
         let chunk = fit.chunk_within(30_000_000, 4);
         assert!((450..=550).contains(&chunk), "25 ms for the weights leave 5 ms: {chunk}");
         assert_eq!(fit.chunk_within(20_000_000, 4), 0);
+    }
+
+    #[test]
+    fn chunks_shrink_where_steps_take_longer_than_foretold() {
+        let mut fit = Fit::new(Coefficients::default());
+        for i in 0..2000 {
+            let (stats, rows, ns) = step(if i % 50 == 0 { 400 } else { 0 }, 4);
+            // Only these are slow, and too rare to move the coefficients to it.
+            fit.observe(&stats, &rows, if i % 50 == 0 { 2 * ns } else { ns });
+        }
+        // Foretold 25 ms and 10 us a token, they take up to twice that.
+        let chunk = fit.chunk_within(60_000_000, 4);
+        assert!((400..=1200).contains(&chunk), "less than the 3500 foretold: {chunk}");
     }
 
     #[test]
