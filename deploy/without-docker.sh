@@ -107,7 +107,7 @@ try() {
     say "$1: chat"
     curl -fsS $url/v1/chat/completions -H 'Content-Type: application/json' \
         -d '{"messages":[{"role":"user","content":"What is 2+2?"}],"max_tokens":16,"temperature":0}' | tee "$work/answer" >&2
-    grep -q '"completion_tokens"' "$work/answer"
+    grep -q "\"model\":\"$model\"" "$work/answer"
     say "$1: scrape"
     curl -fsS $url/metrics >"$work/metrics"
     grep "^frugal_http_responses_total.*/v1/chat/completions.* 1$" "$work/metrics" >&2

