@@ -126,6 +126,19 @@ fn a_cache_key_brings_a_conversation_back_to_its_prefix() {
 }
 
 #[test]
+fn a_body_longer_than_the_buffer_reaches_a_server() {
+    if !have("haproxy", "long bodies") {
+        return;
+    }
+    let fleet = Fleet::start("haproxy-long");
+    let body =
+        serde_json::json!({"prompt": "x".repeat(400_000), "max_tokens": 1, "prompt_cache_key": "long"});
+    let answer = post(&fleet.address, "/v1/completions", &body.to_string(), &[]);
+    // The refusal is ours: the tiny model's context is short.
+    assert!(answer.status == 400 && answer.body.contains("context_length_exceeded"), "{}", answer.body);
+}
+
+#[test]
 fn a_server_that_drains_costs_no_request() {
     if !have("haproxy", "draining one of three servers") {
         return;
