@@ -79,13 +79,6 @@ labels=$(field '.OCIv1.Config.Labels')
 [ "$(field '.OCIv1.Config.Entrypoint')" = '[frugal]' ]
 [ "$(field '.Docker.Config.Healthcheck.Test')" = '[CMD frugal health]' ]
 for label in title description licenses version revision; do grep -q "org.opencontainers.image.$label:" <<<"$labels"; done
-# Without a model, as the build left it in the cache.
-buildah "${build[@]}" --target runtime --tag $image-runtime . >"$work/runtime.log" 2>&1
-container=$(buildah from --pull=never $image-runtime)
-megabytes=$(($(du --summarize --bytes "$(buildah mount "$container")" | cut -f1) / 1000000))
-buildah rm "$container" >/dev/null
-[ $megabytes -lt 150 ]
-
 # The innermost process of a container is the one that an engine would signal.
 innermost() {
     local pid=$1 next
@@ -134,6 +127,8 @@ stop "buildah run"
 
 # What `docker run --read-only` does: everything but the kernel's file systems cannot be written.
 root=$(buildah mount "$container")
+megabytes=$(($(du --summarize --bytes --exclude='*.gguf' "$root" | cut -f1) / 1000000))
+[ $megabytes -lt 150 ]
 mkdir -p "$root/models"
 mapfile -t variables < <(buildah inspect --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$container" | grep .)
 [ -z "$binary" ] || settings+=(FRUGAL_MODEL__SOURCE=/models/qwen3moe-Q4_K_M.gguf)

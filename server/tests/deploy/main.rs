@@ -8,6 +8,7 @@ mod process;
 mod compose;
 mod haproxy;
 mod helm;
+mod image;
 mod prometheus;
 mod systemd;
 mod tools;
