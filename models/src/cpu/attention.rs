@@ -35,7 +35,7 @@ const RANGE: usize = 256;
 /// Values of keys or values that are widened at a time: 24 KB.
 const WIDE_VALUES: usize = 6 << 10;
 /// Queries that share a page, unless one token has more.
-const QUERIES: usize = 16;
+const QUERIES: usize = 64;
 /// Query heads of a token that share a page: more are cut, so that a few tokens of many heads occupy all threads.
 const HEADS: usize = 32;
 /// Values of partial results, 64 MB.
