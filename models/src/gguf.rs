@@ -249,6 +249,11 @@ impl Gguf {
     pub fn digest(&self) -> [u8; 32] {
         digest::digest(&self.parts, &self.tensors)
     }
+
+    /// Gives back the memory that a mapped file's tensor data was read into. It may be read again.
+    pub fn release(&self) {
+        self.parts.iter().for_each(|part| part.bytes.release());
+    }
 }
 
 /// Typed metadata. Integers of any width are accepted where the value fits.

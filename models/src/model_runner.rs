@@ -81,6 +81,7 @@ fn bitwise<B: Backend + 'static>(
     geometry: Geometry,
 ) -> Result<Box<dyn Runner>, LoadError> {
     let model = arch::load(gguf, &mut backend)?;
+    gguf.release();
     Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
 }
 

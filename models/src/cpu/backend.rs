@@ -17,11 +17,11 @@ impl Backend for CpuBackend {
     type Routing = CpuRouting;
 
     fn load_weight(&mut self, view: &TensorView<'_>) -> Result<CpuWeight, BackendError> {
-        self.loaded.load(view, &self.core.pool)
+        self.loaded.load(view, &self.core)
     }
 
     fn load_embedding(&mut self, view: &TensorView<'_>) -> Result<CpuWeight, BackendError> {
-        self.loaded.load(view, &self.core.pool)
+        self.loaded.load(view, &self.core)
     }
 
     fn load_vector(&mut self, view: &TensorView<'_>) -> Result<CpuVector, BackendError> {

@@ -21,7 +21,7 @@ pub(super) fn prefetch<T>(values: &[T]) {
 }
 
 /// Linux' huge page on x86-64 and most arm64.
-const HUGE: usize = 2 << 20;
+pub(super) const HUGE: usize = 2 << 20;
 
 /// Zeros at first, aligned for huge pages, which are asked for.
 #[derive(Debug)]

@@ -1,20 +1,22 @@
 //! Weights in panels.
 //!
-//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards
-//! (what was read of a mapped file stays in the page cache, which the system takes back as it needs it).
+//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards.
 //! Rows are padded to whole panels with zeros, so the size is the file's, rounded up to 8 rows a matrix.
 //! A table that is also the head is one copy: the gather unpacks single rows of panels.
 
 use std::sync::{Arc, Weak};
 
-use super::memory::Bytes;
+use super::Core;
+use super::memory::{Bytes, HUGE};
 use super::pool::Pool;
 use crate::backend::BackendError;
 use crate::quant::{Format, PANEL, format};
 use crate::weights::TensorView;
 
-/// Panels that one thread packs at a time.
+/// Fewest panels that one thread packs at a time.
 const PACK_PANELS: usize = 16;
+/// Most bytes that one thread packs at a time: a huge page, so that threads seldom wait for each other's to be cleared.
+const PACK_BYTES: usize = HUGE;
 
 /// A matrix, a stack of matrices or an embedding table.
 #[derive(Clone, Debug)]
@@ -107,25 +109,25 @@ impl CpuShape {
 
 impl Loaded {
     /// Packs `view`, or returns what was packed from the same place if that is still the same.
-    pub(super) fn load(&mut self, view: &TensorView<'_>, pool: &Pool) -> Result<CpuWeight, BackendError> {
+    pub(super) fn load(&mut self, view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
         let place = view.data.as_ptr() as usize;
         self.0.retain(|(_, bytes, _)| bytes.strong_count() > 0);
         for (at, bytes, shape) in &self.0 {
             if let (true, Some(bytes)) = (*at == place, bytes.upgrade()) {
                 let weight = shape.with(bytes);
-                if weight.holds(view, pool) {
+                if weight.holds(view, &core.pool) {
                     return Ok(weight);
                 }
             }
         }
-        let weight = pack(view, pool)?;
+        let weight = pack(view, core)?;
         let CpuWeight { format, cols, rows, experts, row_bytes, ref bytes } = weight;
         self.0.push((place, Arc::downgrade(bytes), CpuShape { format, cols, rows, experts, row_bytes }));
         Ok(weight)
     }
 }
 
-fn pack(view: &TensorView<'_>, pool: &Pool) -> Result<CpuWeight, BackendError> {
+fn pack(view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
     let format = format(view.ty);
     let unsupported = |what: String| BackendError::Unsupported { tensor: view.name.to_owned(), what };
     if !view.cols.is_multiple_of(format.block) {
@@ -141,10 +143,13 @@ fn pack(view: &TensorView<'_>, pool: &Pool) -> Result<CpuWeight, BackendError> {
     let mut bytes = Bytes::new(total)
         .map_err(|e| BackendError::Device(format!("no {total} bytes for {}: {e}", view.name)))?;
     let zeros = vec![0; row_bytes];
+    let packing = format.packing(core.env.isa);
+    let share = view.experts * panels / (4 * core.pool.threads());
+    let each = (PACK_BYTES / panel_bytes.max(1)).min(share).max(PACK_PANELS);
     if panel_bytes > 0 {
-        pool.for_each_part(&mut bytes, PACK_PANELS * panel_bytes, |_, part, to| {
+        core.pool.for_each_part(&mut bytes, each * panel_bytes, |_, part, to| {
             for (i, to) in to.chunks_exact_mut(panel_bytes).enumerate() {
-                let panel = part * PACK_PANELS + i;
+                let panel = part * each + i;
                 let (expert, first) = (panel / panels, panel % panels * PANEL);
                 let rows = std::array::from_fn(|r| {
                     if first + r >= view.rows {
@@ -153,7 +158,7 @@ fn pack(view: &TensorView<'_>, pool: &Pool) -> Result<CpuWeight, BackendError> {
                     let at = (expert * view.rows + first + r) * row_bytes;
                     &view.data[at..at + row_bytes]
                 });
-                (format.pack)(&rows, to);
+                packing(&rows, to);
             }
         });
     }

@@ -31,6 +31,16 @@ impl Bytes {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }
+
+    /// Gives back the memory that holds what was read so far; reading it again fetches it again.
+    pub(super) fn release(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the mapping is shared with the file and never written to, so dropped pages come back as they were.
+            // If the system will not, they stay.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
 }
 
 impl std::ops::Deref for Bytes {

@@ -311,6 +311,24 @@ fn paths_that_are_no_files_are_named() {
 }
 
 #[test]
+fn released_memory_reads_the_same_again() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let data: Vec<u8> = (0..64 << 10).map(|i| (i % 251) as u8).collect();
+    let mut writer = GgufWriter::new();
+    writer.tensor("t", GgmlType::F32, &[16 << 10]);
+    let mut out = writer.start(Vec::new()).unwrap();
+    out.write(&data).unwrap();
+    let bytes = out.finish();
+    std::fs::write(file.path(), &bytes).unwrap();
+    for gguf in [Gguf::open(file.path()).unwrap(), Gguf::from_bytes(bytes).unwrap()] {
+        let view = gguf.view("t").unwrap();
+        assert!(view.data == data);
+        gguf.release();
+        assert!(view.data == data);
+    }
+}
+
+#[test]
 fn digest_tells_models_apart() {
     let build = |key: &str, byte: usize| {
         let mut writer = GgufWriter::new();

@@ -13,6 +13,8 @@ pub(super) const F32: Format = Format {
     act: ActKind::F32,
     dequantize: dequantize::<Single>,
     pack: pack::<Single, 4>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: unpack::<Single, 4>,
     scalar: scalar::<Single>,
     #[cfg(target_arch = "x86_64")]
@@ -34,6 +36,8 @@ pub(super) const F16: Format = Format {
     act: ActKind::F32,
     dequantize: dequantize::<Half>,
     pack: pack::<Half, 2>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: unpack::<Half, 2>,
     scalar: scalar::<Half>,
     #[cfg(target_arch = "x86_64")]
@@ -55,6 +59,8 @@ pub(super) const BF16: Format = Format {
     act: ActKind::F32,
     dequantize: dequantize::<Brain>,
     pack: pack::<Brain, 2>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: unpack::<Brain, 2>,
     scalar: scalar::<Brain>,
     #[cfg(target_arch = "x86_64")]

@@ -16,6 +16,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x32,
     dequantize: block32::dequantize::<Iq4Nl>,
     pack: block32::pack::<Iq4Nl>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block32::unpack::<Iq4Nl>,
     scalar: block32::scalar::<Iq4Nl>,
     #[cfg(target_arch = "x86_64")]

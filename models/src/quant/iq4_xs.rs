@@ -10,7 +10,7 @@
 use super::block256::{self, Block256, Fields, place};
 use super::{ActKind, Format, GgmlType, PANEL, block32, iq4_nl};
 #[cfg(target_arch = "x86_64")]
-use super::{vnni, wide};
+use super::{vnni, vnni_wide, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::IQ4_XS,
@@ -21,6 +21,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Iq4Xs>,
     pack: block256::pack::<Iq4Xs>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block256::unpack::<Iq4Xs>,
     scalar: block256::scalar::<Iq4Xs>,
     #[cfg(target_arch = "x86_64")]
@@ -30,7 +32,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product256::<Iq4Xs>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: Some(wide::product::<Iq4Xs, vnni::Vnni>),
+    avx512_wide: Some(wide::product::<Iq4Xs, vnni_wide::Vnni>),
 };
 
 /// Where a file block's scales and codes lie.

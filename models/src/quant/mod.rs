@@ -19,6 +19,8 @@ mod avx2;
 mod block256;
 mod block32;
 mod dense;
+#[cfg(target_arch = "x86_64")]
+mod interleave;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -36,6 +38,8 @@ mod q8_0;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_wide;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
@@ -92,7 +96,7 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 with VNNI, on vectors of 256 bits; what has no product of its own uses AVX2's.
+    /// AVX-512 with VNNI, on vectors of 256 bits for one panel and 512 for two; what has no product of its own uses AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -141,6 +145,9 @@ pub type PanelProduct = fn(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut 
 /// As [`PanelProduct`].
 pub type WideProduct = fn(panels: [&[u8]; 2], cols: usize, acts: &[&[u8]], out: &mut [[[f32; PANEL]; 2]]);
 
+/// Eight rows as in the file to one panel: `PANEL * rows[i].len() == panel.len()`.
+pub type Pack = fn(rows: &[&[u8]; PANEL], panel: &mut [u8]);
+
 /// One row of [`FORMATS`].
 #[derive(Debug)]
 pub struct Format {
@@ -158,8 +165,11 @@ pub struct Format {
     pub act: ActKind,
     /// Whole blocks to F32: `src.len() / block_bytes * block == dst.len()`.
     pub dequantize: fn(src: &[u8], dst: &mut [f32]),
-    /// Eight rows as in the file to one panel: `PANEL * rows[i].len() == panel.len()`.
-    pub pack: fn(rows: &[&[u8]; PANEL], panel: &mut [u8]),
+    /// The definition of its packing.
+    pub pack: Pack,
+    /// The same bytes with AVX2, where moving them one by one is slow; panics where the processor lacks it.
+    #[cfg(target_arch = "x86_64")]
+    pub avx2_pack: Option<Pack>,
     /// One row of a panel, as it was in the file: `PANEL * dst.len() == panel.len()`.
     pub unpack: fn(panel: &[u8], row: usize, dst: &mut [u8]),
     /// The definition of its product.
@@ -269,6 +279,15 @@ impl GgmlType {
 }
 
 impl Format {
+    /// The packing on `isa`.
+    pub fn packing(&self, isa: Isa) -> Pack {
+        match isa {
+            Isa::Scalar => self.pack,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => self.avx2_pack.unwrap_or(self.pack),
+        }
+    }
+
     /// The product on `isa`.
     pub fn product(&self, isa: Isa) -> PanelProduct {
         match isa {

@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x32,
     dequantize: block32::dequantize::<Mxfp4>,
     pack: block32::pack::<Mxfp4>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block32::unpack::<Mxfp4>,
     scalar: block32::scalar::<Mxfp4>,
     #[cfg(target_arch = "x86_64")]

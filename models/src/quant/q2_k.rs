@@ -19,6 +19,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Q2K>,
     pack: block256::pack::<Q2K>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block256::unpack::<Q2K>,
     scalar: block256::scalar::<Q2K>,
     #[cfg(target_arch = "x86_64")]

@@ -10,7 +10,7 @@
 use super::block256::{self, Block256, Fields, panel_sixes, put_panel_sixes};
 use super::{ActKind, Format, GgmlType, PANEL, put_word, q2_k, word};
 #[cfg(target_arch = "x86_64")]
-use super::{vnni, wide};
+use super::{vnni, vnni_wide, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q3_K,
@@ -21,6 +21,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Q3K>,
     pack: block256::pack::<Q3K>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block256::unpack::<Q3K>,
     scalar: block256::scalar::<Q3K>,
     #[cfg(target_arch = "x86_64")]
@@ -30,7 +32,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product256::<Q3K>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: Some(wide::product::<Q3K, vnni::Vnni>),
+    avx512_wide: Some(wide::product::<Q3K, vnni_wide::Vnni>),
 };
 
 /// Where a file block's low bits, scales and d lie.

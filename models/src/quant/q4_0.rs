@@ -16,6 +16,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x32,
     dequantize: block32::dequantize::<Q4_0>,
     pack: block32::pack::<Q4_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block32::unpack::<Q4_0>,
     scalar: block32::scalar::<Q4_0>,
     #[cfg(target_arch = "x86_64")]

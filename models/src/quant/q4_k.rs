@@ -9,7 +9,7 @@
 use super::block256::{self, Block256, Fields, panel_sixes, put_panel_sixes};
 use super::{ActKind, Format, GgmlType, PANEL, put_word, word};
 #[cfg(target_arch = "x86_64")]
-use super::{vnni, wide};
+use super::{interleave, vnni, vnni_wide, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q4_K,
@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Q4K>,
     pack: block256::pack::<Q4K>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: Some(interleave::pack::<Q4K>),
     unpack: block256::unpack::<Q4K>,
     scalar: block256::scalar::<Q4K>,
     #[cfg(target_arch = "x86_64")]
@@ -29,7 +31,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product256::<Q4K>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: Some(wide::product::<Q4K, vnni::Vnni>),
+    avx512_wide: Some(wide::product::<Q4K, vnni_wide::Vnni>),
 };
 
 /// Where a file block's codes start, after the factors that Q5_K has too.
@@ -96,6 +98,14 @@ pub(super) fn put_panel_factors(fields: &Fields, row: usize, panel: &mut [u8]) {
     panel[PANEL_DMIN + 2 * row..][..2].copy_from_slice(&fields.dmin);
 }
 
+/// Copies the factors of eight rows' file blocks to their panel block.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn copy_factors(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+    for (row, block) in blocks.iter().enumerate() {
+        put_panel_factors(&fields(block, [0; 64]), row, panel);
+    }
+}
+
 /// Low four bits of each code in the groups of a file block.
 pub(super) fn group_nibbles(groups: &[u8]) -> [u32; 64] {
     std::array::from_fn(|i| word(groups, 32 * (i / 16) + 4 * (i % 8)) >> (4 * (i / 8 % 2)) & LOW)
@@ -153,6 +163,7 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
     use crate::quant::block256::{Kernel, Rest, Sums, block_value_with_mins, pair, sixes, twice};
+    use crate::quant::interleave::{Interleave, nibbles, store, words};
 
     /// [`Kernel::scales`] of sub-blocks of 32, from [`sixes`].
     #[inline]
@@ -175,6 +186,18 @@ mod avx2 {
         to.mins[1] = pair(mins0, 2, 3);
         to.mins[2] = pair(mins1, 0, 1);
         to.mins[3] = pair(mins1, 2, 3);
+    }
+
+    impl Interleave for Q4K {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+            copy_factors(blocks, panel);
+            for g in 0..4 {
+                let codes = nibbles(words(blocks, FACTORS + 32 * g));
+                store(codes.as_flattened(), PANEL_FACTORS + 256 * g, panel);
+            }
+        }
     }
 
     /// Bounds: a pair of products is at most 2 * 15 * 127 and eight of them 30480, so neither `maddubs` nor the

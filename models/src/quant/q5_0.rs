@@ -18,6 +18,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x32,
     dequantize: block32::dequantize::<Q5_0>,
     pack: block32::pack::<Q5_0>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block32::unpack::<Q5_0>,
     scalar: block32::scalar::<Q5_0>,
     #[cfg(target_arch = "x86_64")]

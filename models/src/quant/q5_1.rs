@@ -16,6 +16,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x32,
     dequantize: block32::dequantize::<Q5_1>,
     pack: block32::pack::<Q5_1>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: None,
     unpack: block32::unpack::<Q5_1>,
     scalar: block32::scalar::<Q5_1>,
     #[cfg(target_arch = "x86_64")]

@@ -9,7 +9,7 @@
 use super::block256::{self, Block256, Fields};
 use super::{ActKind, Format, GgmlType, PANEL, put_word, q4_k, word};
 #[cfg(target_arch = "x86_64")]
-use super::{vnni, wide};
+use super::{interleave, vnni, vnni_wide, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q5_K,
@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Q5K>,
     pack: block256::pack::<Q5K>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: Some(interleave::pack::<Q5K>),
     unpack: block256::unpack::<Q5K>,
     scalar: block256::scalar::<Q5K>,
     #[cfg(target_arch = "x86_64")]
@@ -29,7 +31,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product256::<Q5K>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: Some(wide::product::<Q5K, vnni::Vnni>),
+    avx512_wide: Some(wide::product::<Q5K, vnni_wide::Vnni>),
 };
 
 /// Where a file block's fifth and low bits lie.
@@ -100,6 +102,24 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::{high_nibbles, load, low_nibbles};
     use crate::quant::block256::{Kernel, Rest, Sums, block_value_with_mins, sixes};
+    use crate::quant::interleave::{Interleave, fields, nibbles, store, words};
+
+    impl Interleave for Q5K {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+            q4_k::copy_factors(blocks, panel);
+            let fifths = words(blocks, QH);
+            for g in 0..4 {
+                let halves = nibbles(words(blocks, QS + 32 * g));
+                for (j, codes) in halves.into_iter().enumerate().map(|(half, codes)| (2 * g + half, codes)) {
+                    let at = q4_k::PANEL_FACTORS + RUN * j;
+                    store(&[fields(&fifths, j, 1, 1)], at, panel);
+                    store(&codes, at + 32, panel);
+                }
+            }
+        }
+    }
 
     /// Bounds: a pair of products is at most 2 * 31 * 127 and four of them 31496 (eight would overflow), so neither
     /// `maddubs` nor the 16-bit sum overflows; times a scale of 63, two a lane, sixteen of them: 63.5 million.

@@ -10,7 +10,7 @@
 use super::block256::{self, Block256, Fields, place};
 use super::{ActKind, Format, GgmlType, PANEL, put_word, word};
 #[cfg(target_arch = "x86_64")]
-use super::{vnni, wide};
+use super::{interleave, vnni, vnni_wide, wide};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q6_K,
@@ -21,6 +21,8 @@ pub(super) const FORMAT: Format = Format {
     act: ActKind::Q8x256,
     dequantize: block256::dequantize::<Q6K>,
     pack: block256::pack::<Q6K>,
+    #[cfg(target_arch = "x86_64")]
+    avx2_pack: Some(interleave::pack::<Q6K>),
     unpack: block256::unpack::<Q6K>,
     scalar: block256::scalar::<Q6K>,
     #[cfg(target_arch = "x86_64")]
@@ -30,7 +32,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product256::<Q6K>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: Some(wide::product::<Q6K, vnni::Vnni>),
+    avx512_wide: Some(wide::product::<Q6K, vnni_wide::Vnni>),
 };
 
 /// Where a file block's upper bits, scales and d lie.
@@ -96,6 +98,15 @@ fn put_panel_codes(codes: &[u32; 64], row: usize, panel: &mut [u8]) {
     }
 }
 
+/// Copies a file block's scales and d to a row of a panel block.
+#[cfg(target_arch = "x86_64")]
+fn copy_factors(block: &[u8], row: usize, panel: &mut [u8]) {
+    for (i, scale) in block[SCALES..D].iter().enumerate() {
+        panel[place(row, i)] = *scale;
+    }
+    panel[PANEL_D + 2 * row..][..2].copy_from_slice(&block[D..]);
+}
+
 struct Q6K;
 
 impl Block256 for Q6K {
@@ -139,6 +150,29 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
     use crate::quant::block256::{Kernel, Rest, Sums, twice_signed};
+    use crate::quant::interleave::{Interleave, fields, nibbles, store, words};
+
+    impl Interleave for Q6K {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+            for (row, block) in blocks.iter().enumerate() {
+                copy_factors(block, row, panel);
+            }
+            for half in 0..2 {
+                let [a, b] = [0, 32].map(|at| nibbles(words(blocks, 64 * half + at)));
+                let upper = words(blocks, QH + 32 * half);
+                for (quarter, low) in [a[0], b[0], a[1], b[1]].iter().enumerate() {
+                    for (sub, (low, upper)) in
+                        low.as_chunks::<2>().0.iter().zip(upper.as_chunks::<4>().0).enumerate()
+                    {
+                        let at = PANEL_QS + SUB * (8 * half + 2 * quarter + sub);
+                        store(&[low[0], low[1], fields(upper, 2 * quarter, 3, 2)], at, panel);
+                    }
+                }
+            }
+        }
+    }
 
     /// Bounds: a pair of products is at most 2 * 63 * 127 = 16002, so `maddubs` does not saturate. The 16-bit sum starts
     /// at -32 * (sum of its a); on the way it is the sum of (q - 32) * a over the products done and of -32 * a over

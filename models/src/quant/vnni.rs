@@ -2,7 +2,7 @@
 //! sum at once, so neither pairs nor 16-bit sums can overflow, and signed codes serve as unsigned ones with a bias of 128.
 //!
 //! Sums of a block are bounded as in the AVX2 kernels; on the way to them a sub-block of 32 is at most 32 * 255 * 127.
-//! Vectors stay at 256 bits: a panel has eight rows. Panels, decoding and float steps are those of the AVX2 kernels.
+//! Vectors have 256 bits: a panel has eight rows. Panels, decoding and float steps are those of the AVX2 kernels.
 
 #![expect(unsafe_code, reason = "SIMD loads by pointer")]
 
@@ -10,7 +10,6 @@ use std::arch::x86_64::*;
 
 use super::act::{Q8X32_BYTES, Q8X32_PAIRS, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
 use super::avx2::{self, by_columns, dword, prefetch, single};
-use super::wide::{self, Decoded, Tile};
 use super::{PANEL, block32, block256};
 
 /// Whether this processor can run the kernels.
@@ -180,52 +179,6 @@ unsafe fn start<K: block256::Kernel>(act: *const u8, sub: usize) -> __m256i {
             let four = _mm256_set1_epi16(4);
             let first = _mm256_madd_epi16(pairs(2 * sub), four);
             _mm256_add_epi32(first, _mm256_madd_epi16(pairs(2 * sub + 1), four))
-        }
-    }
-}
-
-/// The tile of wide products.
-pub(super) struct Vnni;
-
-impl Tile for Vnni {
-    fn available() -> bool {
-        available()
-    }
-
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<K: block256::Kernel, const N: usize>(
-        w: &Decoded,
-        acts: &[&[u8]],
-        b: usize,
-        out: &mut [[[f32; PANEL]; 2]],
-    ) {
-        let words = 64 / K::SUBS;
-        // SAFETY: the caller's promise.
-        let acts = unsafe { wide::columns::<N>(acts, b) };
-        let mut isums = [[_mm256_setzero_si256(); 2]; N];
-        // SAFETY: all offsets lie within an activation block.
-        unsafe {
-            for sub in 0..K::SUBS {
-                let mut sums = [[_mm256_setzero_si256(); 2]; N];
-                for (x, sums) in acts.iter().zip(&mut sums) {
-                    *sums = [start::<K>(*x, sub); 2];
-                }
-                for word in words * sub..words * (sub + 1) {
-                    let [w0, w1] = w.codes[word].map(|w| unsigned::<K>(w));
-                    for (x, [sum0, sum1]) in acts.iter().zip(&mut sums) {
-                        let q = dword(x.add(4 * word));
-                        *sum0 = _mm256_dpbusd_epi32(*sum0, w0, q);
-                        *sum1 = _mm256_dpbusd_epi32(*sum1, w1, q);
-                    }
-                }
-                let [s0, s1] = w.scales[sub * words / 4].map(|s| _mm256_srai_epi32::<16>(s));
-                for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
-                    *isum0 = _mm256_add_epi32(*isum0, _mm256_mullo_epi32(sum0, s0));
-                    *isum1 = _mm256_add_epi32(*isum1, _mm256_mullo_epi32(sum1, s1));
-                }
-            }
-            wide::finish::<K, N>(w, acts, isums, out);
         }
     }
 }

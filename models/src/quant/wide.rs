@@ -1,7 +1,7 @@
 //! Products of two panels with many columns, for formats with blocks of 256 and unsigned codes.
 //!
-//! Sixteen rows of one block are decoded once into a scratch that stays in L1, then meet the columns six at a time:
-//! a broadcast of activations serves two panels, and twelve sums fill the registers. The results between blocks are
+//! Sixteen rows of one block are decoded once into a scratch that stays in L1, then meet the columns in groups of as many
+//! as there are registers for: a broadcast of activations serves two panels. The results between blocks are
 //! kept in `out`. Bits are those of the panel product: the same integers, the same float step ([`Kernel::block_value`]).
 //!
 //! With AVX2 signed codes have none: their four operations a word and column leave decoding too small a part to save. Nor has Q2_K,
@@ -16,34 +16,30 @@ use super::act::{Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
 use super::avx2::{available, dword, prefetch, single};
 use super::block256::{Kernel, Rest, Sums};
 
-/// Columns whose sums fill the registers.
-const COLUMNS: usize = 6;
-
 /// One block of two panels.
+#[repr(align(64))]
 pub(super) struct Decoded {
     /// For each word of the block both panels' vectors.
     pub(super) codes: [[__m256i; 2]; 64],
     /// [`Kernel::scales`] of each sub-block of 16.
     pub(super) scales: [[__m256i; 2]; 16],
     /// Factors of the float step.
-    rest: [Rest; 2],
+    pub(super) rest: [Rest; 2],
 }
 
-/// How decoded weights meet up to six columns.
+/// How decoded weights meet a group of columns.
 pub(super) trait Tile {
+    /// Most columns of a group: their sums fill the registers.
+    const COLUMNS: usize;
+
     /// Whether this processor can run it.
     fn available() -> bool;
 
     /// Adds the products of block b of the columns to `out`.
     ///
     /// # Safety
-    /// The processor can run it; the N columns have a block b; N results.
-    unsafe fn tile<K: Kernel, const N: usize>(
-        w: &Decoded,
-        acts: &[&[u8]],
-        b: usize,
-        out: &mut [[[f32; PANEL]; 2]],
-    );
+    /// The processor can run it; the columns, at most [`Tile::COLUMNS`], have a block b; as many results.
+    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]);
 }
 
 pub(super) fn product<K: Kernel, T: Tile>(
@@ -73,7 +69,7 @@ unsafe fn blocks<K: Kernel, T: Tile>(
 ) {
     let zero = [_mm256_setzero_si256(); 2];
     let mut decoded = Decoded { codes: [zero; 64], scales: [zero; 16], rest: [Rest::new(); 2] };
-    let groups = acts.len().div_ceil(COLUMNS);
+    let groups = acts.len().div_ceil(T::COLUMNS);
     for b in 0..count {
         // SAFETY: b < count, which bounds the panels and every column.
         unsafe {
@@ -82,15 +78,7 @@ unsafe fn blocks<K: Kernel, T: Tile>(
             }
             for g in 0..groups {
                 let range = acts.len() * g / groups..acts.len() * (g + 1) / groups;
-                let (acts, out) = (&acts[range.clone()], &mut out[range]);
-                match acts.len() {
-                    1 => T::tile::<K, 1>(&decoded, acts, b, out),
-                    2 => T::tile::<K, 2>(&decoded, acts, b, out),
-                    3 => T::tile::<K, 3>(&decoded, acts, b, out),
-                    4 => T::tile::<K, 4>(&decoded, acts, b, out),
-                    5 => T::tile::<K, 5>(&decoded, acts, b, out),
-                    _ => T::tile::<K, 6>(&decoded, acts, b, out),
-                }
+                T::tile::<K>(&decoded, &acts[range.clone()], b, &mut out[range]);
             }
         }
     }
@@ -128,7 +116,7 @@ unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
 /// The N columns have a block b.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn columns<const N: usize>(acts: &[&[u8]], b: usize) -> [*const u8; N] {
+unsafe fn columns<const N: usize>(acts: &[&[u8]], b: usize) -> [*const u8; N] {
     let mut x = [std::ptr::null(); N];
     for (x, act) in x.iter_mut().zip(acts) {
         // SAFETY: the caller's promise.
@@ -143,7 +131,7 @@ pub(super) unsafe fn columns<const N: usize>(acts: &[&[u8]], b: usize) -> [*cons
 /// AVX2 and FMA; `acts` are activation blocks; N results.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn finish<K: Kernel, const N: usize>(
+unsafe fn finish<K: Kernel, const N: usize>(
     w: &Decoded,
     acts: [*const u8; N],
     isums: [[__m256i; 2]; N],
@@ -162,52 +150,74 @@ pub(super) unsafe fn finish<K: Kernel, const N: usize>(
     }
 }
 
+/// Runs `$tile::<$k, N>` for the number of columns, one of those listed.
+macro_rules! by_count {
+    ($acts:ident, [$($n:literal)*], $tile:ident [$k:ident] $args:tt) => {
+        match $acts.len() {
+            $($n => $tile::<$k, $n> $args,)*
+            _ => unreachable!("a group is no larger, and not empty"),
+        }
+    };
+}
+pub(super) use by_count;
+
 /// The tile with AVX2, for unsigned codes.
 pub(super) struct Avx2;
 
 impl Tile for Avx2 {
+    const COLUMNS: usize = 6;
+
     fn available() -> bool {
         available()
     }
 
-    #[inline(never)]
+    #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn tile<K: Kernel, const N: usize>(
-        w: &Decoded,
-        acts: &[&[u8]],
-        b: usize,
-        out: &mut [[[f32; PANEL]; 2]],
-    ) {
-        const { assert!(!matches!(K::SUMS, Sums::Word)) };
-        let words = if K::SUMS == Sums::Run { 8 } else { 4 };
+    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
         // SAFETY: the caller's promise.
-        let acts = unsafe { columns::<N>(acts, b) };
-        let mut isums = [[_mm256_setzero_si256(); 2]; N];
-        // SAFETY: all offsets lie within an activation block.
-        unsafe {
-            for part in 0..64 / words {
-                let mut sums = [[_mm256_setzero_si256(); 2]; N];
-                if K::SUMS == Sums::Biased {
-                    for (x, sums) in acts.iter().zip(&mut sums) {
-                        *sums = [dword(x.add(Q8X256_PAIRS + 4 * part)); 2];
-                    }
-                }
-                for i in 0..words {
-                    let word = words * part + i;
-                    let [w0, w1] = w.codes[word];
-                    for (x, [sum0, sum1]) in acts.iter().zip(&mut sums) {
-                        let q = dword(x.add(4 * word));
-                        *sum0 = _mm256_add_epi16(*sum0, _mm256_maddubs_epi16(w0, q));
-                        *sum1 = _mm256_add_epi16(*sum1, _mm256_maddubs_epi16(w1, q));
-                    }
-                }
-                let [s0, s1] = w.scales[part * words / 4];
-                for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
-                    *isum0 = _mm256_add_epi32(*isum0, _mm256_madd_epi16(sum0, s0));
-                    *isum1 = _mm256_add_epi32(*isum1, _mm256_madd_epi16(sum1, s1));
+        unsafe { by_count!(acts, [1 2 3 4 5 6], tile[K](w, acts, b, out)) }
+    }
+}
+
+/// # Safety
+/// As [`Tile::tile`], with N columns.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<K: Kernel, const N: usize>(
+    w: &Decoded,
+    acts: &[&[u8]],
+    b: usize,
+    out: &mut [[[f32; PANEL]; 2]],
+) {
+    const { assert!(!matches!(K::SUMS, Sums::Word)) };
+    let words = if K::SUMS == Sums::Run { 8 } else { 4 };
+    // SAFETY: the caller's promise.
+    let acts = unsafe { columns::<N>(acts, b) };
+    let mut isums = [[_mm256_setzero_si256(); 2]; N];
+    // SAFETY: all offsets lie within an activation block.
+    unsafe {
+        for part in 0..64 / words {
+            let mut sums = [[_mm256_setzero_si256(); 2]; N];
+            if K::SUMS == Sums::Biased {
+                for (x, sums) in acts.iter().zip(&mut sums) {
+                    *sums = [dword(x.add(Q8X256_PAIRS + 4 * part)); 2];
                 }
             }
-            finish::<K, N>(w, acts, isums, out);
+            for i in 0..words {
+                let word = words * part + i;
+                let [w0, w1] = w.codes[word];
+                for (x, [sum0, sum1]) in acts.iter().zip(&mut sums) {
+                    let q = dword(x.add(4 * word));
+                    *sum0 = _mm256_add_epi16(*sum0, _mm256_maddubs_epi16(w0, q));
+                    *sum1 = _mm256_add_epi16(*sum1, _mm256_maddubs_epi16(w1, q));
+                }
+            }
+            let [s0, s1] = w.scales[part * words / 4];
+            for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
+                *isum0 = _mm256_add_epi32(*isum0, _mm256_madd_epi16(sum0, s0));
+                *isum1 = _mm256_add_epi32(*isum1, _mm256_madd_epi16(sum1, s1));
+            }
         }
+        finish::<K, N>(w, acts, isums, out);
     }
 }
