@@ -129,7 +129,7 @@ struct Slot {
 enum State {
     Queued,
     Begun(Instant),
-    Done(Result<Arc<Next>, String>),
+    Done(Result<Arc<Next>, RowFault>),
 }
 
 impl PendingNext {
@@ -151,13 +151,13 @@ impl PendingNext {
     /// Waits for it, as long as the limits of this module allow.
     ///
     /// # Errors
-    /// [`RowFault::Grammar`] if it took too long or could not be computed.
+    /// [`RowFault::Grammar`] if the grammar has none, [`RowFault::Other`] if it took too long or was lost.
     pub fn wait(&self) -> Result<Arc<Next>, RowFault> {
         let asked = Instant::now();
         let mut state = self.state();
         loop {
             let left = match &*state {
-                State::Done(result) => return result.clone().map_err(RowFault::Grammar),
+                State::Done(result) => return result.clone(),
                 State::Begun(since) => MASK_TIME_MAX.saturating_sub(since.elapsed()),
                 State::Queued => QUEUE_TIME_MAX.saturating_sub(asked.elapsed()),
             };
@@ -166,7 +166,7 @@ impl PendingNext {
                     State::Queued => "no thread was free to compute a token mask".to_owned(),
                     _ => format!("a token mask took more than {MASK_TIME_MAX:?}"),
                 };
-                *state = State::Done(Err(why));
+                *state = State::Done(Err(RowFault::Other(why)));
                 (self.0.give_up)();
                 continue;
             }
@@ -178,7 +178,7 @@ impl PendingNext {
     pub fn give_up(&self) {
         let mut state = self.state();
         if !matches!(*state, State::Done(_)) {
-            *state = State::Done(Err("a token mask was given up".to_owned()));
+            *state = State::Done(Err(RowFault::Other("a token mask was given up".to_owned())));
             (self.0.give_up)();
         }
     }
@@ -203,12 +203,12 @@ impl Promise {
 
     /// Here it is, or why not.
     pub fn keep(self, result: Result<Next, String>) {
-        self.0.settle(result);
+        self.0.settle(result.map_err(RowFault::Grammar));
     }
 }
 
 impl PendingNext {
-    fn settle(&self, result: Result<Next, String>) {
+    fn settle(&self, result: Result<Next, RowFault>) {
         let mut state = self.state();
         if !matches!(*state, State::Done(_)) {
             *state = State::Done(result.map(Arc::new));
@@ -219,7 +219,7 @@ impl PendingNext {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        self.0.settle(Err("a token mask was lost".to_owned()));
+        self.0.settle(Err(RowFault::Other("a token mask was lost".to_owned())));
     }
 }
 
@@ -266,7 +266,7 @@ mod tests {
 
         let (pending, promise) = PendingNext::promised(Box::new(|| ()));
         drop(promise);
-        assert!(matches!(pending.wait(), Err(RowFault::Grammar(why)) if why.contains("lost")));
+        assert!(matches!(pending.wait(), Err(RowFault::Other(why)) if why.contains("lost")));
 
         // Begun long ago: waiting for it gives it up at once, and what comes later is not looked at.
         let given_up = Arc::new(AtomicBool::new(false));
@@ -275,7 +275,7 @@ mod tests {
         let long_ago =
             Instant::now().checked_sub(2 * MASK_TIME_MAX).expect("the machine has run for that long");
         *pending.state() = State::Begun(long_ago);
-        assert!(matches!(pending.wait(), Err(RowFault::Grammar(why)) if why.contains("more than 1s")));
+        assert!(matches!(pending.wait(), Err(RowFault::Other(why)) if why.contains("more than 1s")));
         assert!(given_up.load(Ordering::Relaxed) && !promise.begin());
         promise.keep(Ok(Next::default()));
         assert!(pending.wait().is_err());

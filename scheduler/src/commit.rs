@@ -48,7 +48,7 @@ impl Engine {
                 Ok(row) => self.commit_row(planned, row),
                 Err(fault) => {
                     self.counters.row_faults += 1;
-                    self.fault(planned.seq, &fault.to_string());
+                    self.fault(planned.seq, reason(&fault), &fault.to_string());
                 }
             }
         }
@@ -70,7 +70,7 @@ impl Engine {
         self.ledger.fault(self.now);
         self.counters.step_faults += 1;
         plan.rows.iter().for_each(|p| self.unpin(p, false));
-        plan.rows.iter().for_each(|p| self.fault(p.seq, &fault.to_string()));
+        plan.rows.iter().for_each(|p| self.fault(p.seq, FinishReason::Fault, &fault.to_string()));
     }
 
     fn unpin(&mut self, planned: &Planned, good: bool) {
@@ -158,8 +158,16 @@ impl Engine {
             Ok(Progress::Open) => {}
             Err(why) => {
                 self.counters.row_faults += 1;
-                self.fault(id, &RowFault::Grammar(why).to_string());
+                self.fault(id, FinishReason::Impossible, &RowFault::Grammar(why).to_string());
             }
         }
+    }
+}
+
+/// Whether the request is to blame.
+fn reason(fault: &RowFault) -> FinishReason {
+    match fault {
+        RowFault::Grammar(_) | RowFault::NothingToChoose => FinishReason::Impossible,
+        RowFault::NotANumber | RowFault::Other(_) => FinishReason::Fault,
     }
 }

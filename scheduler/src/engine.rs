@@ -195,22 +195,23 @@ impl Engine {
         open.into_iter().for_each(|seq| self.finish(seq, reason, None));
     }
 
-    pub(crate) fn fault(&mut self, id: SeqId, what: &str) {
+    /// Ends a sequence for a reason that is told: a fault, or that it is impossible.
+    pub(crate) fn fault(&mut self, id: SeqId, reason: FinishReason, what: &str) {
         let Some(seq) = self.seqs.get(&id) else { return };
         let request = seq.request;
         if let Some(live) = self.live.get_mut(&request) {
             live.report.fault.get_or_insert_with(|| what.to_owned());
             if live.request.max_tokens == 0 {
-                return self.end(request, FinishReason::Fault);
+                return self.end(request, reason);
             }
         }
-        self.finish(id, FinishReason::Fault, None);
+        self.finish(id, reason, None);
     }
 
     /// Ends everything with a fault: the runner is not to be used again.
     pub fn abort(&mut self, what: &str) {
         let all: Vec<SeqId> = self.seqs.keys().copied().collect();
-        all.into_iter().for_each(|id| self.fault(id, what));
+        all.into_iter().for_each(|id| self.fault(id, FinishReason::Fault, what));
     }
 
     pub(crate) fn finish(&mut self, id: SeqId, reason: FinishReason, text_len: Option<u32>) {

@@ -65,6 +65,8 @@ pub enum FinishReason {
     Timeout,
     /// The runner failed, or this sequence did.
     Fault,
+    /// Its grammar cannot be followed, or what was asked leaves no token to choose: it would end so again.
+    Impossible,
     /// The server is stopping and its drain deadline has passed.
     Shutdown,
 }
@@ -114,7 +116,7 @@ pub struct Report {
     pub cached_tokens: u32,
     /// Output tokens of all choices, end tokens included.
     pub completion_tokens: u32,
-    /// What it used; zero if any choice ended in a fault, which is the house's.
+    /// What it used; zero if any choice ended in a fault or was impossible, which is the house's.
     pub cost: RequestCost,
     /// Nanoseconds from submission to the first planned step; None if never scheduled.
     pub queued_ns: Option<u64>,

@@ -75,7 +75,7 @@ pub const fn finish_index(reason: FinishReason) -> usize {
         FinishReason::Length => 2,
         FinishReason::Cancelled => 3,
         FinishReason::Timeout => 4,
-        FinishReason::Fault => 5,
+        FinishReason::Fault | FinishReason::Impossible => 5,
         FinishReason::Shutdown => 6,
     }
 }

@@ -5,6 +5,7 @@
 //! | 400 | `invalid_request_error` | null, or as below | the request asks for something impossible or not honoured |
 //! | 400 | `invalid_request_error` | `context_length_exceeded` | prompt and output do not fit |
 //! | 400 | `invalid_request_error` | `previous_response_not_found` | it was not stored, has expired, or another key's |
+//! | 400 | `invalid_request_error` | `impossible` | the answer cannot be what was asked: its grammar cannot be followed |
 //! | 401 | `invalid_request_error` | `invalid_api_key` | no key, or a wrong one |
 //! | 404 | `invalid_request_error` | `model_not_found`, `unknown_url` | |
 //! | 405, 408, 413, 415, 431 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
@@ -93,6 +94,12 @@ impl ApiError {
     /// 400: the prompt leaves no room in the context.
     pub fn context_length(param: &str, message: impl Into<String>) -> Self {
         Self::client(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).with_param(param)
+    }
+
+    /// 400: no answer can be what was asked, which showed only when it was computed.
+    pub fn impossible() -> Self {
+        let message = "The answer cannot be what was asked for";
+        Self::client(StatusCode::BAD_REQUEST, Some("impossible"), message)
     }
 
     /// 401, with the challenge that HTTP demands.

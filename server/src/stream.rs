@@ -417,5 +417,6 @@ fn outcome(reason: FinishReason, stops: &Stops) -> Result<Ending, ApiError> {
         FinishReason::Shutdown => Err(ApiError::shutting_down()),
         FinishReason::Cancelled => Err(ApiError::internal("The request was cancelled by the server")),
         FinishReason::Fault => Err(ApiError::internal("The engine failed")),
+        FinishReason::Impossible => Err(ApiError::impossible()),
     }
 }

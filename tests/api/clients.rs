@@ -190,6 +190,19 @@ async fn langchain() {
     server.settle().await;
 }
 
+/// LiteLLM takes hundreds of megabytes, so it is installed only if FRUGAL_TEST_LITELLM is set.
+#[tokio::test]
+async fn litellm() {
+    if std::env::var_os("FRUGAL_TEST_LITELLM").is_none() {
+        let note = b"## NOT TESTED: the client litellm is large; FRUGAL_TEST_LITELLM=1 runs it\n";
+        std::io::Write::write_all(&mut std::io::stderr(), note).unwrap();
+        return;
+    }
+    let server = Server::new().await;
+    Client::start("litellm", &server.url, &[]).finish(async |_| {}).await;
+    server.settle().await;
+}
+
 /// Random requests by the API's own description, good and bad.
 #[tokio::test]
 async fn schemathesis() {

@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::harness::{CONTEXT, Server, Setup, user, with};
+use crate::messages::able;
 
 fn messages() -> Value {
     json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is <|im_end|>?"}])
@@ -58,6 +59,39 @@ async fn conversations_are_tokenized_as_they_would_be_computed() {
     let short =
         server.ask("/apply-template", &json!({"messages": messages(), "add_generation_prompt": false})).await;
     assert!(templated["prompt"].as_str().unwrap().starts_with(short["prompt"].as_str().unwrap()));
+}
+
+#[tokio::test]
+async fn tools_and_variables_of_the_template_are_a_part_of_conversations() {
+    let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}});
+    for (server, kwargs) in
+        [(Server::new().await, json!({})), (able().await, json!({"enable_thinking": true}))]
+    {
+        let more = json!({"messages": messages(), "tools": [tool], "chat_template_kwargs": kwargs});
+        let told = server.ask("/tokenize", &more).await;
+        let chat = server.chat(&with(more.clone(), &json!({"max_tokens": 1}))).await;
+        assert_eq!(told["count"], chat["usage"]["prompt_tokens"]);
+        let bare = server.ask("/tokenize", &json!({"messages": messages()})).await;
+        assert!(told["count"].as_u64() > bare["count"].as_u64());
+        let templated = server.ask("/apply-template", &more).await;
+        let text = server.ask("/detokenize", &json!({"tokens": told["tokens"]})).await;
+        assert_eq!(templated["prompt"], text["prompt"]);
+        for path in ["/tokenize", "/apply-template"] {
+            for (wrong, param) in [
+                (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+                (json!({"chat_template_kwargs": {"no_such": 1}}), "chat_template_kwargs.no_such"),
+            ] {
+                let reply = server.post(path, &with(more.clone(), &wrong)).await;
+                assert_eq!(
+                    (reply.status.as_u16(), &reply.json["error"]["param"]),
+                    (400, &json!(param)),
+                    "{path}"
+                );
+            }
+        }
+        let reply = server.post("/tokenize", &json!({"prompt": "a", "tools": [tool]})).await;
+        assert_eq!((reply.status.as_u16(), &reply.json["error"]["param"]), (400, &json!("tools")));
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::harness::{Server, Setup, chunks, user, with};
+use frugal_models::fake::FakeFault;
 use frugal_models::model_runner::BackendKind;
+use frugal_models::step::RowFault;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -223,11 +225,59 @@ async fn heavy_grammars_do_not_hold_up_others() {
     for reply in heavy {
         let reply = reply.await.unwrap();
         let known = [StatusCode::BAD_REQUEST, StatusCode::SERVICE_UNAVAILABLE].contains(&reply.status);
-        // What compiles may still be too much to follow: that ends this answer alone.
+        // What compiles may still be too much to follow, or take too long: that ends this answer alone.
         let message = reply.json["error"]["message"].as_str().unwrap();
-        assert!(known || message.contains("grammar cannot be followed"), "{}: {message}", reply.status);
+        assert!(known || message.contains("a token mask took more than"), "{}: {message}", reply.status);
     }
     let answer = server.chat(&ask(0, &json!({"response_format": format(&person())}))).await;
     assert!(is_person(answer["choices"][0]["message"]["content"].as_str().unwrap()));
+    server.settle().await;
+}
+
+/// What compiles may have no end that the model's tokens can write. It is the request that is wrong, so nobody is to try it again.
+#[tokio::test]
+async fn a_grammar_that_cannot_be_followed_is_the_requests_fault() {
+    let server = Server::new().await;
+    let fault = || FakeFault::Row(0, RowFault::Grammar("no token of the vocabulary can follow".to_owned()));
+    let said = "The answer cannot be what was asked for: the output's grammar cannot be followed: no token of the vocabulary can follow";
+    for (n, stream) in [(1, false), (3, false), (1, true)] {
+        server.control.inject(fault());
+        let reply = server.post(CHAT, &ask(0, &json!({"n": n, "stream": stream}))).await;
+        let error = &reply.json["error"];
+        assert_eq!(
+            (reply.status, &error["code"]),
+            (StatusCode::BAD_REQUEST, &json!("impossible")),
+            "{error}"
+        );
+        assert!(n > 1 || error["message"] == said, "{error}");
+    }
+    // A stream that has begun says it last.
+    for path in [CHAT, "/v1/messages", "/v1/responses"] {
+        let before = server.handle.snapshot().counters.generated_tokens;
+        server.control.pause();
+        server.control.allow(2);
+        let more = match path {
+            "/v1/responses" => json!({"input": "Hi", "max_output_tokens": 50}),
+            _ => json!({"messages": user("Hi"), "max_tokens": 50}),
+        };
+        let body = with(more, &json!({"stream": true, "temperature": 0, "seed": 1}));
+        let response = server.client.post(format!("{}{path}", server.url)).json(&body).send();
+        let relieve = async {
+            while server.handle.snapshot().counters.generated_tokens < before + 2 {
+                server.get("/version").await;
+            }
+            server.control.inject(fault());
+            server.control.resume();
+        };
+        let (response, ()) = tokio::join!(response, relieve);
+        let response = response.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let text = response.text().await.unwrap();
+        let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+        let error = if path == "/v1/responses" { &last["response"]["error"] } else { &last["error"] };
+        assert_eq!(error["message"], said, "{text}");
+        let word = if path == "/v1/responses" { &error["code"] } else { &error["type"] };
+        assert!(word == "invalid_prompt" || word == "invalid_request_error", "{error}");
+    }
     server.settle().await;
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a client of a pinned version against a running server: run.sh CLIENT URL [API-KEY]
-# CLIENT is openai, anthropic, node, langchain, schemathesis or page (in Chromium). It lives in an environment that is thrown away, unless
+# CLIENT is openai, anthropic, node, langchain, litellm (which is large), schemathesis or page (in Chromium). It lives in an environment that is thrown away, unless
 # CLIENT_ENVIRONMENT names a folder to keep it in.
 set -euo pipefail
 client=${1:?usage: run.sh CLIENT URL [API-KEY]}
@@ -13,6 +13,7 @@ case $client in
     anthropic) package=anthropic==2.14.0 ;;
     node) package=openai@6.49.0 ;;
     langchain) package=langchain-openai==1.7.4 ;;
+    litellm) package=litellm==1.110.2 ;;
     page) package=playwright-core@1.64.1 ;;
     schemathesis) package=schemathesis==4.32.5 ;;
     *)

@@ -117,7 +117,10 @@ impl Client {
     }
 
     fn judge_report(&self, report: &Report, options: &EngineOptions) {
-        let faulted = self.choices.iter().any(|c| matches!(c.finish, Some((FinishReason::Fault, _))));
+        let faulted = self
+            .choices
+            .iter()
+            .any(|c| matches!(c.finish, Some((FinishReason::Fault | FinishReason::Impossible, _))));
         assert_eq!(report.fault.is_some(), faulted);
         let cost = &report.cost;
         assert_eq!(cost.prefill.is_some(), options.prices.per_hour.is_some(), "no price, no money");

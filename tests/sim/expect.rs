@@ -53,7 +53,7 @@ pub(crate) fn expected(
             constraint: next.map(|next| Constrained { next, ends }),
         };
         let Some(token) = expected_token(geometry, &tokens, &sample) else {
-            return done(&tokens, FinishReason::Fault, bytes.len(), output - 1);
+            return done(&tokens, FinishReason::Impossible, bytes.len(), output - 1);
         };
         if request.end_tokens.contains(&token) {
             if request.include_stop && !text.get(token).is_empty() {
@@ -73,7 +73,7 @@ pub(crate) fn expected(
         match matcher.as_mut().map_or(Ok(Progress::Open), |matcher| matcher.advance(token)) {
             Ok(Progress::Open) => {}
             Ok(Progress::Complete) => return done(&tokens, FinishReason::Complete, bytes.len(), output),
-            Err(_) => return done(&tokens, FinishReason::Fault, bytes.len(), output),
+            Err(_) => return done(&tokens, FinishReason::Impossible, bytes.len(), output),
         }
     }
     done(&tokens, FinishReason::Length, bytes.len(), limit)

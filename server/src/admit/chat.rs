@@ -98,11 +98,22 @@ pub(super) fn can_reason(cx: &Context<'_>) -> bool {
     cx.engine.form.syntax.reasoning().is_some()
 }
 
-/// What the model's template makes of a chat, no longer than a prompt may be. A template without tools is told of them in words.
-pub(crate) fn render(cx: &Context<'_>, chat: &Chat<'_>) -> Result<Rendered, ApiError> {
-    rendered(cx, chat, PROMPT_FIELD)
+/// What the model's template makes of `messages`, `tools` and `chat_template_kwargs`, which are all that is left of a request.
+pub(crate) fn render(
+    mut fields: Fields,
+    add_generation_prompt: bool,
+    cx: &Context<'_>,
+) -> Result<Rendered, ApiError> {
+    let policy = cx.settings.unknown_fields;
+    let messages = messages(&mut fields, cx)?;
+    let (tools, _) = tools::told(&mut fields, policy)?;
+    let kwargs = reasoning::kwargs(&mut fields, template(cx, PROMPT_FIELD)?)?;
+    fields.finish(policy)?;
+    let chat = Chat { messages: &messages, tools: &tools, kwargs: Some(&kwargs), add_generation_prompt };
+    rendered(cx, &chat, PROMPT_FIELD)
 }
 
+/// No longer than a prompt may be. A template without tools is told of them in words.
 fn rendered(cx: &Context<'_>, chat: &Chat<'_>, field: &str) -> Result<Rendered, ApiError> {
     let template = template(cx, field)?;
     let messages;
@@ -198,7 +209,7 @@ fn logprobs(fields: &mut Fields, max: u32) -> Result<Option<u32>, ApiError> {
 }
 
 /// Checked and as templates know them.
-pub(crate) fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Value>, ApiError> {
+fn messages(fields: &mut Fields, cx: &Context<'_>) -> Result<Vec<Value>, ApiError> {
     let messages = match fields.take(PROMPT_FIELD) {
         Some(Value::Array(messages)) if !messages.is_empty() => messages,
         Some(Value::Array(_)) => return Err(ApiError::invalid(PROMPT_FIELD, "'messages' must not be empty")),

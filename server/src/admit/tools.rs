@@ -49,14 +49,20 @@ impl Tools {
 
 /// `tools`, `tool_choice`, `parallel_tool_calls`.
 pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> {
+    let (told, all) = told(fields, policy)?;
+    let parallel = fields.flag_or("parallel_tool_calls", true)?;
+    let choice = choice(fields, policy)?;
+    chosen(told, all, choice, parallel)
+}
+
+/// `tools`, as templates know them and as answers are read for them.
+pub(crate) fn told(fields: &mut Fields, policy: UnknownFields) -> Result<(Vec<Value>, Vec<Tool>), ApiError> {
     let (mut told, mut all) = (Vec::new(), Vec::new());
     for (i, value) in array(fields)?.into_iter().enumerate() {
         all.push(tool(&format!("{TOOLS}[{i}]"), value.clone(), policy)?);
         told.push(value);
     }
-    let parallel = fields.flag_or("parallel_tool_calls", true)?;
-    let choice = choice(fields, policy)?;
-    chosen(told, all, choice, parallel)
+    Ok((told, all))
 }
 
 /// `tools`, of a bounded number.

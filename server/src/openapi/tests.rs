@@ -106,7 +106,11 @@ const ENDPOINTS: &[fn() -> Endpoint] = &[
         schema: "TokenizeRequest",
         read: |state, body| tokenize::tokenized(state, body).map(|_| ()),
         base: json!({"prompt": "Hi"}),
-        needs: &[("messages", r#"{"prompt": null}"#)],
+        needs: &[
+            ("messages", r#"{"prompt": null}"#),
+            ("tools", r#"{"prompt": null, "messages": [{"role": "user", "content": "Hi"}]}"#),
+            ("chat_template_kwargs", r#"{"prompt": null, "messages": [{"role": "user", "content": "Hi"}]}"#),
+        ],
     },
     || Endpoint {
         schema: "DetokenizeRequest",

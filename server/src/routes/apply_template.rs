@@ -5,13 +5,12 @@
 
 use axum::Json;
 use axum::extract::{Request, State as Shared};
-use frugal_models::template::Chat;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::chat::RequestMessage;
+use super::chat::{RequestMessage, Tool};
 use super::read_body;
 use crate::admit::{self, Context, fields};
 use crate::error::ApiError;
@@ -43,6 +42,12 @@ pub struct TemplateRequest {
     /// End with what makes the model answer. Absent: true.
     #[schema(example = true)]
     pub add_generation_prompt: Option<bool>,
+    /// Functions that the model is told of.
+    #[schema(max_items = 128)]
+    pub tools: Option<Vec<Tool>>,
+    /// Variables of the model's chat template, such as `enable_thinking`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<serde_json::Value>,
 }
 
 /// The prompt as text.
@@ -72,8 +77,5 @@ pub(crate) fn templated(state: &State, body: &[u8]) -> Result<Templated, ApiErro
     let mut fields = fields::parse(body)?;
     admit::model(&mut fields, cx.settings)?;
     let generation = fields.flag_or("add_generation_prompt", true)?;
-    let messages = admit::chat::messages(&mut fields, &cx)?;
-    fields.finish(cx.settings.unknown_fields)?;
-    let chat = Chat { messages: &messages, add_generation_prompt: generation, ..Chat::default() };
-    Ok(Templated { prompt: admit::chat::render(&cx, &chat)?.text() })
+    Ok(Templated { prompt: admit::chat::render(fields, generation, &cx)?.text() })
 }

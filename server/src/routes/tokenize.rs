@@ -5,13 +5,12 @@
 use axum::Json;
 use axum::extract::{Request, State as Shared};
 use frugal_models::step::TokenId;
-use frugal_models::template::Chat;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::chat::RequestMessage;
+use super::chat::{RequestMessage, Tool};
 use super::read_body;
 use crate::admit::{self, Context, fields, unencodable};
 use crate::error::ApiError;
@@ -49,6 +48,12 @@ pub struct TokenizeRequest {
     /// With `messages`: end with what makes the model answer. Absent: true.
     #[schema(example = true)]
     pub add_generation_prompt: Option<bool>,
+    /// With `messages`: functions that the model is told of.
+    #[schema(max_items = 128)]
+    pub tools: Option<Vec<Tool>>,
+    /// With `messages`: variables of the model's chat template, such as `enable_thinking`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<serde_json::Value>,
     /// Tell the tokens' texts, too.
     #[schema(example = true)]
     pub return_token_strs: Option<bool>,
@@ -98,10 +103,7 @@ pub(crate) fn tokenized(state: &State, body: &[u8]) -> Result<Tokenized, ApiErro
         cx.check_text("prompt", text.len())?;
         if special { tokenizer.encode_prompt(&text) } else { tokenizer.encode_special(&text) }
     } else {
-        let messages = admit::chat::messages(&mut fields, &cx)?;
-        fields.finish(cx.settings.unknown_fields)?;
-        let chat = Chat { messages: &messages, add_generation_prompt: generation, ..Chat::default() };
-        tokenizer.encode_rendered(&admit::chat::render(&cx, &chat)?)
+        tokenizer.encode_rendered(&admit::chat::render(fields, generation, &cx)?)
     };
     let ids = ids.map_err(|e| unencodable(&e))?;
     let texts = |ids: &[TokenId]| ids.iter().map(|&id| tokenizer.token_text(id)).collect();
