@@ -47,7 +47,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`RowFault::NotANumber`] if a logit is NaN or infinite upwards, or none is finite;
-    /// [`RowFault::NothingToChoose`] if bias, forbidden tokens and grammar leave none; [`RowFault::Grammar`] if there is no mask.
+    /// [`RowFault::NothingToChoose`] if bias, forbidden tokens and grammar leave none; what [`PendingNext::wait`](crate::mask::PendingNext::wait) says if there is no mask.
     pub fn sample(
         &mut self,
         raw: &[f32],

@@ -41,10 +41,11 @@ def test_tools():
 
 def test_responses():
     fields = {name: value for name, value in FIELDS.items() if name != "seed"}
-    answer = litellm.responses(input="Say hello.", max_output_tokens=12, **fields)
-    assert answer.output[0].content[0].text and answer.usage.output_tokens == 12
-    events = [event.type for event in litellm.responses(input="Hi", max_output_tokens=4, stream=True, **fields)]
-    assert events[0] == "response.created" and events[-1] == "response.incomplete", events
+    # LiteLLM asks for 16 tokens at least.
+    answer = litellm.responses(input="Say hello.", max_output_tokens=16, **fields)
+    assert answer.output[0].content[0].text and 0 < answer.usage.output_tokens <= 16, answer.usage
+    events = [event.type for event in litellm.responses(input="Hi", max_output_tokens=16, stream=True, **fields)]
+    assert events[0] == "response.created" and events[-1] in ("response.incomplete", "response.completed"), events
 
 
 def test_refusals():

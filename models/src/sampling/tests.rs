@@ -211,7 +211,7 @@ fn a_row_without_its_mask_is_a_fault_of_its_own() {
     let lost =
         Sample { constraint: Some(Constrained { next, ends: Arc::from([]) }), ..ask(Default::default(), 0) };
     let mut sampler = Sampler::default();
-    assert!(matches!(sampler.sample(&[1.0, 2.0], &lost, 0), Err(RowFault::Grammar(_))));
+    assert!(matches!(sampler.sample(&[1.0, 2.0], &lost, 0), Err(RowFault::Other(_))));
     let nothing = PendingNext::ready(Arc::default());
     let nothing = Sample { constraint: Some(Constrained { next: nothing, ends: Arc::from([]) }), ..lost };
     assert_eq!(sampler.sample(&[1.0, 2.0], &nothing, 0), Err(RowFault::NothingToChoose));
