@@ -19,8 +19,8 @@ use crate::anthropic::error::{OVERLOADED, Refusal};
 use crate::error::ErrorResponse;
 use crate::responses::events::Numbered;
 
-pub(crate) use generation::generation_request;
 pub use generation::{CacheRetention, ServiceTier, Stop, StreamOptions, StructuredOutputs};
+pub(crate) use generation::{generation_request, sampled_request};
 
 /// What is not an endpoint's own.
 #[derive(OpenApi)]

@@ -124,7 +124,7 @@ impl Core {
         let (gate, up) = (ffn.gate, ffn.up);
         let block = if inner.kind == ActKind::Q8x256 { BLOCK_ROWS } else { NARROW_ROWS };
         let blocks = gate.rows.div_ceil(block);
-        // The experts with most tokens first: the small items even out the end.
+        // By number of tokens: what is taken from a stretch's end to even out the threads is then among its smallest.
         let mut order: Vec<_> = assigned.experts.iter().collect();
         order.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
         let inputs = (x.columns(self, gate.format.act), x.columns(self, up.format.act));

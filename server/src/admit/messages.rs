@@ -8,7 +8,6 @@
 //! - Beside Anthropic's settings of sampling there are chat's.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use frugal_models::syntax::Tool;
 use serde_json::{Value, json};
@@ -71,23 +70,9 @@ fn common(fields: &mut Fields, cx: &Context<'_>) -> Result<Common, ApiError> {
             return Err(ApiError::unsupported("service_tier", message));
         }
     }
-    Ok(Common {
-        stream: fields.flag("stream")?,
-        include_usage: true,
-        output_field: "max_tokens",
-        as_token_ids: false,
-        n: 1,
-        min_tokens: 0,
-        ignore_eos: false,
-        seed: super::seed(fields)?,
-        stop: super::stop(fields, "stop_sequences", cx.limits())?,
-        stop_token_ids: Arc::default(),
-        include_stop: false,
-        prompt_logprobs: None,
-        sampling: super::sampling(fields, cx)?,
-        cache_domain: super::cache_domain(fields, cx.caller)?,
-        constraint: None,
-    })
+    let stream = fields.flag("stream")?;
+    let stop = super::stop(fields, "stop_sequences", cx.limits())?;
+    Common::of_one(fields, cx, stream, "max_tokens", stop)
 }
 
 /// `{"type": "ephemeral"}`, for so long.

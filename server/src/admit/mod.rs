@@ -134,7 +134,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What both endpoints ask for in the same words.
+/// What all generating endpoints ask for.
 #[derive(Debug)]
 struct Common {
     stream: bool,
@@ -156,6 +156,33 @@ struct Common {
 }
 
 impl Common {
+    /// Of endpoints that give one answer and have fewer words: what all of them read, and `stop`.
+    fn of_one(
+        fields: &mut Fields,
+        cx: &Context<'_>,
+        stream: bool,
+        output_field: &'static str,
+        stop: Arc<[String]>,
+    ) -> Result<Self, ApiError> {
+        Ok(Self {
+            stream,
+            include_usage: true,
+            output_field,
+            as_token_ids: false,
+            n: 1,
+            min_tokens: 0,
+            ignore_eos: false,
+            seed: seed(fields)?,
+            stop,
+            stop_token_ids: Arc::default(),
+            include_stop: false,
+            prompt_logprobs: None,
+            sampling: sampling(fields, cx)?,
+            cache_domain: cache_domain(fields, cx.caller)?,
+            constraint: None,
+        })
+    }
+
     fn take(fields: &mut Fields, cx: &Context<'_>) -> Result<Self, ApiError> {
         model(fields, cx.settings)?;
         let limits = cx.limits();

@@ -100,23 +100,7 @@ fn common(fields: &mut Fields, cx: &Context<'_>) -> Result<Common, ApiError> {
         // Whoever sends a conversation knows best what of it can go.
         fields.word("truncation", &["disabled"])?;
     }
-    Ok(Common {
-        stream,
-        include_usage: true,
-        output_field: "max_output_tokens",
-        as_token_ids: false,
-        n: 1,
-        min_tokens: 0,
-        ignore_eos: false,
-        seed: super::seed(fields)?,
-        stop: Arc::default(),
-        stop_token_ids: Arc::default(),
-        include_stop: false,
-        prompt_logprobs: None,
-        sampling: super::sampling(fields, cx)?,
-        cache_domain: super::cache_domain(fields, cx.caller)?,
-        constraint: None,
-    })
+    Common::of_one(fields, cx, stream, "max_output_tokens", Arc::default())
 }
 
 /// `text`: what the answer's text must be, as it is enforced and as it is repeated.

@@ -1,4 +1,4 @@
-//! What requests for chats and completions have in common, as a schema: see `admit::Common`, which reads it.
+//! What requests have in common, as a schema: see `admit::Common`, which reads it.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -60,8 +60,8 @@ pub struct StructuredOutputs {
     pub grammar: Option<String>,
 }
 
-/// Defines a request of its own fields and the common ones.
-macro_rules! generation_request {
+/// Defines a request of its own fields and those that all requests share whose answers are sampled.
+macro_rules! sampled_request {
     ($(#[$about:meta])* pub struct $name:ident { $($own:tt)* }) => {
         $(#[$about])*
         #[derive(serde::Serialize, utoipa::ToSchema)]
@@ -71,35 +71,9 @@ macro_rules! generation_request {
             /// A name of the model; if absent, the one there is.
             #[schema(example = json!(null))]
             pub model: Option<String>,
-            /// Answer as a stream of server-sent events: `data:` and a chunk each, then `data: [DONE]`.
-            #[schema(example = false)]
-            pub stream: Option<bool>,
-            /// Only with `stream`.
-            #[schema(example = json!(null))]
-            pub stream_options: Option<$crate::openapi::StreamOptions>,
-            /// Choices per prompt, at most `server.max_n`.
-            #[schema(minimum = 1, example = 1)]
-            pub n: Option<u32>,
-            /// The same as `n`, or absent.
-            #[schema(minimum = 1, example = 1)]
-            pub best_of: Option<u32>,
             /// The same seed gives the same tokens, whatever else is running. Absent: a random one.
             #[schema(example = 1)]
             pub seed: Option<i64>,
-            /// Ends a choice when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
-            pub stop: Option<$crate::openapi::Stop>,
-            /// Ends a choice when chosen; at most `server.max_stop`. `stop_reason` says which stop it was.
-            #[schema(example = json!([0]))]
-            pub stop_token_ids: Option<Vec<u32>>,
-            /// Show the stop string, or the stop token's text.
-            #[schema(example = true)]
-            pub include_stop_str_in_output: Option<bool>,
-            /// Go on after the model's own end.
-            #[schema(example = true)]
-            pub ignore_eos: Option<bool>,
-            /// Nothing ends a choice before so many tokens.
-            #[schema(example = 1)]
-            pub min_tokens: Option<u32>,
             /// 0 is greedy.
             #[schema(minimum = 0, maximum = 2, example = 0.7)]
             pub temperature: Option<f32>,
@@ -124,37 +98,76 @@ macro_rules! generation_request {
             /// Token ids and what is added to their logits, from -100 to 100; at most `server.max_logit_bias`.
             #[schema(example = json!({"0": -100}))]
             pub logit_bias: Option<std::collections::HashMap<String, f32>>,
-            /// What an answer's text must be.
-            pub structured_outputs: Option<$crate::openapi::StructuredOutputs>,
-            /// Log-probabilities of the prompt's tokens with so many alternatives, at most `server.max_logprobs`; not with
-            /// `stream`. Such a request does not read the prefix cache.
-            #[schema(example = 1)]
-            pub prompt_logprobs: Option<u32>,
-            /// Log-probabilities name tokens `token_id:N`.
-            #[schema(example = true)]
-            pub return_tokens_as_token_ids: Option<bool>,
             /// Prefixes are shared only with requests of the same salt.
             #[schema(example = "salt")]
             pub cache_salt: Option<String>,
-            /// Changes nothing. For balancers in front of replicas; the cache finds common prefixes by itself.
-            #[schema(example = "thread-7")]
-            pub prompt_cache_key: Option<String>,
-            /// A prefix stays as long as there is room for it.
-            pub prompt_cache_retention: Option<$crate::openapi::CacheRetention>,
-            /// Changes nothing.
-            #[schema(example = "user-7")]
-            pub user: Option<String>,
-            /// Changes nothing.
-            #[schema(example = "user-7")]
-            pub safety_identifier: Option<String>,
-            /// Changes nothing.
-            #[schema(example = json!({"key": "value"}))]
-            pub metadata: Option<std::collections::HashMap<String, String>>,
-            /// Nothing is stored, so only false.
-            #[schema(example = false)]
-            pub store: Option<bool>,
-            /// There is one tier.
-            pub service_tier: Option<$crate::openapi::ServiceTier>,
+        }
+    };
+}
+pub(crate) use sampled_request;
+
+/// Defines a request of its own fields and those that requests for chats and completions share.
+macro_rules! generation_request {
+    ($(#[$about:meta])* pub struct $name:ident { $($own:tt)* }) => {
+        $crate::openapi::sampled_request! {
+            $(#[$about])*
+            pub struct $name {
+                $($own)*
+                /// Answer as a stream of server-sent events: `data:` and a chunk each, then `data: [DONE]`.
+                #[schema(example = false)]
+                pub stream: Option<bool>,
+                /// Only with `stream`.
+                #[schema(example = json!(null))]
+                pub stream_options: Option<$crate::openapi::StreamOptions>,
+                /// Choices per prompt, at most `server.max_n`.
+                #[schema(minimum = 1, example = 1)]
+                pub n: Option<u32>,
+                /// The same as `n`, or absent.
+                #[schema(minimum = 1, example = 1)]
+                pub best_of: Option<u32>,
+                /// Ends a choice when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
+                pub stop: Option<$crate::openapi::Stop>,
+                /// Ends a choice when chosen; at most `server.max_stop`. `stop_reason` says which stop it was.
+                #[schema(example = json!([0]))]
+                pub stop_token_ids: Option<Vec<u32>>,
+                /// Show the stop string, or the stop token's text.
+                #[schema(example = true)]
+                pub include_stop_str_in_output: Option<bool>,
+                /// Go on after the model's own end.
+                #[schema(example = true)]
+                pub ignore_eos: Option<bool>,
+                /// Nothing ends a choice before so many tokens.
+                #[schema(example = 1)]
+                pub min_tokens: Option<u32>,
+                /// What an answer's text must be.
+                pub structured_outputs: Option<$crate::openapi::StructuredOutputs>,
+                /// Log-probabilities of the prompt's tokens with so many alternatives, at most `server.max_logprobs`; not with
+                /// `stream`. Such a request does not read the prefix cache.
+                #[schema(example = 1)]
+                pub prompt_logprobs: Option<u32>,
+                /// Log-probabilities name tokens `token_id:N`.
+                #[schema(example = true)]
+                pub return_tokens_as_token_ids: Option<bool>,
+                /// Changes nothing. For balancers in front of replicas; the cache finds common prefixes by itself.
+                #[schema(example = "thread-7")]
+                pub prompt_cache_key: Option<String>,
+                /// A prefix stays as long as there is room for it.
+                pub prompt_cache_retention: Option<$crate::openapi::CacheRetention>,
+                /// Changes nothing.
+                #[schema(example = "user-7")]
+                pub user: Option<String>,
+                /// Changes nothing.
+                #[schema(example = "user-7")]
+                pub safety_identifier: Option<String>,
+                /// Changes nothing.
+                #[schema(example = json!({"key": "value"}))]
+                pub metadata: Option<std::collections::HashMap<String, String>>,
+                /// Nothing is stored, so only false.
+                #[schema(example = false)]
+                pub store: Option<bool>,
+                /// There is one tier.
+                pub service_tier: Option<$crate::openapi::ServiceTier>,
+            }
         }
     };
 }

@@ -16,7 +16,7 @@ use crate::access::Line;
 use crate::admit;
 use crate::anthropic::answer::{Message, Sent, respond};
 use crate::error::ApiError;
-use crate::openapi::MessagesRefusals;
+use crate::openapi::{MessagesRefusals, sampled_request};
 use crate::settings::Caller;
 use crate::state::State;
 
@@ -25,70 +25,37 @@ pub fn route() -> OpenApiRouter<State> {
     OpenApiRouter::new().routes(routes!(messages))
 }
 
-/// A conversation to continue.
-#[derive(Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MessagesRequest {
-    /// A name of the model; if absent, the one there is.
-    #[schema(example = json!(null))]
-    pub model: Option<String>,
-    /// Turns of user and assistant; the last is the user's.
-    #[schema(min_items = 1, example = example)]
-    pub messages: Vec<Turn>,
-    /// Most tokens of the answer.
-    #[schema(minimum = 1, example = 8)]
-    pub max_tokens: u32,
-    /// What the operator says.
-    pub system: Option<System>,
-    /// Functions that the model may call.
-    #[schema(max_items = 128)]
-    pub tools: Option<Vec<MessagesTool>>,
-    /// Whether and what to call.
-    pub tool_choice: Option<ToolChoice>,
-    /// Whether and how long to reason. Absent: not, where the model's template lets that be chosen.
-    pub thinking: Option<Thinking>,
-    /// Ends the answer when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
-    #[schema(example = json!(["\n\n"]))]
-    pub stop_sequences: Option<Vec<String>>,
-    /// Answer as a stream of server-sent events.
-    #[schema(example = false)]
-    pub stream: Option<bool>,
-    /// 0 is greedy.
-    #[schema(minimum = 0, maximum = 2, example = 0.7)]
-    pub temperature: Option<f32>,
-    /// Keep the smallest set of likeliest tokens whose probability reaches this.
-    #[schema(minimum = 0, maximum = 1, example = 0.9)]
-    pub top_p: Option<f32>,
-    /// Keep the k likeliest tokens; -1 and 0 keep all.
-    #[schema(minimum = -1, example = 40)]
-    pub top_k: Option<i64>,
-    /// Drop tokens less likely than this times the likeliest.
-    #[schema(minimum = 0, maximum = 1, example = 0.05)]
-    pub min_p: Option<f32>,
-    /// Taken off the logits of tokens that are in the answer.
-    #[schema(minimum = -2, maximum = 2, example = 0.5)]
-    pub presence_penalty: Option<f32>,
-    /// Taken off the logits of tokens as often as they are in the answer.
-    #[schema(minimum = -2, maximum = 2, example = 0.5)]
-    pub frequency_penalty: Option<f32>,
-    /// Divides the positive and multiplies the negative logits of tokens seen.
-    #[schema(minimum = 0.01, maximum = 10, example = 1.1)]
-    pub repetition_penalty: Option<f32>,
-    /// Token ids and what is added to their logits, from -100 to 100; at most `server.max_logit_bias`.
-    #[schema(example = json!({"0": -100}))]
-    pub logit_bias: Option<std::collections::HashMap<String, f32>>,
-    /// The same seed gives the same tokens, whatever else is running. Absent: a random one.
-    #[schema(example = 1)]
-    pub seed: Option<i64>,
-    /// Prefixes are shared only with requests of the same salt.
-    #[schema(example = "salt")]
-    pub cache_salt: Option<String>,
-    /// Changes nothing: every prefix is cached while there is room.
-    pub cache_control: Option<CacheControl>,
-    /// Changes nothing.
-    pub metadata: Option<Metadata>,
-    /// There is one tier.
-    pub service_tier: Option<Tier>,
+sampled_request! {
+    /// A conversation to continue.
+    pub struct MessagesRequest {
+        /// Turns of user and assistant; the last is the user's.
+        #[schema(min_items = 1, example = example)]
+        pub messages: Vec<Turn>,
+        /// Most tokens of the answer.
+        #[schema(minimum = 1, example = 8)]
+        pub max_tokens: u32,
+        /// What the operator says.
+        pub system: Option<System>,
+        /// Functions that the model may call.
+        #[schema(max_items = 128)]
+        pub tools: Option<Vec<MessagesTool>>,
+        /// Whether and what to call.
+        pub tool_choice: Option<ToolChoice>,
+        /// Whether and how long to reason. Absent: not, where the model's template lets that be chosen.
+        pub thinking: Option<Thinking>,
+        /// Ends the answer when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
+        #[schema(example = json!(["\n\n"]))]
+        pub stop_sequences: Option<Vec<String>>,
+        /// Answer as a stream of server-sent events.
+        #[schema(example = false)]
+        pub stream: Option<bool>,
+        /// Changes nothing: every prefix is cached while there is room.
+        pub cache_control: Option<CacheControl>,
+        /// Changes nothing.
+        pub metadata: Option<Metadata>,
+        /// There is one tier.
+        pub service_tier: Option<Tier>,
+    }
 }
 
 /// A turn.

@@ -17,7 +17,7 @@ use super::read;
 use crate::access::Line;
 use crate::admit;
 use crate::error::ApiError;
-use crate::openapi::{CacheRetention, ModelRefusals, ServiceTier};
+use crate::openapi::{CacheRetention, ModelRefusals, ServiceTier, sampled_request};
 use crate::responses::answer::respond;
 use crate::responses::body::Response;
 use crate::responses::events::Sent;
@@ -30,108 +30,75 @@ pub fn route() -> OpenApiRouter<State> {
     OpenApiRouter::new().routes(routes!(responses))
 }
 
-/// A conversation to continue.
-#[derive(Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ResponsesRequest {
-    /// A name of the model; if absent, the one there is.
-    #[schema(example = json!(null))]
-    pub model: Option<String>,
-    /// What is new in the conversation.
-    pub input: ResponsesInput,
-    /// What the operator says; not a part of the conversation that is kept.
-    #[schema(example = "Be brief.")]
-    pub instructions: Option<String>,
-    /// A response that was kept: the conversation goes on from there.
-    #[schema(example = json!(null))]
-    pub previous_response_id: Option<String>,
-    /// Most tokens of the answer, reasoning included; absent: as many as the context has left.
-    #[schema(minimum = 1, example = 8)]
-    pub max_output_tokens: Option<u32>,
-    /// What the answer's text must be.
-    pub text: Option<ResponsesText>,
-    /// Functions that the model may call.
-    #[schema(max_items = 128)]
-    pub tools: Option<Vec<ResponsesTool>>,
-    /// `none`, `auto` (the default), `required`, one function, or `allowed_tools`.
-    #[schema(value_type = Option<ChatToolChoice>)]
-    pub tool_choice: Option<Value>,
-    /// Whether there may be more than one call in an answer. Absent: true.
-    #[schema(example = true)]
-    pub parallel_tool_calls: Option<bool>,
-    /// How to reason.
-    pub reasoning: Option<ResponsesReasoning>,
-    /// Variables of the model's chat template, such as `enable_thinking`.
-    #[schema(value_type = Option<Object>)]
-    pub chat_template_kwargs: Option<Value>,
-    /// Tokens after which reasoning is closed; only for models that reason.
-    #[schema(example = json!(null))]
-    pub thinking_budget: Option<u32>,
-    /// Answer as a stream of server-sent events.
-    #[schema(example = false)]
-    pub stream: Option<bool>,
-    /// Only with `stream`.
-    #[schema(example = json!(null))]
-    pub stream_options: Option<ResponsesStreamOptions>,
-    /// Answer at once, with a response that is queued; it is to be retrieved or cancelled. Needs `store`; not with `stream`.
-    #[schema(example = false)]
-    pub background: Option<bool>,
-    /// Keep the response, within the bounds of `responses.*`. Absent: true, if the server keeps any.
-    #[schema(example = false)]
-    pub store: Option<bool>,
-    /// `message.output_text.logprobs`, or `reasoning.encrypted_content`, which adds nothing: reasoning is shown as it is.
-    pub include: Option<Vec<Includable>>,
-    /// Log-probabilities with so many alternatives, at most `server.max_logprobs`; only with `message.output_text.logprobs`.
-    #[schema(example = 2)]
-    pub top_logprobs: Option<u32>,
-    /// A prompt that does not fit is refused.
-    pub truncation: Option<Truncation>,
-    /// 0 is greedy.
-    #[schema(minimum = 0, maximum = 2, example = 0.7)]
-    pub temperature: Option<f32>,
-    /// Keep the smallest set of likeliest tokens whose probability reaches this.
-    #[schema(minimum = 0, maximum = 1, example = 0.9)]
-    pub top_p: Option<f32>,
-    /// Keep the k likeliest tokens; -1 and 0 keep all.
-    #[schema(minimum = -1, example = 40)]
-    pub top_k: Option<i64>,
-    /// Drop tokens less likely than this times the likeliest.
-    #[schema(minimum = 0, maximum = 1, example = 0.05)]
-    pub min_p: Option<f32>,
-    /// Taken off the logits of tokens that are in the answer.
-    #[schema(minimum = -2, maximum = 2, example = 0.5)]
-    pub presence_penalty: Option<f32>,
-    /// Taken off the logits of tokens as often as they are in the answer.
-    #[schema(minimum = -2, maximum = 2, example = 0.5)]
-    pub frequency_penalty: Option<f32>,
-    /// Divides the positive and multiplies the negative logits of tokens seen.
-    #[schema(minimum = 0.01, maximum = 10, example = 1.1)]
-    pub repetition_penalty: Option<f32>,
-    /// Token ids and what is added to their logits, from -100 to 100; at most `server.max_logit_bias`.
-    #[schema(example = json!({"0": -100}))]
-    pub logit_bias: Option<HashMap<String, f32>>,
-    /// The same seed gives the same tokens, whatever else is running. Absent: a random one.
-    #[schema(example = 1)]
-    pub seed: Option<i64>,
-    /// Prefixes are shared only with requests of the same salt.
-    #[schema(example = "salt")]
-    pub cache_salt: Option<String>,
-    /// Repeated in the response. For balancers in front of replicas; the cache finds common prefixes by itself.
-    #[schema(example = "thread-7")]
-    pub prompt_cache_key: Option<String>,
-    /// A prefix stays as long as there is room for it.
-    pub prompt_cache_retention: Option<CacheRetention>,
-    /// At most 16 strings of 512 characters under keys of 64; repeated in the response.
-    #[schema(example = json!({"key": "value"}))]
-    pub metadata: Option<HashMap<String, String>>,
-    /// Repeated in the response.
-    #[schema(example = "user-7")]
-    pub user: Option<String>,
-    /// Repeated in the response.
-    #[schema(example = "user-7")]
-    pub safety_identifier: Option<String>,
-    /// There is one tier.
-    pub service_tier: Option<ServiceTier>,
+sampled_request! {
+    /// A conversation to continue.
+    pub struct ResponsesRequest {
+        /// What is new in the conversation.
+        pub input: ResponsesInput,
+        /// What the operator says; not a part of the conversation that is kept.
+        #[schema(example = "Be brief.")]
+        pub instructions: Option<String>,
+        /// A response that was kept: the conversation goes on from there.
+        #[schema(example = json!(null))]
+        pub previous_response_id: Option<String>,
+        /// Most tokens of the answer, reasoning included; absent: as many as the context has left.
+        #[schema(minimum = 1, example = 8)]
+        pub max_output_tokens: Option<u32>,
+        /// What the answer's text must be.
+        pub text: Option<ResponsesText>,
+        /// Functions that the model may call.
+        #[schema(max_items = 128)]
+        pub tools: Option<Vec<ResponsesTool>>,
+        /// `none`, `auto` (the default), `required`, one function, or `allowed_tools`.
+        #[schema(value_type = Option<ChatToolChoice>)]
+        pub tool_choice: Option<Value>,
+        /// Whether there may be more than one call in an answer. Absent: true.
+        #[schema(example = true)]
+        pub parallel_tool_calls: Option<bool>,
+        /// How to reason.
+        pub reasoning: Option<ResponsesReasoning>,
+        /// Variables of the model's chat template, such as `enable_thinking`.
+        #[schema(value_type = Option<Object>)]
+        pub chat_template_kwargs: Option<Value>,
+        /// Tokens after which reasoning is closed; only for models that reason.
+        #[schema(example = json!(null))]
+        pub thinking_budget: Option<u32>,
+        /// Answer as a stream of server-sent events.
+        #[schema(example = false)]
+        pub stream: Option<bool>,
+        /// Only with `stream`.
+        #[schema(example = json!(null))]
+        pub stream_options: Option<ResponsesStreamOptions>,
+        /// Answer at once, with a response that is queued; it is to be retrieved or cancelled. Needs `store`; not with `stream`.
+        #[schema(example = false)]
+        pub background: Option<bool>,
+        /// Keep the response, within the bounds of `responses.*`. Absent: true, if the server keeps any.
+        #[schema(example = false)]
+        pub store: Option<bool>,
+        /// `message.output_text.logprobs`, or `reasoning.encrypted_content`, which adds nothing: reasoning is shown as it is.
+        pub include: Option<Vec<Includable>>,
+        /// Log-probabilities with so many alternatives, at most `server.max_logprobs`; only with `message.output_text.logprobs`.
+        #[schema(example = 2)]
+        pub top_logprobs: Option<u32>,
+        /// A prompt that does not fit is refused.
+        pub truncation: Option<Truncation>,
+        /// Repeated in the response. For balancers in front of replicas; the cache finds common prefixes by itself.
+        #[schema(example = "thread-7")]
+        pub prompt_cache_key: Option<String>,
+        /// A prefix stays as long as there is room for it.
+        pub prompt_cache_retention: Option<CacheRetention>,
+        /// At most 16 strings of 512 characters under keys of 64; repeated in the response.
+        #[schema(example = json!({"key": "value"}))]
+        pub metadata: Option<HashMap<String, String>>,
+        /// Repeated in the response.
+        #[schema(example = "user-7")]
+        pub user: Option<String>,
+        /// Repeated in the response.
+        #[schema(example = "user-7")]
+        pub safety_identifier: Option<String>,
+        /// There is one tier.
+        pub service_tier: Option<ServiceTier>,
+    }
 }
 
 /// Text of a user, or items.
