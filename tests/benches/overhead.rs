@@ -1,26 +1,28 @@
 //! What the server costs beside the model: the fake runner's steps take no time, so that all there is is overhead. Clients and server
 //! share the machine; requests go through the whole router over loopback sockets.
 //!
-//! `cargo bench --workspace --bench overhead` prints requests and streamed tokens a second, and the time from a step's end to its token
-//! at the client. `-- memory [REQUESTS]` prints the process's memory after each tenth of so many requests of every kind.
+//! `cargo bench --workspace --bench overhead` prints requests and streamed tokens a second, what a token of a single stream takes when step
+//! follows step, and how long one token takes from its step's end to the client's socket when everything slept before. The client that
+//! times that asks the socket again and again: its own waking is not the server's. `-- memory [REQUESTS]` prints the process's memory after each tenth of so many requests of every kind.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use frugal_tests::load::{Client, FakeServer, chat, every_kind, resident_kib};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 const CHAT: &str = "/v1/chat/completions";
 const CONNECTIONS: usize = 32;
 const MEASURED: Duration = Duration::from_secs(5);
 const STREAM_TOKENS: u32 = 512;
-const PACED_TOKENS: u32 = 1800;
-const PACED_STREAMS: u32 = 5;
+const TIMED_TOKENS: u32 = 1800;
+const TIMED_STREAMS: u32 = 5;
+const ASLEEP_AFTER: Duration = Duration::from_micros(200);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<()> {
     // As many as the binary has.
@@ -47,19 +49,25 @@ async fn overhead(server: &FakeServer) -> Result<()> {
     let streams = rate(server.address, true, STREAM_TOKENS).await?;
     let tokens = streams * f64::from(STREAM_TOKENS);
     say(&format!("streamed tokens a second, {CONNECTIONS} streams of {STREAM_TOKENS} tokens: {tokens:.0}"))?;
-    let mut delays = Vec::new();
-    for _ in 0..PACED_STREAMS {
-        delays.extend(paced(server).await?);
+    let gaps = timed(|| unpaced(server.address))?;
+    say(&format!("between tokens of a single stream, {gaps}"))?;
+    let delays = timed(|| paced(server))?;
+    say(&format!("from a step's end to its token at the client, all asleep before, {delays}"))
+}
+
+/// The times that some streams give, in words.
+fn timed(stream: impl Fn() -> Result<Vec<Duration>>) -> Result<String> {
+    let mut times = Vec::new();
+    for _ in 0..TIMED_STREAMS {
+        times.extend(stream()?);
     }
-    delays.sort_unstable();
-    let at = |share: usize| delays.get(delays.len() * share / 100).copied().unwrap_or_default();
+    times.sort_unstable();
+    let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
     let us = |share| at(share).as_nanos() as f64 / 1e3;
-    say(&format!(
-        "from a step's end to its token at the client, one stream, {} tokens: median {:.1} us, 90% {:.1} us, 99% {:.1} us",
-        delays.len(),
-        us(50),
-        us(90),
-        us(99)
+    let mean = times.iter().sum::<Duration>().as_nanos() as f64 / 1e3 / times.len().max(1) as f64;
+    let (count, median, most, nearly) = (times.len(), us(50), us(90), us(99));
+    Ok(format!(
+        "{count} tokens: median {median:.1} us, mean {mean:.1} us, 90% {most:.1} us, 99% {nearly:.1} us"
     ))
 }
 
@@ -87,38 +95,92 @@ async fn rate(address: SocketAddr, stream: bool, tokens: u32) -> Result<f64> {
     Ok(done.load(Ordering::Relaxed) as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// How long each token of a stream takes from the moment its step may end.
-async fn paced(server: &FakeServer) -> Result<Vec<Duration>> {
-    let mut client = Client::connect(server.address).await?;
+/// The times between the tokens of a stream whose steps are not held back. Tokens that arrive together share the time.
+fn unpaced(address: SocketAddr) -> Result<Vec<Duration>> {
+    let mut stream = Events::ask(address)?;
+    let (mut tokens, mut last, mut gaps) = (stream.first()?, Instant::now(), Vec::new());
+    while tokens < TIMED_TOKENS {
+        let count = stream.some()?;
+        let now = Instant::now();
+        tokens += count;
+        gaps.extend(std::iter::repeat_n((now - last) / count, count as usize));
+        last = now;
+    }
+    Ok(gaps)
+}
+
+/// How long each token of a stream takes from its step's end, each step let go after the token before.
+fn paced(server: &FakeServer) -> Result<Vec<Duration>> {
     server.control.pause();
     // The prompt's step gives the first token.
     server.control.allow(1);
-    let mut body = client.post(CHAT, &chat(PACED_TOKENS, true)).await?;
-    // Before it comes the assistant's role.
-    events(&mut body, 2).await?;
+    let mut stream = Events::ask(server.address)?;
+    stream.first()?;
     let mut delays = Vec::new();
-    for _ in 1..PACED_TOKENS {
-        let begin = Instant::now();
+    for _ in 1..TIMED_TOKENS {
+        // Until whoever waits has gone to sleep.
+        let idle = Instant::now();
+        while idle.elapsed() < ASLEEP_AFTER {
+            std::hint::spin_loop();
+        }
         server.control.allow(1);
-        events(&mut body, 1).await?;
-        delays.push(begin.elapsed());
+        stream.some()?;
+        let now = Instant::now();
+        delays.push(now - server.control.passed().context("a step was let finish")?);
     }
     server.control.resume();
-    while let Some(frame) = body.frame().await {
-        frame?;
-    }
     Ok(delays)
 }
 
-/// Reads so many events.
-async fn events(body: &mut Incoming, count: usize) -> Result<()> {
-    let mut seen = 0;
-    while seen < count {
-        let frame = body.frame().await.context("one more event")??;
-        let data = frame.into_data().unwrap_or_default();
-        seen += data.windows(6).filter(|bytes| bytes == b"data: ").count();
+/// A stream of events, read without ever sleeping.
+struct Events {
+    socket: TcpStream,
+    /// The end of what was read, where an event's mark may be cut.
+    tail: Vec<u8>,
+}
+
+impl Events {
+    fn ask(address: SocketAddr) -> Result<Self> {
+        let mut socket = TcpStream::connect(address)?;
+        let body = chat(TIMED_TOKENS, true).to_string();
+        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n");
+        write!(socket, "{head}content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, tail: Vec::new() })
     }
-    Ok(())
+
+    /// How many tokens there are when the first is there. Before it comes the assistant's role.
+    fn first(&mut self) -> Result<u32> {
+        let mut seen = 0;
+        while seen < 2 {
+            seen += self.some()?;
+        }
+        Ok(seen - 1)
+    }
+
+    /// How many events came, at least one.
+    fn some(&mut self) -> Result<u32> {
+        const MARK: &[u8] = b"data: ";
+        let (mut chunk, begin) = ([0; 1 << 16], Instant::now());
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => bail!("the stream ended early"),
+                Ok(len) => {
+                    self.tail.extend_from_slice(chunk.get(..len).unwrap_or_default());
+                    let count = self.tail.windows(MARK.len()).filter(|bytes| *bytes == MARK).count();
+                    self.tail.drain(..self.tail.len().saturating_sub(MARK.len() - 1));
+                    if count > 0 {
+                        return Ok(u32::try_from(count)?);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    ensure!(begin.elapsed() < PATIENCE, "no event for {PATIENCE:?}");
+                    std::hint::spin_loop();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 async fn memory(server: &FakeServer, requests: u64) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::step::RowFault;
 
@@ -29,6 +30,7 @@ struct ControlState {
     permits: Option<u64>,
     steps: u64,
     last_step_ns: u64,
+    passed: Option<Instant>,
 }
 
 impl FakeControl {
@@ -65,6 +67,11 @@ impl FakeControl {
         self.state().last_step_ns
     }
 
+    /// When the last step was let finish; None before the first.
+    pub fn passed(&self) -> Option<Instant> {
+        self.state().passed
+    }
+
     pub(super) fn took(&self, ns: u64) {
         self.state().last_step_ns = ns;
     }
@@ -79,6 +86,7 @@ impl FakeControl {
         let mut state = self.shared.1.wait_while(self.state(), held).unwrap_or_else(PoisonError::into_inner);
         state.permits = state.permits.map(|p| p - 1);
         state.steps += 1;
+        state.passed = Some(Instant::now());
         state.faults.pop_front()
     }
 }
