@@ -104,6 +104,35 @@ fn unsafe_code_is_confined() {
     report(&complaints);
 }
 
+/// Requests are handled by the server's library. Its binary reads files: those that the configuration names.
+#[test]
+fn nothing_that_handles_requests_knows_of_files() {
+    let main = fs::read_to_string(root().join("server/src/main.rs")).expect("server/src/main.rs");
+    let binary = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    let binary: Vec<String> = binary.chain(["main"]).map(str::to_owned).collect();
+    let of_binary = |path: &str| {
+        let below = path.strip_prefix("server/src/").expect("below");
+        binary.iter().any(|name| below == format!("{name}.rs") || below.starts_with(&format!("{name}/")))
+    };
+    let mut handling = files("server/src", "rs");
+    handling.retain(|(path, _)| !of_binary(path) && !is_test(path));
+    assert!(handling.len() > 40, "the library is larger than that");
+    // Templates are had from the model's file and the configuration, never by name.
+    handling.extend(files("models/src/template", "rs"));
+    let mut complaints = Vec::new();
+    for (path, text) in handling {
+        for (i, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let words =
+                ["fs::", "File::", "std::path", "PathBuf", "OpenOptions", "set_loader", "path_loader"];
+            for word in words.iter().filter(|word| code.contains(**word)) {
+                complaints.push(format!("{path}:{}: {word} where requests are handled", i + 1));
+            }
+        }
+    }
+    report(&complaints);
+}
+
 #[test]
 fn nothing_is_left_undone() {
     let everywhere = [

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::auth::is_name;
 use crate::error::ConfigError;
 use crate::hub::Hub;
 use crate::layers::{API_KEY_VARIABLE, CONFIG_VARIABLE, Layers};
@@ -49,6 +50,11 @@ enum Sub {
     /// For supervisors of images without an HTTP client: asks /readyz at server.host and server.port. Ends with 0 if the
     /// server is ready; with 1 if it is loading, draining or stalled, or if there is none, after the reason.
     Health(HealthArgs),
+    /// Make an API key: prints its line for auth.keys_file
+    ///
+    /// The line goes to stdout and holds the key's digest alone, as in `frugal key NAME >> FILE`; the key itself is shown once,
+    /// on stderr. A server that runs reads the file again within seconds.
+    Key(KeyArgs),
     /// Make a mixture-of-experts model from a dense llama model
     ///
     /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
@@ -220,6 +226,13 @@ pub struct Chat {
 }
 
 #[derive(Clone, Debug, Args)]
+struct KeyArgs {
+    /// Stands for the key in logs
+    #[arg(value_name = "NAME", value_parser = key_name)]
+    name: String,
+}
+
+#[derive(Clone, Debug, Args)]
 struct UpcycleArgs {
     #[command(flatten)]
     upcycle: Upcycle,
@@ -258,6 +271,8 @@ pub enum Command {
     Inspect(Box<Config>, Inspect),
     /// Probe.
     Health(Box<Config>),
+    /// Make a key of this name.
+    Key(String),
     /// Convert.
     Upcycle(Upcycle, Hub),
     /// Print this.
@@ -301,6 +316,7 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             let layers = Common { model: None, config, set, threads: None }.layers(env)?;
             Command::Health(resolve(&layers)?)
         }
+        Sub::Key(KeyArgs { name }) => Command::Key(name),
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
             Command::Upcycle(upcycle, hub)
@@ -373,6 +389,10 @@ fn apply(layers: &mut Layers, flags: &[(&str, &str, &Option<String>)]) -> Result
 #[expect(clippy::unnecessary_wraps, reason = "clap's signature")]
 fn secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
+}
+
+fn key_name(text: &str) -> Result<String, String> {
+    is_name(text).map(|()| text.to_owned())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -75,7 +75,7 @@ pub enum ConfigError {
 }
 
 /// A key as it was set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// With its section.
     pub key: String,
@@ -83,6 +83,14 @@ pub struct Setting {
     pub value: String,
     /// Where it was written.
     pub origin: Origin,
+}
+
+impl Setting {
+    /// The value is not what it should be.
+    pub(crate) fn wrong(&self, problem: &str) -> ConfigError {
+        let Self { key, value, origin } = self.clone();
+        ConfigError::Value { key, value, origin, problem: problem.to_owned() }
+    }
 }
 
 fn hint(nearest: Option<&str>) -> String {

@@ -2,9 +2,10 @@
 //!
 //! Layers, each overriding the one before: the built-in `default.toml`, a file, the environment, flags. They
 //! are merged key by key with the origin of every value, parsed once into [`raw::Raw`], and validated into
-//! [`resolved::Config`]; what consumers see is only the latter. Absent on purpose: globals, reloading, and any
-//! key that no code honours.
+//! [`resolved::Config`]; what consumers see is only the latter. Keys and certificates may be read
+//! again while serving. Absent on purpose: globals, reloading of anything else, and any key that no code honours.
 
+pub mod auth;
 pub mod cli;
 mod error;
 pub mod hub;
@@ -12,6 +13,7 @@ mod layers;
 pub mod prices;
 pub mod raw;
 pub mod resolved;
+pub mod tls;
 pub mod units;
 
 pub use error::ConfigError;

@@ -16,6 +16,7 @@ use crate::units::{Auto, ByteSize, Count, Decimal, Secret};
 pub struct Raw {
     pub model: Model,
     pub server: Server,
+    pub tls: Tls,
     pub auth: Auth,
     pub responses: Responses,
     pub sampling: Sampling,
@@ -24,6 +25,7 @@ pub struct Raw {
     pub cpu: Cpu,
     pub cost: Cost,
     pub log: Log,
+    pub traces: Traces,
 }
 
 /// `[model]`
@@ -44,6 +46,8 @@ pub struct Model {
 pub struct Server {
     pub host: String,
     pub port: u16,
+    pub admin_listen: Option<String>,
+    pub cors_origins: Vec<String>,
     pub max_connections: u32,
     pub max_body_bytes: ByteSize,
     pub max_header_bytes: ByteSize,
@@ -77,6 +81,15 @@ pub enum UnknownFields {
     Ignore,
 }
 
+/// `[tls]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Tls {
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
 /// `[auth]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +98,8 @@ pub struct Auth {
     pub keys: Vec<ApiKey>,
     pub keys_file: Option<PathBuf>,
     pub max_requests_per_key: Option<u32>,
+    pub requests_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u32>,
 }
 
 /// One API key.
@@ -93,8 +108,12 @@ pub struct Auth {
 pub struct ApiKey {
     /// Stands for the key in logs and isolates its prefix cache.
     pub name: String,
-    /// What the client sends.
+    /// What the client sends, or `sha256:` and its digest.
     pub key: Secret,
+    /// Instead of `auth.requests_per_minute`.
+    pub requests_per_minute: Option<u32>,
+    /// Instead of `auth.tokens_per_minute`.
+    pub tokens_per_minute: Option<u32>,
 }
 
 /// `[responses]`
@@ -215,4 +234,13 @@ pub struct Log {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// `[traces]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Traces {
+    pub endpoint: Option<String>,
+    pub ratio: f64,
 }

@@ -1,17 +1,19 @@
 //! Validated configuration: one small struct per consumer, nothing left to check.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::auth::Auth;
 use crate::error::ConfigError;
 use crate::hub::Hub;
 use crate::layers::{Layers, UNSET};
 use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerMillion};
-use crate::raw::{self, ApiKey, Isa, KvType, LogFormat, Raw, UnknownFields};
-use crate::units::{Decimal, PICO, Secret};
+use crate::raw::{self, Isa, KvType, LogFormat, Raw, UnknownFields};
+use crate::tls::Tls;
+use crate::units::{Decimal, PICO};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub limits: Limits,
     /// The tokenizing threads.
     pub text: Text,
+    /// HTTPS, if that is spoken.
+    pub tls: Option<Tls>,
     /// Who may ask.
     pub auth: Auth,
     /// Responses that are kept.
@@ -40,6 +44,8 @@ pub struct Config {
     pub cost: Cost,
     /// Logs.
     pub log: Log,
+    /// Traces; None for none.
+    pub traces: Option<Traces>,
     /// Serve `/debug/selfcheck`.
     pub selfcheck: bool,
 }
@@ -66,13 +72,17 @@ pub struct Listen {
     pub host: IpAddr,
     /// Port; 0 lets the system choose.
     pub port: u16,
+    /// Address and port of metrics and self-check, if they have their own.
+    pub admin: Option<SocketAddr>,
+    /// Origins whose pages may read answers; `*` for all.
+    pub cors_origins: Vec<String>,
     /// Connections at a time.
     pub connections_max: usize,
     /// Bytes of a request's head; at least 8192.
     pub header_bytes_max: usize,
     /// Headers in a request.
     pub headers_max: usize,
-    /// To receive a request's head in.
+    /// To receive a request's head in, and before it to agree on TLS.
     pub header_timeout: Duration,
     /// A silent stream sends a comment this often.
     pub keep_alive: Duration,
@@ -116,15 +126,6 @@ pub struct Text {
     pub threads: usize,
     /// Prompts that may wait for one.
     pub queue: usize,
-}
-
-/// Who may ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Auth {
-    /// Names and keys are unique; empty: no authentication.
-    pub keys: Vec<ApiKey>,
-    /// Requests in progress per key; None for no limit.
-    pub requests_per_key_max: Option<NonZeroU32>,
 }
 
 /// Responses that are kept.
@@ -218,6 +219,15 @@ pub struct Log {
     pub level: String,
 }
 
+/// Traces.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// The collector's URL, without `/v1/traces`.
+    pub endpoint: String,
+    /// Of requests that are not part of a trace already; 0 to 1.
+    pub ratio: f64,
+}
+
 impl Config {
     /// Validates merged layers, reading the key and template files they name.
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
@@ -231,7 +241,8 @@ impl Config {
                 threads: check.within("server.text_threads", raw.server.text_threads, 1, 256)? as usize,
                 queue: check.within("server.text_queue", raw.server.text_queue, 1, 1 << 20)? as usize,
             },
-            auth: check.auth(&raw)?,
+            tls: Tls::resolve(layers, &raw.tls)?,
+            auth: Auth::resolve(layers, &raw.auth)?,
             responses: check.responses(&raw)?,
             sampling: check.sampling(&raw)?,
             scheduler: check.scheduler(&raw)?,
@@ -239,6 +250,7 @@ impl Config {
             cpu: Cpu { threads: check.threads(&raw)?, isa: raw.cpu.isa, pin: raw.cpu.pin },
             cost: check.cost(&raw)?,
             log: check.log(&raw)?,
+            traces: check.traces(&raw)?,
             selfcheck: raw.server.selfcheck,
         })
     }
@@ -267,6 +279,15 @@ impl Check<'_> {
         Ok(Listen {
             host,
             port: s.port,
+            admin: match s.admin_listen.as_deref().map(str::parse) {
+                None => None,
+                Some(Ok(address)) => Some(address),
+                Some(Err(_)) => {
+                    let problem = "expected an IP address and a port, such as 127.0.0.1:9000";
+                    return Err(self.layers.wrong("server.admin_listen", problem));
+                }
+            },
+            cors_origins: self.origins(&s.cors_origins)?,
             connections_max: self.within("server.max_connections", s.max_connections, 1, 1 << 20)? as usize,
             header_bytes_max: self.bytes(
                 "server.max_header_bytes",
@@ -279,6 +300,16 @@ impl Check<'_> {
             keep_alive: self.seconds("server.keep_alive_s", s.keep_alive_s, 1)?,
             drain_timeout: self.seconds("server.drain_timeout_s", s.drain_timeout_s, 0)?,
         })
+    }
+
+    fn origins(&self, origins: &[String]) -> Result<Vec<String>, ConfigError> {
+        let alone = origins == ["*"];
+        if alone || origins.iter().all(|origin| is_origin(origin)) {
+            return Ok(origins.to_vec());
+        }
+        let problem =
+            "expected origins as browsers write them, such as https://example.com, or [\"*\"] for all";
+        Err(self.layers.wrong("server.cors_origins", problem))
     }
 
     fn limits(&self, raw: &Raw) -> Result<Limits, ConfigError> {
@@ -307,58 +338,6 @@ impl Check<'_> {
             return Err(self.contradiction("server.max_prompt_bytes", "server.max_body_bytes", problem));
         }
         Ok(limits)
-    }
-
-    fn auth(&self, raw: &Raw) -> Result<Auth, ConfigError> {
-        let mut keys = raw.auth.keys.clone();
-        for key in &keys {
-            self.api_key("auth.keys", key, &keys)?;
-        }
-        if let Some(path) = &raw.auth.keys_file {
-            for (i, line) in self.read("auth.keys_file", path)?.lines().enumerate() {
-                let line = line.trim();
-                if line.is_empty() || line.starts_with('#') {
-                    continue;
-                }
-                let key = line.split_once(char::is_whitespace).ok_or_else(|| {
-                    self.layers.wrong("auth.keys_file", &format!("line {}: expected `name key`", i + 1))
-                })?;
-                keys.push(ApiKey { name: key.0.to_owned(), key: Secret::new(key.1.trim()) });
-                self.api_key("auth.keys_file", &keys[keys.len() - 1], &keys)?;
-            }
-            if keys.is_empty() {
-                return Err(self
-                    .layers
-                    .wrong("auth.keys_file", "the file has no key, which would let everyone in"));
-            }
-        }
-        let limit = raw.auth.max_requests_per_key;
-        if limit.is_some() && keys.is_empty() {
-            return Err(self.incomplete("auth.max_requests_per_key", "auth.keys"));
-        }
-        let requests_per_key_max = match limit {
-            Some(n) => Some(self.nonzero("auth.max_requests_per_key", n)?),
-            None => None,
-        };
-        Ok(Auth { keys, requests_per_key_max })
-    }
-
-    fn api_key(&self, origin: &str, key: &ApiKey, all: &[ApiKey]) -> Result<(), ConfigError> {
-        let wrong = |problem: &str| Err(self.layers.wrong(origin, &format!("key `{}`: {problem}", key.name)));
-        let secret = key.key.expose();
-        if key.name.is_empty() || key.name.len() > 64 || !key.name.bytes().all(|b| b.is_ascii_graphic()) {
-            return wrong("a name is 1 to 64 visible ASCII characters");
-        }
-        if secret.is_empty() || secret.len() > 512 || !secret.bytes().all(|b| b.is_ascii_graphic()) {
-            return wrong("a key is 1 to 512 visible ASCII characters");
-        }
-        if all.iter().filter(|k| k.name == key.name).count() > 1 {
-            return wrong("the name is used twice");
-        }
-        if all.iter().filter(|k| k.key == key.key).count() > 1 {
-            return wrong("two names have this key");
-        }
-        Ok(())
     }
 
     fn sampling(&self, raw: &Raw) -> Result<Sampling, ConfigError> {
@@ -527,6 +506,18 @@ impl Check<'_> {
         Ok(Log { format: raw.log.format, level: raw.log.level.clone() })
     }
 
+    fn traces(&self, raw: &Raw) -> Result<Option<Traces>, ConfigError> {
+        let ratio = self.within("traces.ratio", raw.traces.ratio, 0.0, 1.0)?;
+        let Some(endpoint) = raw.traces.endpoint.clone() else { return Ok(None) };
+        let address = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        if address.is_none_or(|address| address.is_empty() || !address.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let problem = "expected the URL of a collector, such as http://127.0.0.1:4318";
+            return Err(self.layers.wrong("traces.endpoint", problem));
+        }
+        Ok(Some(Traces { endpoint, ratio }))
+    }
+
     /// The content of the file that `key` names.
     fn read(&self, key: &str, path: &Path) -> Result<String, ConfigError> {
         let problem = |e| self.layers.wrong(key, &format!("cannot read the file: {e}"));
@@ -572,6 +563,15 @@ impl Check<'_> {
     fn incomplete(&self, set: &str, needs: &'static str) -> ConfigError {
         ConfigError::Incomplete { setting: Box::new(self.layers.setting(set)), needs }
     }
+}
+
+/// Scheme, host and perhaps a port: a slash behind it, and no browser's would be equal to it.
+fn is_origin(origin: &str) -> bool {
+    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
+        !host.is_empty() && host.bytes().all(fits)
+    })
 }
 
 /// `level` or `target=level`. A bare word that is no level would be a target: a slip that silences all the others.

@@ -4,17 +4,21 @@
 //! what a client or the model wrote.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::extract::{Request, State as Shared};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use frugal_scheduler::request::Report;
 use tracing::{Instrument, Span};
 
+use crate::rates::Budget;
+use crate::state::State;
+use crate::traces::RequestSpan;
 use crate::usage::Totals;
 
 /// Clients may choose it, of visible ASCII, so that their logs and ours can be joined; OpenAI's clients show the answer's.
@@ -29,6 +33,21 @@ const CLIENT_GONE: u16 = 499;
 /// Asked every few seconds by machines.
 const QUIET: &[&str] = &["/livez", "/readyz", "/health", "/metrics"];
 
+/// What is known of an answer when it has ended.
+#[derive(Debug)]
+pub struct Answered {
+    /// What it took.
+    pub totals: Totals,
+    /// How it ended.
+    pub end: End,
+    /// When its prompts were submitted.
+    pub submitted: SystemTime,
+    /// The engine's accounts of its prompts, of those that were closed.
+    pub reports: Vec<Report>,
+    /// Why its choices ended, in the order in which they did.
+    pub reasons: Vec<&'static str>,
+}
+
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -40,19 +59,59 @@ pub enum End {
     Abandoned,
 }
 
-/// What a handler adds to its request's line: a request extension.
-#[derive(Debug, Default)]
-pub struct Line(Mutex<Option<(Totals, End)>>);
+/// What becomes known of a request on its way, for its line, its trace and whoever pays: a request extension.
+///
+/// The trace ends when nobody knows of the request any more: an answer in the background outlives its line.
+pub struct Line {
+    answer: Mutex<Option<Answered>>,
+    budget: OnceLock<Arc<Budget>>,
+    status: OnceLock<StatusCode>,
+    /// The answer runs in the background: it has a line of its own.
+    outlived: OnceLock<()>,
+    span: Option<RequestSpan>,
+    /// Of money in traces.
+    currency: Option<String>,
+}
 
 impl Line {
-    /// What an answer took.
-    pub fn record(&self, totals: &Totals, end: End) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((totals.clone(), end));
+    /// An answer has ended.
+    pub fn record(&self, answered: Answered) {
+        *self.answer() = Some(answered);
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<Answered>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer goes on when the request is done.
+    pub(crate) fn outlive(&self) {
+        // Once or more is the same.
+        let _ = self.outlived.set(());
+    }
+
+    /// Whose budget its tokens are charged to, from now on.
+    pub fn charge(&self, budget: Arc<Budget>) {
+        // A request has one key.
+        let _ = self.budget.set(budget);
+    }
+
+    /// Whose that is; None if nobody is charged.
+    pub fn budget(&self) -> Option<&Budget> {
+        self.budget.get().map(|budget| &**budget)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(span) = self.span.take() {
+            let answer = self.answer.get_mut().unwrap_or_else(PoisonError::into_inner);
+            span.end(self.status.get().copied(), answer.as_ref(), self.currency.as_deref());
+        }
     }
 }
 
 /// The middleware.
-pub async fn log(mut request: Request, next: Next) -> Response {
+pub async fn log(Shared(state): Shared<State>, mut request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| usable(id)).cloned();
     let id = id.unwrap_or_else(|| {
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -62,13 +121,28 @@ pub async fn log(mut request: Request, next: Next) -> Response {
     let path: String = request.uri().path().chars().take(LOGGED_MAX).collect();
     let request_id = id.to_str().unwrap_or_default();
     // Authentication fills in whose key it was.
-    let span = tracing::info_span!("request", request_id, key = tracing::field::Empty);
-    let line = Arc::new(Line::default());
+    let field = tracing::field::Empty;
+    let span = tracing::info_span!("request", request_id, trace_id = field, key = field);
+    let traces = state.operations().traces.as_ref().filter(|_| !QUIET.contains(&path.as_str()));
+    let traced = traces.map(|traces| traces.begin(&request, state.model()));
+    if let Some(traced) = &traced {
+        span.record("trace_id", tracing::field::display(traced.trace_id()));
+    }
+    let line = Arc::new(Line {
+        answer: Mutex::default(),
+        budget: OnceLock::new(),
+        status: OnceLock::new(),
+        outlived: OnceLock::new(),
+        span: traced,
+        currency: state.settings().currency.clone(),
+    });
     request.extensions_mut().insert(line.clone());
     let mut guard =
         Guard { line, span: span.clone(), begin: Instant::now(), method, path, status: CLIENT_GONE };
     let mut response = next.run(request).instrument(span).await;
     guard.status = response.status().as_u16();
+    // Set once: here.
+    let _ = guard.line.status.set(response.status());
     response.headers_mut().insert(REQUEST_ID, id);
     response.map(|body| Body::new(Logged { body, _guard: guard }))
 }
@@ -92,9 +166,9 @@ impl Drop for Guard {
         let _in = self.span.enter();
         let ms = self.begin.elapsed().as_micros() as f64 / 1e3;
         let (method, path, status) = (self.method.as_str(), self.path.as_str(), self.status);
-        let record = self.line.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match record {
-            Some((totals, end)) => {
+        let answer = self.line.answer();
+        match answer.as_ref().filter(|_| self.line.outlived.get().is_none()) {
+            Some(Answered { totals, end, .. }) => {
                 let cost = totals.cost().map(crate::usage::units);
                 tracing::info!(
                     target: "frugal::request",

@@ -3,18 +3,21 @@
 //! Keys are compared by digest, all of them, in constant time: neither a key's content nor its place in the list shows
 //! in how long an answer takes. What needs no key is a list; everything else does.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use frugal_config::raw::ApiKey;
+use frugal_config::auth::Key;
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use tracing::Span;
 
+use crate::access::Line;
 use crate::error::ApiError;
+use crate::rates::{Budget, Clock};
 use crate::settings::Caller;
 
 /// For probes, collectors and browsers, which have no keys; as in vLLM. The last ones are the same on every server.
@@ -26,41 +29,76 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What pages are made of.
 const OPEN_BELOW: &[&str] = &["/docs/", "/page/"];
 
-/// The keys that let in; without any, everyone is let in.
-#[derive(Clone, Default)]
-pub struct Keys(Arc<[Known]>);
+/// The keys that let in; without any, everyone is let in. Clones share them.
+#[derive(Clone)]
+pub struct Keys(Arc<Shared>);
+
+struct Shared {
+    known: RwLock<Arc<[Arc<Known>]>>,
+    clock: Clock,
+}
 
 struct Known {
     name: String,
     digest: [u8; 32],
     caller: Caller,
+    budget: Arc<Budget>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self::new(&[])
+    }
 }
 
 impl Keys {
-    /// Numbers callers from 1, in the order of `keys`.
-    pub fn new(keys: &[ApiKey]) -> Self {
-        let known = keys.iter().zip(1..).map(|(key, tenant)| {
-            let domain = Sha256::new().chain_update(b"key\0").chain_update(key.name.as_bytes());
-            Known {
-                name: key.name.clone(),
-                digest: Sha256::digest(key.key.expose().as_bytes()).into(),
-                caller: Caller { tenant, domain: domain.finalize().into() },
-            }
-        });
-        Self(known.collect())
+    /// From now on with these, at the system's time.
+    pub fn new(keys: &[Key]) -> Self {
+        Self::timed(keys, Arc::new(Instant::now))
     }
 
-    fn find(&self, presented: &str) -> Option<&Known> {
+    /// The same with another clock.
+    pub fn timed(keys: &[Key], clock: Clock) -> Self {
+        let new = Self(Arc::new(Shared { known: RwLock::default(), clock }));
+        new.replace(keys);
+        new
+    }
+
+    /// Lets these in and no others. Who stays keeps its budget and its caches: both go with the name.
+    pub fn replace(&self, keys: &[Key]) {
+        let before = self.known();
+        let known = keys.iter().map(|key| {
+            let old = before.iter().find(|old| old.name == key.name);
+            let budget = match old {
+                Some(old) => {
+                    old.budget.change(key.rates);
+                    old.budget.clone()
+                }
+                None => Arc::new(Budget::new(key.rates, self.0.clock.clone())),
+            };
+            let caller = Caller::named(&key.name);
+            Arc::new(Known { name: key.name.clone(), digest: key.digest, caller, budget })
+        });
+        let known = known.collect();
+        *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    fn known(&self) -> Arc<[Arc<Known>]> {
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn find(&self, presented: &str) -> Option<Arc<Known>> {
         let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
-        let mut tenant = 0;
-        for known in &*self.0 {
-            tenant.conditional_assign(&known.caller.tenant, known.digest.ct_eq(&digest));
+        let known = self.known();
+        let mut found = u64::MAX;
+        for (place, known) in (0..).zip(&*known) {
+            found.conditional_assign(&place, known.digest.ct_eq(&digest));
         }
         // Whose key it was is no secret to whoever holds it.
-        self.0.iter().find(|known| known.caller.tenant == tenant)
+        known.get(usize::try_from(found).ok()?).cloned()
     }
 
-    fn check(&self, headers: &HeaderMap) -> Result<&Known, ApiError> {
+    fn check(&self, headers: &HeaderMap) -> Result<Arc<Known>, ApiError> {
         let hint =
             "provide your API key in an Authorization header with Bearer auth (Authorization: Bearer KEY)";
         let unknown = || ApiError::unauthorized("The API key is not known to this server");
@@ -80,70 +118,83 @@ impl Keys {
     }
 }
 
-/// Middleware that lets requests with a known key through and tells handlers whose it was (extension [`Caller`]);
-/// the log gets the key's name.
+/// Middleware that lets requests with a known key through, at the rates of the key, and tells handlers whose it was
+/// (extension [`Caller`]); the log gets the key's name.
 pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if keys.0.is_empty() || OPEN.contains(&path) || OPEN_BELOW.iter().any(|folder| path.starts_with(folder)) {
+    let open = OPEN.contains(&path) || OPEN_BELOW.iter().any(|folder| path.starts_with(folder));
+    if open || keys.known().is_empty() {
         return next.run(request).await;
     }
-    match keys.check(request.headers()) {
-        Ok(known) => {
-            Span::current().record("key", &known.name);
-            request.extensions_mut().insert(known.caller);
-            next.run(request).await
-        }
-        Err(refusal) => refusal.into_response(),
+    let known = match keys.check(request.headers()) {
+        Ok(known) => known,
+        Err(refusal) => return refusal.into_response(),
+    };
+    Span::current().record("key", &known.name);
+    request.extensions_mut().insert(known.caller);
+    // Looking things up is free.
+    if request.method() != Method::POST {
+        return next.run(request).await;
     }
+    if let Some(line) = request.extensions().get::<Arc<Line>>() {
+        line.charge(known.budget.clone());
+    }
+    let mut response = match known.budget.request() {
+        Ok(()) => next.run(request).await,
+        Err(early) => early.into_response(),
+    };
+    known.budget.show(response.headers_mut());
+    response
 }
 
 #[cfg(test)]
 mod tests {
-    use frugal_config::units::Secret;
-
     use super::*;
 
     fn keys() -> Keys {
-        let key = |name: &str, key: &str| ApiKey { name: name.to_owned(), key: Secret::new(key) };
-        Keys::new(&[key("a", "sk-a"), key("b", "sk-b")])
+        Keys::new(&[Key::new("a", "sk-a"), Key::new("b", "sk-b")])
     }
 
-    fn check(authorization: Option<&str>) -> Option<u64> {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = authorization {
-            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-        }
-        keys().check(&headers).ok().map(|known| known.caller.tenant)
+    fn name(headers: &[(HeaderName, &str)]) -> Option<String> {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        keys().check(&headers).ok().map(|known| known.name.clone())
     }
 
     #[test]
     fn only_whole_known_keys_let_in() {
-        assert_eq!(check(Some("Bearer sk-a")), Some(1));
-        assert_eq!(check(Some("bearer  sk-b ")), Some(2));
+        let check = |value: &str| name(&[(header::AUTHORIZATION, value)]);
+        assert_eq!(check("Bearer sk-a").as_deref(), Some("a"));
+        assert_eq!(check("bearer  sk-b ").as_deref(), Some("b"));
         for wrong in ["Bearer sk-", "Bearer sk-ab", "Bearer", "Bearer ", "Basic sk-a", "sk-a"] {
-            assert_eq!(check(Some(wrong)), None, "{wrong}");
+            assert_eq!(check(wrong), None, "{wrong}");
         }
-        assert_eq!(check(None), None);
+        // What the file of keys holds opens nothing.
+        let line = Key::new("a", "sk-a").line();
+        assert_eq!(check(&line.replace("a ", "Bearer ")), None);
+        assert_eq!(name(&[]), None);
     }
 
     #[test]
     fn a_key_may_come_in_a_header_of_its_own_unless_a_bearer_is_there() {
-        let check = |headers: &[(HeaderName, &str)]| {
-            let headers =
-                headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-            keys().check(&headers).ok().map(|known| known.caller.tenant)
-        };
-        assert_eq!(check(&[(API_KEY, "sk-b")]), Some(2));
-        assert_eq!(check(&[(API_KEY, "Bearer sk-b")]), None);
-        assert_eq!(check(&[(API_KEY, "")]), None);
-        assert_eq!(check(&[(header::AUTHORIZATION, "Bearer sk-a"), (API_KEY, "sk-b")]), Some(1));
-        assert_eq!(check(&[(header::AUTHORIZATION, "Bearer sk"), (API_KEY, "sk-b")]), None);
+        assert_eq!(name(&[(API_KEY, "sk-b")]).as_deref(), Some("b"));
+        assert_eq!(name(&[(API_KEY, "Bearer sk-b")]), None);
+        assert_eq!(name(&[(API_KEY, "")]), None);
+        let both = [(header::AUTHORIZATION, "Bearer sk-a"), (API_KEY, "sk-b")];
+        assert_eq!(name(&both).as_deref(), Some("a"));
+        assert_eq!(name(&[(header::AUTHORIZATION, "Bearer sk"), (API_KEY, "sk-b")]), None);
     }
 
     #[test]
-    fn callers_have_domains_of_their_own() {
-        let domains: Vec<_> = keys().0.iter().map(|k| k.caller.domain).collect();
-        assert_ne!(domains[0], domains[1]);
-        assert_ne!(domains[0], Caller::default().domain);
+    fn who_stays_is_the_same_caller_whatever_the_key_and_its_place() {
+        let keys = keys();
+        let before = keys.find("sk-b").unwrap();
+        keys.replace(&[Key::new("b", "sk-new"), Key::new("c", "sk-c")]);
+        let after = keys.find("sk-new").unwrap();
+        assert_eq!(before.caller, after.caller);
+        assert!(Arc::ptr_eq(&before.budget, &after.budget));
+        assert!(keys.find("sk-a").is_none() && keys.find("sk-b").is_none());
+        let other = keys.find("sk-c").unwrap().caller;
+        assert!(other.domain != after.caller.domain && other.tenant != after.caller.tenant);
+        assert_ne!(other.domain, Caller::default().domain);
     }
 }

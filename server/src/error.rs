@@ -9,10 +9,12 @@
 //! | 401 | `invalid_request_error` | `invalid_api_key` | no key, or a wrong one |
 //! | 404 | `invalid_request_error` | `model_not_found`, `unknown_url` | |
 //! | 405, 408, 413, 415, 431 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
-//! | 429 | `rate_limit_error` | `rate_limit_exceeded` | this key has too many requests in progress |
+//! | 429 | `rate_limit_error` | `rate_limit_exceeded` | this key has too many requests in progress, or has used its requests or tokens of a minute |
 //! | 500 | `server_error` | `internal_error` | a fault in the engine, or a panic |
 //! | 503 | `server_error` | `overloaded`, `shutting_down`, `loading` | |
 //! | 504 | `server_error` | `timeout` | the server's own deadline passed |
+
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -162,6 +164,16 @@ impl ApiError {
         Self::client(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some("headers_too_large"), message)
     }
 
+    /// 429: after `wait` there is room for this; never, if that is None.
+    pub fn rate_limited(message: impl Into<String>, wait: Option<Duration>) -> Self {
+        let code = Some("rate_limit_exceeded");
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message.into());
+        let seconds = wait.map(|wait| wait.as_nanos().div_ceil(1_000_000_000).max(1));
+        error.retry_after_s = seconds.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX));
+        error.should_retry = wait.is_none().then_some(false);
+        error
+    }
+
     /// 500. The cause belongs into the log, not here.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::server(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
@@ -246,14 +258,7 @@ pub fn from_submit(error: SubmitError, prompt_field: &str) -> ApiError {
         SubmitError::QueueFull { retry_after_s } => ApiError::overloaded(retry_after_s),
         SubmitError::TenantLimit => {
             let message = "Too many requests of this API key are in progress";
-            let mut limited = ApiError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                Some("rate_limit_exceeded"),
-                message.to_owned(),
-            );
-            limited.retry_after_s = Some(1);
-            limited
+            ApiError::rate_limited(message, Some(Duration::from_secs(1)))
         }
         SubmitError::TooLong { needed, available } => {
             ApiError::context_length(prompt_field, too_long(available, needed))

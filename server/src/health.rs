@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use frugal_config::Config;
+use frugal_config::tls::Pem;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::lifecycle::reachable;
 use crate::terminal::printable_line;
+use crate::tls;
 
 /// A server that takes longer is not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,19 +29,35 @@ const ANSWER_BYTES_MAX: usize = 4 << 10;
 /// # Errors
 /// If it is not ready: then its words.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
-    let address = reachable(SocketAddr::new(config.listen.host, config.listen.port));
+    let public = SocketAddr::new(config.listen.host, config.listen.port);
+    let (scheme, address, pem) = match (config.listen.admin, &config.tls) {
+        (Some(admin), _) => ("http", admin, None),
+        (None, Some(tls)) => ("https", public, Some(&tls.pem)),
+        (None, None) => ("http", public, None),
+    };
+    let address = reachable(address);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
-    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(address)).await });
-    let no_answer = || format!("no server answers on http://{address}");
+    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(address, pem)).await });
+    let no_answer = || format!("no server answers on {scheme}://{address}");
     let (status, text) = asked.with_context(no_answer)?.with_context(no_answer)?;
-    anyhow::ensure!(status == StatusCode::OK, "http://{address} is not ready: {text}");
+    anyhow::ensure!(status == StatusCode::OK, "{scheme}://{address} is not ready: {text}");
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
 }
 
-async fn ask(address: SocketAddr) -> anyhow::Result<(StatusCode, String)> {
+async fn ask(address: SocketAddr, pem: Option<&Pem>) -> anyhow::Result<(StatusCode, String)> {
     let socket = TcpStream::connect(address).await?;
+    match pem {
+        None => readyz(address, socket).await,
+        Some(pem) => readyz(address, tls::connect(socket, pem).await?).await,
+    }
+}
+
+async fn readyz(
+    address: SocketAddr,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> anyhow::Result<(StatusCode, String)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
     // Whatever ends it, the answer tells; it goes with the runtime.
     tokio::spawn(connection);

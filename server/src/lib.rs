@@ -9,18 +9,21 @@ pub mod admit;
 pub mod answer;
 mod anthropic;
 pub mod auth;
+mod cors;
 pub mod error;
 pub mod fingerprint;
 pub mod form;
 pub mod logprobs;
 pub mod metrics;
 pub mod openapi;
+pub mod rates;
 mod responses;
 pub mod routes;
 pub mod settings;
 pub mod state;
 pub mod stream;
 pub mod text;
+pub mod traces;
 pub mod usage;
 
 use std::any::Any;
@@ -35,10 +38,15 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::error::ApiError;
-use crate::state::State;
+use crate::state::{Operations, State};
 
-/// Every endpoint that clients may rely on.
+/// Every endpoint that clients and collectors may rely on.
 fn endpoints() -> OpenApiRouter<State> {
+    public().merge(routes::metrics::route())
+}
+
+/// What is for clients.
+fn public() -> OpenApiRouter<State> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .merge(routes::chat::route())
         .merge(routes::completions::route())
@@ -52,7 +60,6 @@ fn endpoints() -> OpenApiRouter<State> {
         .merge(routes::apply_template::route())
         .merge(routes::health::route())
         .merge(routes::version::route())
-        .merge(routes::metrics::route())
         .merge(routes::docs::route())
         .merge(routes::page::route())
 }
@@ -62,19 +69,48 @@ pub fn openapi() -> OpenApi {
     endpoints().into_openapi()
 }
 
-/// The application.
+/// The application: all of it, or what is for clients if the rest has a listener of its own ([`admin`]).
 pub fn app(state: State) -> Router {
-    let (endpoints, _) = endpoints().split_for_parts();
-    endpoints
-        .merge(routes::debug::route(state.operations().selfcheck))
+    let Operations { keys, selfcheck, apart, cors_origins, .. } = state.operations();
+    let (endpoints, _) = if *apart { public() } else { endpoints() }.split_for_parts();
+    let routes = or_refused(endpoints.merge(routes::debug::route(*selfcheck && !apart)));
+    let mut routes = bounded(routes.layer(from_fn_with_state(keys.clone(), auth::require)), &state)
+        .layer(from_fn(anthropic::error::translate));
+    if !cors_origins.is_empty() {
+        // Around authentication: a preflight brings no key, and a page may know why it was refused.
+        routes = routes.layer(cors::layer(cors_origins));
+    }
+    observed(routes, state)
+}
+
+/// What is for whoever operates the server. It asks for no key: who reaches its listener is let in.
+pub fn admin(state: State) -> Router {
+    let operation = OpenApiRouter::new()
+        .merge(routes::health::route())
+        .merge(routes::version::route())
+        .merge(routes::metrics::route());
+    let (endpoints, _) = operation.split_for_parts();
+    let routes = endpoints.merge(routes::debug::route(state.operations().selfcheck));
+    observed(bounded(or_refused(routes), &state), state)
+}
+
+/// What there is not is refused in words, and so is what a handler fails at.
+fn or_refused(routes: Router<State>) -> Router<State> {
+    routes
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(state.operations().keys.clone(), auth::require))
-        .layer(from_fn_with_state(state.settings().limits.head_bytes, bounded_head))
-        .layer(from_fn(anthropic::error::translate))
+}
+
+fn bounded(routes: Router<State>, state: &State) -> Router<State> {
+    routes.layer(from_fn_with_state(state.settings().limits.head_bytes, bounded_head))
+}
+
+/// Counted, logged and traced.
+fn observed(routes: Router<State>, state: State) -> Router {
+    routes
         .layer(from_fn_with_state(state.http().clone(), metrics::count))
-        .layer(from_fn(access::log))
+        .layer(from_fn_with_state(state.clone(), access::log))
         .with_state(state)
 }
 

@@ -14,13 +14,15 @@ use frugal_config::resolved::Listen;
 use frugal_scheduler::handle::{Ended, Handle};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 use crate::notify;
+use crate::tls::Tls;
 
 /// For clients to take what is left of their answers once the engine has ended.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -66,10 +68,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts accepting.
-    pub(crate) fn start(listener: TcpListener, app: Router, listen: &Listen) -> Self {
+    /// Starts accepting, under TLS if there is a certificate.
+    pub(crate) fn start(listener: TcpListener, app: Router, listen: &Listen, tls: Option<Tls>) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(listener, app, listen.clone(), stopped));
+        let connections = Connections { app, listen: Arc::new(listen.clone()), tls, stopped };
+        let task = tokio::spawn(accept(listener, connections));
         Self { stop, task }
     }
 
@@ -82,27 +85,33 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, app: Router, listen: Listen, mut stopped: watch::Receiver<bool>) {
-    let connections = Arc::new(Semaphore::new(listen.connections_max));
+/// What every connection shares.
+#[derive(Clone)]
+struct Connections {
+    app: Router,
+    listen: Arc<Listen>,
+    tls: Option<Tls>,
+    stopped: watch::Receiver<bool>,
+}
+
+async fn accept(listener: TcpListener, mut connections: Connections) {
+    let places = Arc::new(Semaphore::new(connections.listen.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
         let next = async {
-            let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (permit, listener.accept().await)
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (place, listener.accept().await)
         };
-        let (permit, accepted) = tokio::select! {
+        let (place, accepted) = tokio::select! {
             next = next => next,
-            _ = stopped.wait_for(|stop| *stop) => break,
+            _ = connections.stopped.wait_for(|stop| *stop) => break,
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = graceful.watch(connection(stream, app.clone(), &listen));
+                let (connections, watcher) = (connections.clone(), graceful.watcher());
                 tokio::spawn(async move {
-                    // A client that went away, or sent what is no HTTP, was answered as far as possible.
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "connection closed");
-                    }
-                    drop(permit);
+                    connections.serve(stream, watcher).await;
+                    drop(place);
                 });
             }
             Err(error) => {
@@ -117,19 +126,37 @@ async fn accept(listener: TcpListener, app: Router, listen: Listen, mut stopped:
     }
 }
 
-type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>;
-
-fn connection(stream: TcpStream, app: Router, listen: &Listen) -> Connection {
-    // Tokens are small and should not wait for each other.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
+impl Connections {
+    async fn serve(mut self, stream: TcpStream, watcher: Watcher) {
+        // Tokens are small and should not wait for each other.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let Some(tls) = self.tls.take() else { return self.exchange(stream, watcher).await };
+        // Who says nothing is not waited for longer than who sends half a head, and not at all at the end.
+        let agreed = tokio::select! {
+            agreed = tokio::time::timeout(self.listen.header_timeout, tls.accept(stream)) => agreed,
+            _ = self.stopped.wait_for(|stop| *stop) => return,
+        };
+        match agreed {
+            Ok(Ok(stream)) => self.exchange(stream, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no agreement on TLS"),
+            Err(_) => tracing::debug!("no agreement on TLS in time"),
+        }
     }
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(listen.header_timeout)
-        .max_headers(listen.headers_max)
-        .max_buf_size(listen.header_bytes_max)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+
+    async fn exchange(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.listen.header_timeout)
+            .max_headers(self.listen.headers_max)
+            .max_buf_size(self.listen.header_bytes_max)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.app));
+        // A client that went away, or sent what is no HTTP, was answered as far as possible.
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "connection closed");
+        }
+    }
 }
 
 /// How a drain ended.

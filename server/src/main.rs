@@ -4,12 +4,15 @@ mod bench;
 mod chat;
 mod health;
 mod inspect;
+mod key;
 mod lifecycle;
 mod load;
 mod logging;
 mod notify;
+mod reload;
 mod serve;
 mod terminal;
+mod tls;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -54,6 +57,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Health(config) => health::run(&config)?,
+        Command::Key(name) => key::run(&name)?,
         Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
         Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }

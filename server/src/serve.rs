@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use axum::http::HeaderValue;
 use frugal::auth::Keys;
 use frugal::fingerprint::fingerprint;
 use frugal::form::ModelForm;
 use frugal::metrics::Facts;
 use frugal::settings::{self, Settings, UnknownFields};
 use frugal::state::{Engine, Operations, State};
+use frugal::traces::Traces;
 use frugal_config::{Config, raw};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::runner::Runner;
@@ -25,6 +27,8 @@ use frugal_scheduler::options::{EngineOptions, Prices};
 use tokio::net::TcpListener;
 
 use crate::lifecycle::{Drain, Server, Signals, reachable, until_drained};
+use crate::reload::{self, Source};
+use crate::tls::Tls;
 use crate::{load, notify};
 
 /// Threads of the HTTP runtime: few, because the cores belong to the model.
@@ -43,11 +47,20 @@ pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
 
 async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let address = SocketAddr::new(config.listen.host, config.listen.port);
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    let address = listener.local_addr().context("the listener has no address")?;
-    let state = State::operated(settings(config, load::id(config)?), operations(config));
-    let server = Server::start(listener, frugal::app(state.clone()), &config.listen);
+    let tls = config.tls.as_ref().map(|tls| Tls::new(&tls.pem)).transpose()?;
+    let (listener, address) = listen(SocketAddr::new(config.listen.host, config.listen.port)).await?;
+    let admin = match config.listen.admin {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let state = State::operated(settings(config, load::id(config)?), operations(config)?);
+    reload::watch(sources(config, &state, tls.clone()))?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut servers = vec![Server::start(listener, frugal::app(state.clone()), &config.listen, tls)];
+    let admin = admin.map(|(listener, address)| {
+        servers.push(Server::start(listener, frugal::admin(state.clone()), &config.listen, None));
+        address
+    });
     tracing::info!(%address, model = state.model(), "loading");
     let loaded = tokio::select! {
         loaded = load_aside(config) => loaded?,
@@ -67,20 +80,57 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         template: loaded.template,
         grammars: loaded.grammars,
     });
-    announce(address, state.model())?;
+    announce(scheme, address, admin, state.model())?;
     notify::ready(&handle);
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
-    match drained {
-        Ok(Drain::Now) => anyhow::bail!("stopped at once by a second signal"),
-        Ok(Drain::Done) => {
-            server.finish().await;
-            Ok(())
-        }
-        Err(error) => {
-            server.finish().await;
-            Err(error)
-        }
+    if let Ok(Drain::Now) = drained {
+        anyhow::bail!("stopped at once by a second signal");
     }
+    for server in servers {
+        server.finish().await;
+    }
+    if let Some(traces) = &state.operations().traces {
+        tokio::task::block_in_place(|| traces.finish());
+    }
+    drained.map(|_| ())
+}
+
+/// A listener, and its address as it is.
+async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    Ok((listener, address))
+}
+
+/// What is read again while serving.
+fn sources(config: &Config, state: &State, tls: Option<Tls>) -> Vec<Source> {
+    let mut sources = Vec::new();
+    if config.auth.has_file() {
+        let (auth, keys) = (config.auth.clone(), state.operations().keys.clone());
+        let mut last = auth.keys.clone();
+        sources.push(Source::new("API keys", move || {
+            let now = auth.read_again()?;
+            let changed = now != last;
+            if changed {
+                keys.replace(&now);
+                last = now;
+            }
+            Ok(changed)
+        }));
+    }
+    if let (Some(files), Some(tls)) = (config.tls.clone(), tls) {
+        let mut last = files.pem.clone();
+        sources.push(Source::new("certificate", move || {
+            let now = files.read_again()?;
+            let changed = now != last;
+            if changed {
+                tls.replace(&now)?;
+                last = now;
+            }
+            Ok(changed)
+        }));
+    }
+    sources
 }
 
 struct Loaded {
@@ -163,12 +213,17 @@ fn settings(config: &Config, model: String) -> Settings {
     }
 }
 
-fn operations(config: &Config) -> Operations {
-    Operations {
+fn operations(config: &Config) -> anyhow::Result<Operations> {
+    let origins = config.listen.cors_origins.iter().map(|origin| HeaderValue::try_from(origin.as_str()));
+    let traces = config.traces.as_ref().map(|traces| Traces::new(&traces.endpoint, traces.ratio));
+    Ok(Operations {
         keys: Keys::new(&config.auth.keys),
         facts: Facts { currency: config.cost.currency.clone(), hosted: config.cost.hosted.clone() },
         selfcheck: config.selfcheck,
-    }
+        apart: config.listen.admin.is_some(),
+        cors_origins: origins.collect::<Result<_, _>>().context("server.cors_origins")?,
+        traces: traces.transpose().context("traces.endpoint cannot be used")?,
+    })
 }
 
 fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> EngineOptions {
@@ -192,15 +247,18 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
     }
 }
 
-/// One line with the address, one to try it with.
-fn announce(address: SocketAddr, model: &str) -> anyhow::Result<()> {
+/// One line with the address, one to try it with, and one with the other address if there is one.
+fn announce(scheme: &str, address: SocketAddr, admin: Option<SocketAddr>, model: &str) -> anyhow::Result<()> {
     let reachable = reachable(address);
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
     let mut out = std::io::stdout().lock();
-    writeln!(out, "Serving {model} on http://{address}")?;
+    writeln!(out, "Serving {model} on {scheme}://{address}")?;
     writeln!(
         out,
-        "Try: curl http://{reachable}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        "Try: curl {scheme}://{reachable}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     )?;
+    if let Some(admin) = admin {
+        writeln!(out, "Metrics on http://{admin}/metrics")?;
+    }
     Ok(out.flush()?)
 }

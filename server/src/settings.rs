@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use frugal_models::step::SamplingParams;
+use sha2::{Digest as _, Sha256};
 
 pub use crate::responses::store::StoreLimits;
 
@@ -99,4 +100,13 @@ pub struct Caller {
     pub tenant: u64,
     /// Prefixes are shared within a domain only.
     pub domain: [u8; 32],
+}
+
+impl Caller {
+    /// Whoever has the key of this name.
+    pub fn named(name: &str) -> Self {
+        let domain = Sha256::new().chain_update(b"key\0").chain_update(name).finalize();
+        let (first, _) = domain.split_first_chunk().expect("32 bytes");
+        Self { tenant: u64::from_be_bytes(*first).max(1), domain: domain.into() }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use axum::http::HeaderValue;
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
@@ -14,6 +15,7 @@ use crate::metrics::{Facts, HttpCounts};
 use crate::responses::store::Store;
 use crate::settings::Settings;
 use crate::text::TextPool;
+use crate::traces::Traces;
 
 /// Shared by all handlers; cloning shares.
 #[derive(Clone)]
@@ -37,6 +39,12 @@ pub struct Operations {
     pub facts: Facts,
     /// Serve `/debug/selfcheck`.
     pub selfcheck: bool,
+    /// It and `/metrics` are served by [`crate::admin`] alone.
+    pub apart: bool,
+    /// Origins whose pages may read answers; `*` for all.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Where traces go; None for nowhere.
+    pub traces: Option<Traces>,
 }
 
 /// Known once the model is loaded.

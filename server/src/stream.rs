@@ -8,16 +8,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use frugal_models::detok::Detokenizer;
 use frugal_models::step::{TokenBytes, TokenId, TokenScore};
 use frugal_scheduler::handle::Submission;
-use frugal_scheduler::request::{Event, FinishReason};
+use frugal_scheduler::request::{Event, FinishReason, Report};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::access::{End, Line};
+use crate::access::{Answered, End, Line};
 use crate::admit::{Admitted, Echo};
 use crate::error::{ApiError, from_submit};
 use crate::form::{Form, FormReader, Part};
@@ -102,6 +103,9 @@ pub struct Answer {
     tokens_seen: u64,
     end: End,
     line: Arc<Line>,
+    submitted: SystemTime,
+    reports: Vec<Report>,
+    reasons: Vec<&'static str>,
 }
 
 /// What the client named to end a choice.
@@ -180,11 +184,19 @@ impl ChoiceState {
 }
 
 impl Answer {
-    /// Submits every prompt; all or none are taken.
+    /// Submits every prompt; all or none are taken, and charged.
     ///
     /// # Errors
-    /// What the engine said of the first that it did not take.
+    /// What the engine said of the first that it did not take, or that their key has used its tokens.
     pub fn start(engine: &Engine, admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
+        let Some(budget) = line.budget() else { return Self::submit(engine, admitted, line) };
+        let tokens = admitted.prompts.iter().map(|prompt| prompt.request.prompt.len() as u64).sum();
+        budget.prompt(tokens)?;
+        Self::submit(engine, admitted, line.clone()).inspect_err(|_| budget.refund(tokens))
+    }
+
+    fn submit(engine: &Engine, admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
+        let submitted = SystemTime::now();
         let n = admitted.n as usize;
         let strings = admitted.prompts.first().map(|p| p.request.stop.clone()).unwrap_or_default();
         let mut events = SelectAll::new();
@@ -215,6 +227,9 @@ impl Answer {
             tokens_seen: 0,
             end: End::Abandoned,
             line,
+            submitted,
+            reports: Vec::new(),
+            reasons: Vec::new(),
         })
     }
 
@@ -261,6 +276,7 @@ impl Answer {
             Event::PromptScores { scores, .. } => self.prompts[prompt].scores.extend(scores),
             Event::Token { choice, token, score, release } => {
                 self.tokens_seen += 1;
+                self.charge(1);
                 self.begin(prompt);
                 self.on_token(self.choice(prompt, choice), token, score, release as usize);
             }
@@ -271,15 +287,22 @@ impl Answer {
             Event::Done(report) => {
                 self.done += 1;
                 self.totals.add(&report);
-                if let Some(error) = self.prompts[prompt].failed.take() {
-                    return Err(match &report.fault {
-                        Some(fault) => error.with_detail(fault),
-                        None => error,
-                    });
-                }
+                let error = self.prompts[prompt].failed.take();
+                let detailed = error.map(|error| match &report.fault {
+                    Some(fault) => error.with_detail(fault),
+                    None => error,
+                });
+                self.reports.push(*report);
+                return detailed.map_or(Ok(()), Err);
             }
         }
         Ok(())
+    }
+
+    fn charge(&self, tokens: u64) {
+        if let Some(budget) = self.line.budget() {
+            budget.output(tokens);
+        }
     }
 
     fn choice(&self, prompt: usize, choice: u32) -> usize {
@@ -365,6 +388,7 @@ impl Answer {
         match outcome(reason, &self.stops) {
             Ok(mut ending) => {
                 ending.reason = form.map_or(ending.reason, |form| form.reason(ending.reason));
+                self.reasons.push(ending.reason);
                 self.ready.push_back(Ok(Piece::Finish { choice, ending }));
             }
             // What remains of the account, and the reason for a fault, come with the last event.
@@ -384,7 +408,15 @@ impl Drop for Answer {
             self.totals.prompt_tokens = self.totals.prompt_tokens.max(asked);
             self.totals.completion_tokens = self.totals.completion_tokens.max(self.tokens_seen);
         }
-        self.line.record(&self.totals, self.end);
+        // End tokens count and were not seen.
+        self.charge(self.totals.completion_tokens.saturating_sub(self.tokens_seen));
+        self.line.record(Answered {
+            totals: std::mem::take(&mut self.totals),
+            end: self.end,
+            submitted: self.submitted,
+            reports: std::mem::take(&mut self.reports),
+            reasons: std::mem::take(&mut self.reasons),
+        });
     }
 }
 

@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use frugal::auth::Keys;
-use frugal_config::raw::ApiKey;
-use frugal_config::units::Secret;
+use frugal_config::auth::Key;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -81,7 +80,7 @@ impl Trouble {
         (setup.engine.max_seqs, setup.engine.queue_requests_max) = (1, 1);
         let full = setup.start().await;
         let mut setup = Setup::default();
-        setup.operations.keys = Keys::new(&[ApiKey { name: "test".to_owned(), key: Secret::new(KEY) }]);
+        setup.operations.keys = Keys::new(&[Key::new("test", KEY)]);
         setup.engine.tenant_requests_max = Some(1);
         let limited = setup.start().await;
         let mut setup = Setup::default();

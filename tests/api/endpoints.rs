@@ -2,8 +2,7 @@
 
 use frugal::auth::Keys;
 use frugal::settings::Limits;
-use frugal_config::raw::ApiKey;
-use frugal_config::units::Secret;
+use frugal_config::auth::Key;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -140,7 +139,7 @@ async fn text_endpoints_have_the_limits_of_prompts() {
 #[tokio::test]
 async fn keys_guard_what_works_and_not_what_describes() {
     let mut setup = Setup::default();
-    setup.operations.keys = Keys::new(&[ApiKey { name: "a".to_owned(), key: Secret::new("sk-a") }]);
+    setup.operations.keys = Keys::new(&[Key::new("a", "sk-a")]);
     let server = setup.start().await;
     for guarded in ["/tokenize", "/detokenize", "/apply-template"] {
         assert_eq!(server.post(guarded, &json!({})).await.status, StatusCode::UNAUTHORIZED, "{guarded}");

@@ -103,8 +103,8 @@ impl Setup {
             grammars: Arc::new(ConstraintEngine::new(&tokenizer).expect("any vocabulary of text will do")),
         };
         state.set_engine(engine);
-        let url = serve(state).await;
-        Server { url, control, handle, tokenizer, client: reqwest::Client::new() }
+        let url = serve(state.clone()).await;
+        Server { url, state, control, handle, tokenizer, client: reqwest::Client::new() }
     }
 }
 
@@ -149,9 +149,14 @@ fn real(gguf: &Gguf, backend: BackendKind) -> Box<dyn Runner> {
 
 /// Serves a state on a port of the system's choice.
 pub(crate) async fn serve(state: State) -> String {
+    serve_router(frugal::app(state)).await
+}
+
+/// The same for anything.
+pub(crate) async fn serve_router(router: axum::Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    tokio::spawn(async move { axum::serve(listener, frugal::app(state)).await });
+    tokio::spawn(async move { axum::serve(listener, router).await });
     format!("http://{address}")
 }
 
@@ -162,6 +167,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 /// A server and what is behind it.
 pub(crate) struct Server {
     pub(crate) url: String,
+    pub(crate) state: State,
     pub(crate) control: FakeControl,
     pub(crate) handle: Handle,
     pub(crate) tokenizer: Arc<Tokenizer>,
@@ -187,6 +193,12 @@ impl Server {
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
         reply(self.client.post(format!("{}{path}", self.url)).json(body)).await
+    }
+
+    /// The same with more headers.
+    pub(crate) async fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Reply {
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        reply(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
     }
 
     /// An answer that must be good.

@@ -1,8 +1,7 @@
 //! Anthropic's `/v1/messages` and `/v1/messages/count_tokens`.
 
 use frugal::auth::Keys;
-use frugal_config::raw::ApiKey;
-use frugal_config::units::Secret;
+use frugal_config::auth::Key;
 use frugal_models::model_runner::BackendKind;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -282,7 +281,7 @@ async fn what_is_not_honoured_is_named() {
 #[tokio::test]
 async fn refusals_are_in_anthropics_shape_below_its_path_only() {
     let mut setup = Setup::default();
-    setup.operations.keys = Keys::new(&[ApiKey { name: "test".to_owned(), key: Secret::new("sk-a") }]);
+    setup.operations.keys = Keys::new(&[Key::new("test", "sk-a")]);
     setup.settings.limits.body_bytes = 1000;
     let server = setup.start().await;
     let send = async |path: &str, key: Option<&str>, body: &Value| {

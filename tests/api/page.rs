@@ -1,8 +1,7 @@
 //! The page for people: what is served, and what it does in a browser.
 
 use frugal::auth::Keys;
-use frugal_config::raw::ApiKey;
-use frugal_config::units::Secret;
+use frugal_config::auth::Key;
 use reqwest::StatusCode;
 
 use crate::clients::{Client, KEY};
@@ -10,7 +9,7 @@ use crate::harness::{Server, Setup};
 
 async fn keyed() -> Server {
     let mut setup = Setup::default();
-    setup.operations.keys = Keys::new(&[ApiKey { name: "test".to_owned(), key: Secret::new(KEY) }]);
+    setup.operations.keys = Keys::new(&[Key::new("test", KEY)]);
     setup.start().await
 }
 

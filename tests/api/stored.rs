@@ -2,8 +2,7 @@
 
 use frugal::auth::Keys;
 use frugal::settings::StoreLimits;
-use frugal_config::raw::ApiKey;
-use frugal_config::units::Secret;
+use frugal_config::auth::Key;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -117,7 +116,7 @@ async fn a_conversation_goes_on_without_its_instructions() {
 #[tokio::test]
 async fn another_keys_responses_are_not_there() {
     let mut setup = Setup::default();
-    let key = |name: &str| ApiKey { name: name.to_owned(), key: Secret::new(name) };
+    let key = |name: &str| Key::new(name, name);
     setup.operations.keys = Keys::new(&[key("mine"), key("other")]);
     let server = setup.start().await;
     let ask = async |key: &str, body: &Value| {

@@ -3,7 +3,6 @@ use std::path::Path;
 use clap::CommandFactory as _;
 
 use super::*;
-use crate::units::Secret;
 
 /// The configuration from a file's text, variables and arguments.
 fn config(file: &str, env: &[(&str, &str)], args: &[&str]) -> Result<Config, ConfigError> {
@@ -37,6 +36,7 @@ fn help_texts() {
     insta::assert_snapshot!("help_bench", help(&["bench"]));
     insta::assert_snapshot!("help_inspect", help(&["inspect"]));
     insta::assert_snapshot!("help_health", help(&["health"]));
+    insta::assert_snapshot!("help_key", help(&["key"]));
     insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
     insta::assert_snapshot!("help_config", help(&["config"]));
 }
@@ -90,7 +90,7 @@ fn variables_have_the_type_of_their_key() {
     assert_eq!(c.kv.memory_bytes, Some(2 << 30));
     assert_eq!(c.cost.per_hour.map(|p| p.0), Some(100_000_000_000));
     assert_eq!(c.cost.hosted["a"].0.0, 150_000_000_000);
-    assert_eq!(c.auth.keys[0].key, Secret::new("s3cret"));
+    assert_eq!(c.auth.keys, [crate::auth::Key::new("a", "s3cret")]);
 }
 
 #[test]
@@ -149,6 +149,18 @@ fn errors_name_key_value_and_origin() {
         &["--set", "auth.keys=[{name = \"a\", key = \"s3cret\"}, {name = \"b\", key = \"s3cret\"}]"],
     );
     check("[auth]\nmax_requests_per_key = 3\n", &[], &[]);
+    check("[auth]\ntokens_per_minute = 3\n", &[], &[]);
+    check("", &[("FRUGAL_AUTH__REQUESTS_PER_MINUTE", "0")], &[]);
+    check("[auth]\nkeys = [{ name = \"a\", key = \"sha256:s3cret\" }]\n", &[], &[]);
+    check("[auth]\nkeys = [{ name = \"a\", key = \"s3cret\", tokens_per_minute = 0 }]\n", &[], &[]);
+    check("[server]\nadmin_listen = \"9000\"\n", &[], &[]);
+    check("[server]\ncors_origins = [\"https://example.com/\"]\n", &[], &[]);
+    check("[server]\ncors_origins = [\"*\", \"https://example.com\"]\n", &[], &[]);
+    check("[tls]\ncertificate = \"tls.crt\"\n", &[], &[]);
+    check("[tls]\nkey = \"tls.key\"\n", &[], &[]);
+    check("[tls]\ncertificate = \"/nonexistent/tls.crt\"\nkey = \"/nonexistent/tls.key\"\n", &[], &[]);
+    check("", &[("FRUGAL_TRACES__ENDPOINT", "localhost:4318")], &[]);
+    check("", &[("FRUGAL_TRACES__RATIO", "2")], &[]);
     check("[auth]\nkeys_file = \"/nonexistent/keys\"\n", &[], &[]);
     check("", &[("FRUGAL_MODEL__CHAT_TEMPLATE", "/nonexistent/t.jinja")], &[]);
     check("", &[("FRUGAL_LOG__LEVEL", "infoo")], &[]);

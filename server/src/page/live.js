@@ -81,6 +81,7 @@ function say(state) {
 async function look() {
   try {
     const response = await fetch("/metrics", { signal: AbortSignal.timeout(5 * EVERY_MS) });
+    if (response.status === 404) return say("numbers not public");
     if (!response.ok) throw new Error(`status ${response.status}`);
     const samples = parse(await response.text());
     show(samples, performance.now());

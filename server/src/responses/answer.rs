@@ -59,7 +59,10 @@ pub(crate) async fn respond(
         .map(|_| Names { tokenizer: engine.tokenizer.clone(), as_token_ids: admitted.as_token_ids });
     let keep = asked.store.then_some(Keep { domain, before, input });
     let response = Response::new(asked, background, now());
-    let answer = Answer::start(engine, admitted, if background { Arc::default() } else { line })?;
+    if background {
+        line.outlive();
+    }
+    let answer = Answer::start(engine, admitted, line)?;
     let mut making = Making {
         state: state.clone(),
         answer,

@@ -1,10 +1,13 @@
 //! The binary as a process: what it serves, what it refuses, how it ends.
 
+mod admin;
 mod bench;
 mod chat;
 mod inspect;
+mod keys;
 mod notify;
 mod process;
+mod tls;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;

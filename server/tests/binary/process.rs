@@ -2,11 +2,11 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 /// Longest silence before a test gives up; no test waits for it to pass.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The binary with these arguments and no other configuration around.
 pub(crate) fn frugal(args: &[&str], env: &[(&str, &str)]) -> Command {
@@ -23,6 +23,7 @@ pub(crate) fn fixture(name: &str) -> String {
 /// A server that has announced itself. Killed if the test fails before it ends.
 pub(crate) struct Running {
     child: Child,
+    stdout: BufReader<ChildStdout>,
     /// Host and port.
     pub(crate) address: String,
 }
@@ -44,14 +45,26 @@ impl Running {
             .spawn()
             .expect("the binary runs");
         let mut line = String::new();
-        let stdout = child.stdout.as_mut().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let Some((_, address)) = line.trim().rsplit_once("http://") else {
+        let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        stdout.read_line(&mut line).expect("a line");
+        let Some((_, address)) = line.trim().rsplit_once("://") else {
             let mut log = String::new();
             child.stderr.as_mut().expect("a pipe").read_to_string(&mut log).expect("the log");
             panic!("no announcement: {line}{log}");
         };
-        Self { address: address.to_owned(), child }
+        Self { address: address.to_owned(), child, stdout }
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("a line");
+        line
+    }
+
+    /// Of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGTERM.
@@ -152,4 +165,10 @@ pub(crate) fn try_get(address: &str, path: &str) -> Option<Answer> {
 /// POST.
 pub(crate) fn post(address: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Answer {
     answer(send(address, "POST", path, body, headers)).expect("a response")
+}
+
+/// GET with a key.
+pub(crate) fn get_as(address: &str, path: &str, key: &str) -> Answer {
+    let bearer = format!("Bearer {key}");
+    answer(send(address, "GET", path, "", &[("authorization", &bearer)])).expect("a response")
 }

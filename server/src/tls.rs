@@ -1,0 +1,130 @@
+//! TLS: handshakes under the certificate of the moment, and a client that knows its own server.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use anyhow::Context as _;
+use frugal_config::tls::Pem;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream as Client;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{self, CryptoProvider};
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// How connections are made private. Clones share the certificate.
+#[derive(Clone)]
+pub(crate) struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
+
+impl Tls {
+    /// With this certificate.
+    ///
+    /// # Errors
+    /// If there is none, or it and the key do not belong together.
+    pub(crate) fn new(pem: &Pem) -> anyhow::Result<Self> {
+        Ok(Self(Arc::new(RwLock::new(server(pem)?))))
+    }
+
+    /// With this one from the next connection on.
+    ///
+    /// # Errors
+    /// As for the first; then nothing changes.
+    pub(crate) fn replace(&self, pem: &Pem) -> anyhow::Result<()> {
+        let new = server(pem)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    /// A client's handshake, which takes as long as the client likes.
+    pub(crate) async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        let now = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        TlsAcceptor::from(now).accept(stream).await
+    }
+}
+
+/// The provider that the rest of the program has, named so that no other is ever chosen.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(crypto::ring::default_provider())
+}
+
+fn chain(pem: &Pem) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let chain = CertificateDer::pem_slice_iter(pem.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain = chain.context("tls.certificate is not PEM")?;
+    anyhow::ensure!(!chain.is_empty(), "tls.certificate: the file has no certificate");
+    Ok(chain)
+}
+
+fn server(pem: &Pem) -> anyhow::Result<Arc<ServerConfig>> {
+    let key = PrivateKeyDer::from_pem_slice(pem.key.expose().as_bytes());
+    let key = key.context("tls.key: the file has no private key in PEM")?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .context("TLS cannot be had")?
+        .with_no_client_auth()
+        .with_single_cert(chain(pem)?, key)
+        .context("tls.certificate and tls.key cannot be used together")?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Connects to the server that has this certificate.
+///
+/// # Errors
+/// If another one answers.
+pub(crate) async fn connect(stream: TcpStream, pem: &Pem) -> anyhow::Result<Client<TcpStream>> {
+    let address = stream.peer_addr()?;
+    let own = chain(pem)?.swap_remove(0);
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Own(own, provider())))
+        .with_no_client_auth();
+    let name = ServerName::IpAddress(address.ip().into());
+    Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+}
+
+/// Trusts one certificate, whatever it says: who asks has the server's own files.
+#[derive(Debug)]
+struct Own(CertificateDer<'static>, Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Own {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if *shown == self.0 {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Error::General("the server has another certificate than tls.certificate".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.1.signature_verification_algorithms;
+        crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.1.signature_verification_algorithms;
+        crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.1.signature_verification_algorithms.supported_schemes()
+    }
+}

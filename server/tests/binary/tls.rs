@@ -1,0 +1,170 @@
+//! HTTPS: certificates, their renewal, clients that say nothing.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto};
+
+use super::{failure, output};
+use crate::process::{PATIENCE, Running, try_get};
+
+/// A folder with a certificate and its key, removed with the value.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("frugal-tls-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).expect("a file");
+    }
+
+    /// A new certificate for `localhost`, with its key.
+    fn renew(&self) -> CertificateDer<'static> {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        self.write("tls.crt", &made.cert.pem());
+        self.write("tls.key", &made.signing_key.serialize_pem());
+        made.cert.der().clone()
+    }
+
+    fn env(&self) -> [(&'static str, String); 2] {
+        [("FRUGAL_TLS__CERTIFICATE", self.path("tls.crt")), ("FRUGAL_TLS__KEY", self.path("tls.key"))]
+    }
+
+    fn start(&self, args: &[&str]) -> Running {
+        let env = self.env();
+        Running::start(args, &env.each_ref().map(|(name, value)| (*name, value.as_str())))
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// The status of `GET /readyz` for a client that trusts one certificate.
+fn https(address: &str, trusted: &CertificateDer<'static>) -> Result<u16, std::io::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone()).expect("a certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("TLS")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = StreamOwned::new(connection, socket);
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"))
+}
+
+#[test]
+fn https_is_spoken_and_nothing_else() {
+    let files = Files::new("speaks");
+    let (other, own) = (files.renew(), files.renew());
+    let server = files.start(&[]);
+    assert_eq!(https(&server.address, &own).expect("trust"), 200);
+    https(&server.address, &other).expect_err("another's certificate");
+    assert!(try_get(&server.address, "/readyz").is_none(), "plain HTTP was answered");
+    // Who has the server's files knows it when it answers.
+    let (_, port) = server.address.rsplit_once(':').expect("a port");
+    let env = files.env();
+    let env = [("FRUGAL_SERVER__PORT", port), (env[0].0, &env[0].1), (env[1].0, &env[1].1)];
+    assert_eq!(output(&["health"], &env), (0, "{\"status\":\"ok\"}\n".to_owned(), String::new()));
+    files.renew();
+    let (code, error) = failure(&["health"], &env);
+    assert!(
+        code == 1 && error.contains("https://127.0.0.1") && error.contains("another certificate"),
+        "{error}"
+    );
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
+    let files = Files::new("renews");
+    let first = files.renew();
+    let server = files.start(&[]);
+    let hangup = || {
+        let sent = Command::new("kill").args(["-HUP", &server.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    };
+    assert_eq!(https(&server.address, &first).expect("trust"), 200);
+    let second = files.renew();
+    hangup();
+    while https(&server.address, &second).is_err() {}
+    https(&server.address, &first).expect_err("the first is gone");
+    // A key that is another certificate's.
+    let own = std::fs::read_to_string(files.path("tls.crt")).expect("a file");
+    files.renew();
+    files.write("tls.crt", &own);
+    hangup();
+    assert_eq!(https(&server.address, &second).expect("as before"), 200);
+    let third = files.renew();
+    hangup();
+    while https(&server.address, &third).is_err() {}
+    assert!(server.stop().contains("read again"));
+}
+
+#[test]
+fn what_cannot_be_a_certificate_is_named_at_start() {
+    let files = Files::new("bad");
+    let port = ["--port", "0"];
+    let check = |problem: &str| {
+        let env = files.env();
+        let (code, error) = failure(&port, &env.each_ref().map(|(name, value)| (*name, value.as_str())));
+        assert!(code == 1 && error.contains(problem), "{error}");
+    };
+    files.renew();
+    let key = std::fs::read_to_string(files.path("tls.key")).expect("a file");
+    files.renew();
+    files.write("tls.key", &key);
+    check("tls.certificate and tls.key cannot be used together");
+    files.write("tls.key", "no key");
+    check("tls.key: the file has no private key in PEM");
+    files.write("tls.key", &key);
+    files.write("tls.crt", "no certificate");
+    check("tls.certificate: the file has no certificate");
+}
+
+#[test]
+fn a_client_that_says_nothing_holds_nothing() {
+    let files = Files::new("silent");
+    let own = files.renew();
+    let server = files.start(&["--set", "server.header_timeout_s=1", "--set", "server.max_connections=1"]);
+    let mut silent = TcpStream::connect(&server.address).expect("a connection");
+    silent.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    // The only place is taken until the server gives up.
+    assert_eq!(https(&server.address, &own).expect("its turn"), 200);
+    let mut rest = Vec::new();
+    silent.read_to_end(&mut rest).expect("the server closes");
+    assert_eq!(rest, b"");
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_delay_the_end() {
+    let files = Files::new("ends");
+    files.renew();
+    let server = files.start(&["--set", "server.header_timeout_s=3600"]);
+    let silent = TcpStream::connect(&server.address).expect("a connection");
+    let log = server.stop();
+    assert!(!log.contains("did not take their answers"), "{log}");
+    drop(silent);
+}
