@@ -64,7 +64,8 @@ pub enum End {
 /// The trace ends when nobody knows of the request any more: an answer in the background outlives its line.
 pub struct Line {
     answer: Mutex<Option<Answered>>,
-    budget: OnceLock<Arc<Budget>>,
+    /// The key's name, and its budget.
+    asker: OnceLock<(String, Arc<Budget>)>,
     status: OnceLock<StatusCode>,
     /// The answer runs in the background: it has a line of its own.
     outlived: OnceLock<()>,
@@ -90,20 +91,23 @@ impl Line {
     }
 
     /// Whose budget its tokens are charged to, from now on.
-    pub fn charge(&self, budget: Arc<Budget>) {
+    pub fn charge(&self, key: &str, budget: Arc<Budget>) {
         // A request has one key.
-        let _ = self.budget.set(budget);
+        let _ = self.asker.set((key.to_owned(), budget));
     }
 
     /// Whose that is; None if nobody is charged.
     pub fn budget(&self) -> Option<&Budget> {
-        self.budget.get().map(|budget| &**budget)
+        self.asker.get().map(|(_, budget)| &**budget)
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if let Some(span) = self.span.take() {
+        if let Some(mut span) = self.span.take() {
+            if let Some((key, _)) = self.asker.take() {
+                span.set("frugal.key", key);
+            }
             let answer = self.answer.get_mut().unwrap_or_else(PoisonError::into_inner);
             span.end(self.status.get().copied(), answer.as_ref(), self.currency.as_deref());
         }
@@ -130,7 +134,7 @@ pub async fn log(Shared(state): Shared<State>, mut request: Request, next: Next)
     }
     let line = Arc::new(Line {
         answer: Mutex::default(),
-        budget: OnceLock::new(),
+        asker: OnceLock::new(),
         status: OnceLock::new(),
         outlived: OnceLock::new(),
         span: traced,

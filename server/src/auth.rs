@@ -132,12 +132,11 @@ pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next)
     };
     Span::current().record("key", &known.name);
     request.extensions_mut().insert(known.caller);
-    // Looking things up is free.
-    if request.method() != Method::POST {
-        return next.run(request).await;
-    }
     if let Some(line) = request.extensions().get::<Arc<Line>>() {
-        line.charge(known.budget.clone());
+        line.charge(&known.name, known.budget.clone());
+    }
+    if !asks_for_work(&request) {
+        return next.run(request).await;
     }
     let mut response = match known.budget.request() {
         Ok(()) => next.run(request).await,
@@ -145,6 +144,11 @@ pub async fn require(State(keys): State<Keys>, mut request: Request, next: Next)
     };
     known.budget.show(response.headers_mut());
     response
+}
+
+/// Looking things up is free, and so is ending what runs.
+fn asks_for_work(request: &Request) -> bool {
+    request.method() == Method::POST && !request.uri().path().ends_with("/cancel")
 }
 
 #[cfg(test)]

@@ -90,6 +90,11 @@ impl IntoResponses for BodyRefusals {
             (408, "The body did not arrive in time", false),
             (413, "The body is too large", false),
             (415, "The body does not claim to be JSON", false),
+            (
+                429,
+                "This API key has used its requests or tokens of a minute, or has too many requests in progress",
+                true,
+            ),
             (503, "The server is overloaded, loading its model or shutting down", true),
         ];
         let more = more.into_iter().map(|(status, text, retry)| (status.to_string(), refusal(text, retry)));
@@ -102,12 +107,8 @@ pub(crate) struct ModelRefusals;
 
 impl IntoResponses for ModelRefusals {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        let more = [
-            (429, "This API key has too many requests in progress", true),
-            (504, "The request was not finished within the server's time limit", false),
-        ];
-        let more = more.into_iter().map(|(status, text, retry)| (status.to_string(), refusal(text, retry)));
-        BodyRefusals::responses().into_iter().chain(more).collect()
+        let late = refusal("The request was not finished within the server's time limit", false);
+        BodyRefusals::responses().into_iter().chain([("504".to_owned(), late)]).collect()
     }
 }
 

@@ -202,7 +202,8 @@ impl RequestSpan {
         span.start_with_context(&self.tracer, &parent).end_with_timestamp(at(to));
     }
 
-    fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+    /// One more attribute.
+    pub(crate) fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         self.span.set_attribute(KeyValue::new(key, value));
     }
 }

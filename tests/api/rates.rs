@@ -63,11 +63,13 @@ async fn a_key_has_its_requests_a_minute() {
     let early = post(&server, "sk-a", "/v1/messages", &anthropic).await;
     assert_eq!((early.status.as_u16(), &early.json["error"]["type"]), (429, &json!("rate_limit_error")));
     assert_eq!(early.headers["retry-after"], "30");
-    // Others are not concerned, nor are those who only look.
+    // Others are not concerned, nor are those who only look, or end something.
     assert_eq!(post(&server, "sk-free", CHAT, &ask(1)).await.status, StatusCode::OK);
     let models =
         server.client.get(format!("{}/v1/models", server.url)).bearer_auth("sk-a").send().await.unwrap();
     assert_eq!(models.status(), StatusCode::OK);
+    let nothing = post(&server, "sk-a", "/v1/responses/resp_1/cancel", &json!({})).await;
+    assert_eq!(nothing.status, StatusCode::NOT_FOUND);
     hand.store(30, Ordering::Relaxed);
     assert_eq!(post(&server, "sk-a", CHAT, &ask(1)).await.status, StatusCode::OK);
     assert_eq!(post(&server, "sk-a", CHAT, &ask(1)).await.status, StatusCode::TOO_MANY_REQUESTS);

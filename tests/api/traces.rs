@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
+use frugal::auth::Keys;
 use frugal::traces::Traces;
+use frugal_config::auth::Key;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
@@ -86,10 +88,12 @@ const PARENT: &str = "00f067aa0ba902b7";
 #[tokio::test]
 async fn a_request_is_a_span_of_its_clients_trace_with_what_the_engine_did_below() {
     let (collector, url) = Collector::start().await;
-    let (server, traces) = traced(Setup::priced(), &url, 1.0).await;
+    let mut setup = Setup::priced();
+    setup.operations.keys = Keys::new(&[Key::new("team-a", "sk-a")]);
+    let (server, traces) = traced(setup, &url, 1.0).await;
     let ask = json!({"messages": user("XYZZY"), "max_tokens": 5, "temperature": 0, "ignore_eos": true});
     let parent = format!("00-{TRACE}-{PARENT}-01");
-    let reply = server.post_with(CHAT, &ask, &[("traceparent", &parent)]).await;
+    let reply = server.post_with(CHAT, &ask, &[("traceparent", &parent), ("x-api-key", "sk-a")]).await;
     assert_eq!(reply.status, StatusCode::OK);
     let spans = collector.spans(&server, traces).await;
     assert_eq!(collector.resource()["service.name"], "frugal");
@@ -113,6 +117,7 @@ async fn a_request_is_a_span_of_its_clients_trace_with_what_the_engine_did_below
             "gen_ai.usage.cache_read.input_tokens": 0,
             "gen_ai.usage.output_tokens": 5,
             "frugal.end": "complete",
+            "frugal.key": "team-a",
             "frugal.cost": usage["cost"],
             "frugal.cost.currency": "USD",
         })
