@@ -55,6 +55,12 @@ enum Sub {
     /// The line goes to stdout and holds the key's digest alone, as in `frugal key NAME >> FILE`; the key itself is shown once,
     /// on stderr. A server that runs reads the file again within seconds.
     Key(KeyArgs),
+    /// Compare what a GPU computes with the processor's results, operation by operation
+    ///
+    /// What to run first on a machine with a GPU. Prints for every operation the error, how long it took, and the rates at
+    /// which it read and multiplied; then the same for a model, of which the processor scores the same text. Ends with 1 if a
+    /// result is wrong.
+    GpuSelftest(ServeArgs),
     /// Make a mixture-of-experts model from a dense llama model
     ///
     /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
@@ -78,6 +84,9 @@ struct Common {
     /// Compute threads, or "auto"
     #[arg(long, value_name = "N")]
     threads: Option<String>,
+    /// Where the model runs: "auto", "cpu" or "cuda:N"
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -273,6 +282,8 @@ pub enum Command {
     Health(Box<Config>),
     /// Make a key of this name.
     Key(String),
+    /// Compare.
+    GpuSelftest(Box<Config>),
     /// Convert.
     Upcycle(Upcycle, Hub),
     /// Print this.
@@ -309,14 +320,15 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             Command::Bench(resolve(&layers)?, args.bench)
         }
         Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
-            let layers = Common { model, config, set, threads: None }.layers(env)?;
+            let layers = Common { model, config, set, threads: None, device: None }.layers(env)?;
             Command::Inspect(resolve(&layers)?, inspect)
         }
         Sub::Health(HealthArgs { config, set }) => {
-            let layers = Common { model: None, config, set, threads: None }.layers(env)?;
+            let layers = Common { model: None, config, set, threads: None, device: None }.layers(env)?;
             Command::Health(resolve(&layers)?)
         }
         Sub::Key(KeyArgs { name }) => Command::Key(name),
+        Sub::GpuSelftest(args) => Command::GpuSelftest(resolve(&args.layers(env)?)?),
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
             Command::Upcycle(upcycle, hub)
@@ -354,7 +366,11 @@ impl Common {
         }
         apply(
             &mut layers,
-            &[("--model", "model.source", &self.model), ("--threads", "cpu.threads", &self.threads)],
+            &[
+                ("--model", "model.source", &self.model),
+                ("--threads", "cpu.threads", &self.threads),
+                ("--device", "gpu.device", &self.device),
+            ],
         )?;
         Ok(layers)
     }

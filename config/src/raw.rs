@@ -3,7 +3,9 @@
 //! What each key means stands in `default.toml`; a key without a default there is an `Option` here.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,7 @@ pub struct Raw {
     pub scheduler: Scheduler,
     pub kv: Kv,
     pub cpu: Cpu,
+    pub gpu: Gpu,
     pub cost: Cost,
     pub log: Log,
     pub traces: Traces,
@@ -180,6 +183,49 @@ pub struct Cpu {
     pub threads: Auto<Count>,
     pub isa: Isa,
     pub pin: bool,
+}
+
+/// `[gpu]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct Gpu {
+    pub device: Device,
+    pub memory_utilization: f64,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU if there is one.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// NVIDIA's GPU of this number.
+    Cuda(u32),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cuda = || text.strip_prefix("cuda:")?.parse().ok().map(Self::Cuda);
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => cuda().ok_or_else(|| "expected \"auto\", \"cpu\" or \"cuda:N\"".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
 }
 
 /// Instruction set of the kernels.

@@ -1,5 +1,7 @@
 //! Validated configuration: one small struct per consumer, nothing left to check.
 
+mod cost;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -9,11 +11,10 @@ use std::time::Duration;
 use crate::auth::Auth;
 use crate::error::ConfigError;
 use crate::hub::Hub;
-use crate::layers::{Layers, UNSET};
-use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerMillion};
+use crate::layers::Layers;
+use crate::prices::{Milliwatts, PicoPerHour, PicoPerMillion};
 use crate::raw::{self, Isa, KvType, LogFormat, Raw, UnknownFields};
 use crate::tls::Tls;
-use crate::units::{Decimal, PICO};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +41,8 @@ pub struct Config {
     pub kv: Kv,
     /// The CPU backend.
     pub cpu: Cpu,
+    /// Where the model runs, if not there.
+    pub gpu: Gpu,
     /// Prices.
     pub cost: Cost,
     /// Logs.
@@ -197,6 +200,15 @@ pub struct Cpu {
     pub pin: bool,
 }
 
+/// The GPU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Where the model runs.
+    pub device: raw::Device,
+    /// Percent of a GPU's memory that all on it may take, 10 to 100.
+    pub memory: u8,
+}
+
 /// Prices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
@@ -248,6 +260,7 @@ impl Config {
             scheduler: check.scheduler(&raw)?,
             kv: check.kv(&raw)?,
             cpu: Cpu { threads: check.threads(&raw)?, isa: raw.cpu.isa, pin: raw.cpu.pin },
+            gpu: check.gpu(&raw)?,
             cost: check.cost(&raw)?,
             log: check.log(&raw)?,
             traces: check.traces(&raw)?,
@@ -401,100 +414,16 @@ impl Check<'_> {
         })
     }
 
+    fn gpu(&self, raw: &Raw) -> Result<Gpu, ConfigError> {
+        let raw::Gpu { device, memory_utilization } = raw.gpu;
+        if !(0.1..=1.0).contains(&memory_utilization) {
+            return Err(self.layers.wrong("gpu.memory_utilization", "expected a number from 0.1 to 1"));
+        }
+        Ok(Gpu { device, memory: (memory_utilization * 100.0).round() as u8 })
+    }
+
     fn threads(&self, raw: &Raw) -> Result<Option<NonZeroU32>, ConfigError> {
         raw.cpu.threads.chosen().map(|n| self.nonzero("cpu.threads", n.0)).transpose()
-    }
-
-    fn cost(&self, raw: &Raw) -> Result<Cost, ConfigError> {
-        let c = &raw.cost;
-        if c.currency.is_empty() || c.currency.len() > 16 || !c.currency.bytes().all(|b| b.is_ascii_graphic())
-        {
-            return Err(self.layers.wrong("cost.currency", "expected 1 to 16 visible ASCII characters"));
-        }
-        let power = match c.power_watts {
-            Some(watts) => Some(
-                Milliwatts::from_watts(watts)
-                    .ok_or_else(|| self.layers.wrong("cost.power_watts", "expected at most 3 decimals"))?,
-            ),
-            None => None,
-        };
-        if let Some(0) = c.gpu_count {
-            return Err(self.layers.wrong("cost.gpu_count", "expected at least 1"));
-        }
-        let per_hour = match c.instance_per_hour {
-            Some(price) => {
-                self.instance_price_stands_alone(c)?;
-                Some(price.pico())
-            }
-            None => self.parts(c)?.per_hour(),
-        };
-        let per_hour = match per_hour {
-            Some(pico) => Some(self.price(pico)?),
-            None => None,
-        };
-        let hosted = c.hosted.clone().unwrap_or_default();
-        let hosted = hosted.into_iter().map(|(name, h)| (name, (h.input.into(), h.output.into()))).collect();
-        Ok(Cost { currency: c.currency.clone(), per_hour, power, hosted })
-    }
-
-    /// At most a million an hour, so that the sums of years fit into 128 bits.
-    fn price(&self, pico: u128) -> Result<PicoPerHour, ConfigError> {
-        let fits = u64::try_from(pico).ok().filter(|_| pico <= 1_000_000 * PICO).map(PicoPerHour);
-        let set = |key: &&str| self.layers.setting(key).value != UNSET;
-        let keys = [
-            "cost.instance_per_hour",
-            "cost.gpu_per_hour",
-            "cost.electricity_per_kwh",
-            "cost.hardware_price",
-        ];
-        let key = keys.iter().find(|key| set(key)).copied().unwrap_or(keys[0]);
-        fits.ok_or_else(|| self.layers.wrong(key, "the machine would cost more than 10^6 an hour"))
-    }
-
-    /// An instance price includes everything: with another price beside it, something would be counted twice.
-    fn instance_price_stands_alone(&self, c: &raw::Cost) -> Result<(), ConfigError> {
-        let others = [
-            ("cost.gpu_per_hour", c.gpu_per_hour.is_some()),
-            ("cost.electricity_per_kwh", c.electricity_per_kwh.is_some()),
-            ("cost.hardware_price", c.hardware_price.is_some()),
-        ];
-        match others.iter().find(|(_, set)| *set) {
-            Some((other, _)) => {
-                let problem = "an instance price includes everything";
-                Err(self.contradiction("cost.instance_per_hour", other, problem))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn parts(&self, c: &raw::Cost) -> Result<Parts, ConfigError> {
-        let both = |first: (&'static str, Option<Decimal>), second: (&'static str, Option<Decimal>)| match (
-            first.1, second.1,
-        ) {
-            (Some(a), Some(b)) => Ok(Some((a, b))),
-            (Some(_), None) => Err(self.incomplete(first.0, second.0)),
-            (None, Some(_)) => Err(self.incomplete(second.0, first.0)),
-            (None, None) => Ok(None),
-        };
-        if c.gpu_count.is_some() && c.gpu_per_hour.is_none() {
-            return Err(self.incomplete("cost.gpu_count", "cost.gpu_per_hour"));
-        }
-        let gpus = c.gpu_per_hour.map(|price| (price, c.gpu_count.unwrap_or(1)));
-        // Power alone is the basis of joules; a price of electricity alone is worth nothing.
-        let electricity = match c.electricity_per_kwh {
-            Some(_) => both(
-                ("cost.electricity_per_kwh", c.electricity_per_kwh),
-                ("cost.power_watts", c.power_watts),
-            )?
-            .map(|(price, watts)| (watts, price)),
-            None => None,
-        };
-        let hardware =
-            both(("cost.hardware_price", c.hardware_price), ("cost.hardware_years", c.hardware_years))?;
-        if c.hardware_years.is_some_and(|y| y.pico() < PICO / 1_000) {
-            return Err(self.layers.wrong("cost.hardware_years", "expected at least 0.001"));
-        }
-        Ok(Parts { gpus, electricity, hardware })
     }
 
     fn log(&self, raw: &Raw) -> Result<Log, ConfigError> {

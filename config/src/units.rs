@@ -223,7 +223,7 @@ macro_rules! text_serde {
     )*};
 }
 
-text_serde!([] ByteSize, [] Count, [] Decimal, [T] Auto<T>);
+text_serde!([] crate::raw::Device, [] ByteSize, [] Count, [] Decimal, [T] Auto<T>);
 
 #[cfg(test)]
 mod tests {

@@ -357,8 +357,9 @@ pub trait Backend: Send {
         (0..items).for_each(|item| work(0, item));
     }
 
-    /// Work since [`Backend::begin`], one entry per span.
-    fn take_stats(&mut self) -> StepStats;
+    /// Work since [`Backend::begin`], one entry per span. Waits for a device that works on its own, so that what went wrong in the
+    /// step is known.
+    fn take_stats(&mut self) -> Result<StepStats, BackendError>;
 }
 
 /// Counts a step's work; backends feed it from within their operations.

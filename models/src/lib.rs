@@ -9,6 +9,8 @@ pub mod cpu;
 pub mod detok;
 pub mod fake;
 pub mod gguf;
+#[cfg(feature = "candle")]
+pub mod gpu;
 pub mod inspect;
 pub mod kv;
 pub mod mask;
@@ -17,6 +19,8 @@ pub mod model_runner;
 pub mod quant;
 pub mod reference;
 pub mod runner;
+#[cfg(any(test, feature = "candle"))]
+mod samples;
 pub mod sampling;
 pub mod source;
 pub mod step;

@@ -5,6 +5,7 @@
 //! whoever drives the runner ends its requests and the process.
 
 mod check;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,41 @@ use crate::step::{CacheGroup, Geometry, Row, RowFault, RowOutput, StepFault, Ste
 
 /// Logits that are held at once; more are computed in pieces. 128 MiB: 200 rows of the largest vocabularies.
 const LOGITS_MAX: usize = 32 << 20;
+
+/// What a self-test of a GPU found.
+#[derive(Clone, Debug)]
+pub struct SelfTest {
+    /// As its maker calls it.
+    pub gpu: String,
+    /// Bytes read and written per second by a copy within its memory.
+    pub copy: f64,
+    /// In the order in which they ran.
+    pub checks: Vec<Check>,
+}
+
+/// One operation of a GPU.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What, of which sizes.
+    pub name: String,
+    /// Norm of the difference from the reference over the reference's norm; None where only the time was taken.
+    pub error: Option<f64>,
+    /// Most it may be: what rounding of activations and weights costs.
+    pub limit: f64,
+    /// Of one run, launches included.
+    pub micros: f64,
+    /// Bytes of weights, or of keys and values, that it must read.
+    pub bytes: u64,
+    /// Multiply-adds.
+    pub macs: u64,
+}
+
+impl Check {
+    /// Whether the result is right. NaN is not.
+    pub fn passed(&self) -> bool {
+        self.error.is_none_or(|error| error <= self.limit)
+    }
+}
 
 /// How to run a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +85,16 @@ pub enum BackendKind {
     Cpu,
     /// The specification: one slow thread, F32 activations.
     Reference,
+    /// An NVIDIA GPU; refused by builds without the feature `cuda`.
+    Cuda {
+        /// Which, as the driver counts.
+        ordinal: usize,
+        /// Of its memory, what all processes may take together: weights, cache and work. Percent.
+        memory: u8,
+    },
+    /// The GPU backend with its kernels' contracts in plain loops on the host, for tests; refused by builds without the feature
+    /// `candle`.
+    GpuHost,
 }
 
 /// Loads a model onto a backend.
@@ -57,6 +103,9 @@ pub enum BackendKind {
 /// If the file cannot be run, or weights and cache do not fit into memory.
 pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     let shape = arch::shape(gguf)?;
+    if matches!(options.backend, BackendKind::Cuda { .. } | BackendKind::GpuHost) {
+        return gpu::load(gguf, shape, options);
+    }
     let pool = memory::plan(&shape, &options.kv, memory::available())?;
     let geometry = geometry(gguf, &shape, &pool, &options.kv)?;
     let groups = memory::layouts(&shape, &pool);
@@ -72,7 +121,37 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
             let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
             bitwise(gguf, ReferenceBackend::new(kv), geometry)
         }
+        BackendKind::Cuda { .. } | BackendKind::GpuHost => unreachable!("loaded above"),
     }
+}
+
+/// NVIDIA GPUs that the driver has for us.
+///
+/// # Errors
+/// Why there can be none: this build, or no driver.
+pub fn cuda_devices() -> Result<usize, String> {
+    #[cfg(feature = "cuda")]
+    return crate::gpu::GpuDevice::count();
+    #[cfg(not(feature = "cuda"))]
+    Err("this build has no CUDA kernels".to_owned())
+}
+
+/// Compares what a GPU computes with the reference, operation by operation.
+///
+/// # Errors
+/// If this build has no kernels for it, or the GPU fails.
+#[cfg(feature = "cuda")]
+pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
+    crate::gpu::selftest(&|| crate::gpu::GpuDevice::cuda(ordinal)).map_err(|e| e.to_string())
+}
+
+/// Compares what a GPU computes with the reference, operation by operation.
+///
+/// # Errors
+/// Always: this build has no kernels for it.
+#[cfg(not(feature = "cuda"))]
+pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
+    Err(format!("cuda:{ordinal}: this build has no CUDA kernels (feature `cuda`)"))
 }
 
 fn bitwise<B: Backend + 'static>(
@@ -144,7 +223,7 @@ impl<B: Backend> ModelRunner<B> {
         if let Some(hidden) = hidden {
             self.answer(step, &hidden, batch.outputs.len(), &mut rows)?;
         }
-        Ok(StepOutput { rows, stats: self.backend.take_stats() })
+        Ok(StepOutput { rows, stats: self.backend.take_stats()? })
     }
 
     /// Turns what the model gave for each output into tokens and scores, in pieces that bound the logits' memory.

@@ -252,25 +252,9 @@ impl Backend for ReferenceBackend {
         self.count_dense(router.weight.bytes.len(), router.weight.macs(), x);
         let mut routed = Routed { top_k, experts: Vec::new(), weights: Vec::new() };
         for row in router.weight.product(0, &x.values).chunks_exact_mut(experts) {
-            add_to(row, router.bias);
-            match spec.gating {
-                Gating::Softmax => softmax(row),
-                Gating::Sigmoid => row.iter_mut().for_each(|v| *v = sigmoid(*v)),
-                Gating::ChosenSoftmax => {}
-            }
-            let mut score = row.to_vec();
-            add_to(&mut score, router.choice_bias);
-            if let Some(groups) = &spec.groups {
-                close_groups(&mut score, groups);
-            }
-            let order = best(&score, top_k);
-            let mut weights: Vec<f32> = order.iter().map(|&e| row[e]).collect();
-            if spec.gating == Gating::ChosenSoftmax {
-                softmax(&mut weights);
-            }
-            let sum = if spec.normalise { weights.iter().sum::<f32>().max(RouteSpec::SUM_MIN) } else { 1.0 };
-            routed.experts.extend(order.iter().map(|&e| e as u32));
-            routed.weights.extend(weights.iter().map(|w| w / sum * spec.scale));
+            let (chosen, weights) = choose_experts(row, [router.bias, router.choice_bias], spec);
+            routed.experts.extend(chosen);
+            routed.weights.extend(weights);
         }
         Ok(routed)
     }
@@ -350,8 +334,8 @@ impl Backend for ReferenceBackend {
         Ok(Cow::Borrowed(&x.values))
     }
 
-    fn take_stats(&mut self) -> StepStats {
-        self.meter.take()
+    fn take_stats(&mut self) -> Result<StepStats, BackendError> {
+        Ok(self.meter.take())
     }
 }
 
@@ -425,7 +409,13 @@ impl Part<'_> {
 }
 
 /// One query over all that it sees: `keys` is `[seen, q.len()]`, `values` `[seen, out.len()]`.
-fn attend_one(q: &[f32], keys: &[f32], values: &[f32], (scale, sink): (f32, Option<f32>), out: &mut [f32]) {
+pub(crate) fn attend_one(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    (scale, sink): (f32, Option<f32>),
+    out: &mut [f32],
+) {
     let mut weights: Vec<f32> = keys.chunks_exact(q.len()).map(|key| dot(q, key) * scale).collect();
     weights.extend(sink);
     softmax(&mut weights);
@@ -457,6 +447,33 @@ fn gated(ffn: &Gated<'_, FileWeight, Vec<f32>>, expert: usize, x: &[f32]) -> Vec
         };
     }
     product(ffn.down, &inner, 2)
+}
+
+/// From one token's logits to its experts and their weights; biases as in [`Router`].
+pub(crate) fn choose_experts(
+    row: &mut [f32],
+    [bias, choice_bias]: [Option<&Vec<f32>>; 2],
+    spec: &RouteSpec,
+) -> (Vec<u32>, Vec<f32>) {
+    add_to(row, bias);
+    match spec.gating {
+        Gating::Softmax => softmax(row),
+        Gating::Sigmoid => row.iter_mut().for_each(|v| *v = sigmoid(*v)),
+        Gating::ChosenSoftmax => {}
+    }
+    let mut score = row.to_vec();
+    add_to(&mut score, choice_bias);
+    if let Some(groups) = &spec.groups {
+        close_groups(&mut score, groups);
+    }
+    let order = best(&score, spec.top_k as usize);
+    let mut weights: Vec<f32> = order.iter().map(|&e| row[e]).collect();
+    if spec.gating == Gating::ChosenSoftmax {
+        softmax(&mut weights);
+    }
+    let sum = if spec.normalise { weights.iter().sum::<f32>().max(RouteSpec::SUM_MIN) } else { 1.0 };
+    weights.iter_mut().for_each(|w| *w = *w / sum * spec.scale);
+    (order.into_iter().map(|e| e as u32).collect(), weights)
 }
 
 fn sigmoid(x: f32) -> f32 {

@@ -10,7 +10,7 @@ use frugal_models::cpu::available_threads;
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
-use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
+use frugal_models::model_runner::{BackendKind, RunnerOptions, cuda_devices, load_runner};
 use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
 use frugal_models::source::{self, Folders, Hub, Source};
@@ -65,13 +65,29 @@ pub(crate) fn runner(
     kv: KvOptions,
 ) -> anyhow::Result<Box<dyn Runner>> {
     let options = RunnerOptions {
-        backend: BackendKind::Cpu,
+        backend: backend(config)?,
         threads: threads(config),
         pin: config.cpu.pin,
         isa: isa(config.cpu.isa)?,
         kv,
     };
     load_runner(gguf, &options).with_context(|| format!("cannot load model {}", path.display()))
+}
+
+/// On what the model runs, with one line in the log that says why.
+fn backend(config: &Config) -> anyhow::Result<BackendKind> {
+    let cuda = |ordinal: u32| BackendKind::Cuda { ordinal: ordinal as usize, memory: config.gpu.memory };
+    let (backend, why) = match config.gpu.device {
+        raw::Device::Cpu => (BackendKind::Cpu, "gpu.device = \"cpu\"".to_owned()),
+        raw::Device::Cuda(ordinal) => (cuda(ordinal), format!("gpu.device = \"cuda:{ordinal}\"")),
+        raw::Device::Auto => match cuda_devices() {
+            Ok(0) => (BackendKind::Cpu, "there is no NVIDIA GPU".to_owned()),
+            Ok(n) => (cuda(0), format!("the first of {n} NVIDIA GPUs")),
+            Err(why) => (BackendKind::Cpu, why),
+        },
+    };
+    tracing::info!(?backend, %why, "where the model runs");
+    Ok(backend)
 }
 
 /// Compute threads.

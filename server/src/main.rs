@@ -10,6 +10,7 @@ mod load;
 mod logging;
 mod notify;
 mod reload;
+mod selftest;
 mod serve;
 mod terminal;
 mod tls;
@@ -58,6 +59,11 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
         }
         Command::Health(config) => health::run(&config)?,
         Command::Key(name) => key::run(&name)?,
+        Command::GpuSelftest(config) => {
+            if !selftest::run(&config)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
         Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }

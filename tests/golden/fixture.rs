@@ -54,9 +54,9 @@ pub(crate) const EXACT_F16_PAGES: Limits = Limits { max: 0.05, rms: 0.02 };
 /// Activations rounded to 8 bits.
 pub(crate) const ROUNDED: Limits = Limits { max: 0.8, rms: 0.35 };
 
-/// Where the fixtures are.
+/// Where the fixtures are, seen from any package of the project.
 pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
 /// Where a fixture lies.

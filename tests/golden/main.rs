@@ -5,6 +5,7 @@
 //! tokens, the log-probabilities of all tokens after the prompt and 24 greedy tokens. `exact` was computed with
 //! weights expanded to F32 and F32 arithmetic throughout; `native` with 8-bit activations (F16: with F16 ones).
 
+mod compare;
 mod drive;
 mod fixture;
 mod fixtures;

@@ -7,8 +7,8 @@ use frugal_models::gguf::{Gguf, GgufWriter, PartName, Value};
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
+use crate::compare::compare;
 use crate::fixture::open;
-use crate::fixtures::compare;
 
 /// Writes `whole` as `count` parts, tensors in turn as `gguf-split` has them, and says where the first is.
 fn split(whole: &Gguf, folder: &Path, count: u32) -> Result<PathBuf> {

@@ -6,8 +6,8 @@ use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 use frugal_models::upcycle::upcycle;
 
+use crate::compare::compare;
 use crate::fixture::{EXACT, Limits, ROUNDED, open, path};
-use crate::fixtures::compare;
 
 fn check(name: &str, experts: u32, top_k: u32, backend: BackendKind, limits: Limits) -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -208,7 +208,7 @@ impl Backend for CpuBackend {
         self.core.pool.for_each(items, work);
     }
 
-    fn take_stats(&mut self) -> StepStats {
-        self.meter.take()
+    fn take_stats(&mut self) -> Result<StepStats, BackendError> {
+        Ok(self.meter.take())
     }
 }

@@ -35,8 +35,8 @@ fn the_manifests_alone_are_a_workspace() {
 fn only_what_is_copied_is_sent_to_the_build() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let sent = std::fs::read_to_string(root.join(".dockerignore")).expect("a file");
-    let dockerfile = text("Dockerfile");
-    for line in dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+    let both = [text("Dockerfile"), text("Dockerfile.cuda")];
+    for line in both.iter().flat_map(|file| file.lines()).filter_map(|line| line.strip_prefix("COPY ")) {
         let copied = line.split(' ').filter(|word| !word.starts_with("--"));
         let copied: Vec<&str> = copied.collect();
         let (_, files) = copied.split_last().expect("files and a folder");

@@ -14,6 +14,7 @@ fn the_image_and_the_chart_have_the_products_version() {
     let version = env!("CARGO_PKG_VERSION");
     let repeated = [
         ("Dockerfile", format!("ARG VERSION={version}\n")),
+        ("Dockerfile.cuda", format!("ARG VERSION={version}\n")),
         ("helm/frugal/Chart.yaml", format!("appVersion: \"{version}\"\n")),
     ];
     for (file, line) in repeated {

@@ -101,7 +101,7 @@ impl Case {
             b.begin(&batch).unwrap();
             let out = b.attend(&q, &k, v.as_ref(), sinks.as_ref(), &self.spec, &batch).unwrap();
             let values = b.read(&out).unwrap().into_owned();
-            attended.work.push(b.take_stats());
+            attended.work.push(b.take_stats().unwrap());
             let places = rows
                 .iter()
                 .flat_map(|r| (0..r.tokens.len()).map(|i| (r.seq.0 as usize, r.start as usize + i)));

@@ -54,13 +54,13 @@ impl Stack {
         let x = put(b, width, x);
         b.begin(&batch).unwrap();
         let out = self.run(b, &x, &batch);
-        let (mut values, all) = (b.read(&out).unwrap().into_owned(), b.take_stats());
+        let (mut values, all) = (b.read(&out).unwrap().into_owned(), b.take_stats().unwrap());
         b.begin(&batch).unwrap();
         let some: Vec<u32> = (0..batch.tokens.len() as u32).step_by(2).collect();
         let some = b.select(&x, &some).unwrap();
         let out = self.run(b, &some, &batch);
         values.extend_from_slice(&b.read(&out).unwrap());
-        (values, [all, b.take_stats()])
+        (values, [all, b.take_stats().unwrap()])
     }
 }
 

@@ -272,7 +272,7 @@ fn work_is_counted_once_a_step_and_per_row() {
     let batch = Batch::new(&StepInput { rows, ..StepInput::default() });
     assert_eq!(batch.outputs, [2]);
     forward(&mut b, &w, &sizes, &batch);
-    let stats = b.take_stats();
+    let stats = b.take_stats().unwrap();
 
     let matrix = |s: &Stored| (s.data.len() / s.experts) as u64;
     let norms = 4 * (5 * 256 + 4 * 32);

@@ -38,7 +38,7 @@ fn heads(b: &mut impl Backend, stored: &Stored, x: &[f32], rest: usize) -> (Vec<
     let x_tensor = put(b, width, x);
     b.begin(&batch(x.len() / width)).unwrap();
     let out = b.per_head(&x_tensor, &w).unwrap();
-    (b.read(&out).unwrap().into_owned(), b.take_stats())
+    (b.read(&out).unwrap().into_owned(), b.take_stats().unwrap())
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn elementwise(b: &mut impl Backend, width: usize, [x, bias, gate]: [&[f32]; 3])
     b.gate(&mut y, &by, &gate).unwrap();
     b.scale(&mut y, -1.7).unwrap();
     b.add(&mut y, &by, 0.5).unwrap();
-    (b.read(&y).unwrap().into_owned(), b.take_stats())
+    (b.read(&y).unwrap().into_owned(), b.take_stats().unwrap())
 }
 
 #[test]

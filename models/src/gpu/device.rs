@@ -1,0 +1,69 @@
+//! Which device there is, and its memory.
+
+use candle_core::Device;
+
+use super::error::GpuError;
+use super::host::HostKernels;
+use super::kernels::Kernels;
+
+/// An open device with its kernels.
+pub struct GpuDevice {
+    device: Device,
+    kernels: Box<dyn Kernels>,
+    name: String,
+}
+
+/// A device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    /// All of it.
+    pub(super) total: u64,
+    /// What no one uses.
+    pub(super) free: u64,
+}
+
+impl GpuDevice {
+    /// candle's CPU device with the kernels' contracts in plain loops, for tests.
+    pub fn host() -> Self {
+        let (device, kernels) = (Device::Cpu, Box::new(HostKernels));
+        Self { device, kernels, name: "candle's CPU device".to_owned() }
+    }
+
+    /// NVIDIA's GPU of this number.
+    ///
+    /// # Errors
+    /// If there is none, or its driver or kernels do not load.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
+        let opened = super::cuda::open(ordinal)?;
+        Ok(Self { device: opened.device, kernels: Box::new(opened.kernels), name: opened.name })
+    }
+
+    /// NVIDIA's GPU of this number: this build has no kernels for it.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
+        Err(GpuError::Absent(format!("cuda:{ordinal}: this build has no CUDA kernels (feature `cuda`)")))
+    }
+
+    /// NVIDIA's GPUs that the driver has for us.
+    ///
+    /// # Errors
+    /// The driver's, in words.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<usize, String> {
+        use candle_core::cuda_backend::cudarc::driver::CudaContext;
+        CudaContext::device_count().map(|n| usize::try_from(n).unwrap_or(0)).map_err(|e| e.to_string())
+    }
+
+    /// As its maker calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn into_parts(self) -> (Device, Box<dyn Kernels>) {
+        (self.device, self.kernels)
+    }
+}
