@@ -58,6 +58,7 @@ pub struct Server {
     pub header_timeout_s: u32,
     pub body_timeout_s: u32,
     pub keep_alive_s: u32,
+    pub send_timeout_s: u32,
     pub request_timeout_s: u32,
     pub drain_timeout_s: u32,
     pub unknown_fields: UnknownFields,

@@ -89,6 +89,8 @@ pub struct Listen {
     pub header_timeout: Duration,
     /// A silent stream sends a comment this often.
     pub keep_alive: Duration,
+    /// A client that takes nothing of what is sent for this long is gone.
+    pub send_timeout: Duration,
     /// To finish requests in after a termination signal.
     pub drain_timeout: Duration,
 }
@@ -311,6 +313,7 @@ impl Check<'_> {
             headers_max: self.within("server.max_headers", s.max_headers, 8, 1 << 12)? as usize,
             header_timeout: self.seconds("server.header_timeout_s", s.header_timeout_s, 1)?,
             keep_alive: self.seconds("server.keep_alive_s", s.keep_alive_s, 1)?,
+            send_timeout: self.seconds("server.send_timeout_s", s.send_timeout_s, 1)?,
             drain_timeout: self.seconds("server.drain_timeout_s", s.drain_timeout_s, 0)?,
         })
     }

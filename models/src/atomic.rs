@@ -1,8 +1,11 @@
 //! Files that appear whole or not at all.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+/// Around the name of a temporary file.
+const NAME: (&str, &str) = (".frugal-", ".tmp");
 
 /// A file that could not be written; nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -16,19 +19,23 @@ pub struct WriteError {
 
 /// Calls `fill` with a temporary file beside `path`, then renames it to `path`, all of it on disk.
 ///
-/// On any failure, and if `fill` fails, the temporary file is removed and `path` stays as it was.
+/// On any failure, and if `fill` fails, the temporary file is removed and `path` stays as it was. What a killed process
+/// left is removed too: a file in the making is locked by who makes it.
 pub(crate) fn write<E: From<WriteError>>(
     path: &Path,
     fill: impl FnOnce(&mut Output) -> Result<(), E>,
 ) -> Result<(), E> {
     let failed = |source| WriteError { path: path.to_owned(), source };
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sweep(folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".frugal-").suffix(".tmp");
+    builder.prefix(NAME.0).suffix(NAME.1);
     // What any new file gets, narrowed by the umask, instead of the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let temporary = builder.tempfile_in(folder).map_err(failed)?;
+    // Where there are no locks, nothing is swept either.
+    temporary.as_file().try_lock().ok();
     let mut output = Output { path, file: BufWriter::with_capacity(1 << 20, temporary) };
     fill(&mut output)?;
     let temporary = output.file.into_inner().map_err(|e| failed(e.into_error()))?;
@@ -39,6 +46,22 @@ pub(crate) fn write<E: From<WriteError>>(
         folder.sync_all().ok();
     }
     Ok(())
+}
+
+/// Removes temporary files that no process writes any more. An empty one may be about to be locked, and takes no room.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = name.starts_with(NAME.0) && name.ends_with(NAME.1);
+        if !ours || !entry.metadata().is_ok_and(|data| data.is_file() && data.len() > 0) {
+            continue;
+        }
+        let path = entry.path();
+        if File::options().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            tracing::info!(path = %path.display(), "removing what a killed process left");
+            fs::remove_file(&path).ok();
+        }
+    }
 }
 
 /// The file being written; its errors name the path.
@@ -86,6 +109,25 @@ mod tests {
         .unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        put(".frugal-dead.tmp", "half");
+        put(".frugal-new.tmp", "");
+        put("other.tmp", "half");
+        write::<WriteError>(&folder.path().join("a"), |out| {
+            out.write_all(&vec![1; 3 << 20]).map_err(|e| out.failed(e))?;
+            write::<WriteError>(&folder.path().join("b"), |out| {
+                out.write_all(b"b").map_err(|e| out.failed(e))
+            })
+        })
+        .unwrap();
+        let mut left = names(folder.path());
+        left.sort();
+        assert_eq!(left, [".frugal-new.tmp", "a", "b", "other.tmp"]);
     }
 
     #[test]

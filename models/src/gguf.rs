@@ -13,6 +13,7 @@ mod bytes;
 mod digest;
 mod error;
 mod parse;
+mod signals;
 mod split;
 mod value;
 mod write;
@@ -23,6 +24,7 @@ use std::path::Path;
 
 use self::bytes::Bytes;
 pub use self::error::GgufError;
+pub use self::signals::{EXIT_MODEL_LOST, answer_file_signals};
 pub use self::split::{PartName, SPLIT_KEYS};
 pub use self::value::{Array, Value, ValueType};
 pub use self::write::{GgufData, GgufWriter};

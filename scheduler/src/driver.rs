@@ -3,7 +3,6 @@
 //! It never waits for a client: event buffers have room for everything that can happen to their request.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -11,12 +10,11 @@ use std::time::Duration;
 use frugal_models::runner::Runner;
 use frugal_models::step::{StepFault, StepOutput};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, watch};
 
 use crate::engine::{Command, Engine};
 use crate::handle::{Ended, Post, Shared};
 use crate::policy::Plan;
-use crate::request::{Event, Report, RequestId};
+use crate::request::{Event, RequestId};
 
 /// An idle engine settles and publishes this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -25,32 +23,25 @@ pub(crate) struct Driver {
     runner: Box<dyn Runner>,
     engine: Engine,
     shared: Arc<Shared>,
-    clients: BTreeMap<RequestId, mpsc::Sender<Event>>,
     draining: bool,
-    ended: watch::Sender<Option<Ended>>,
 }
 
 /// The runner panicked.
 struct Panicked(String);
 
 impl Driver {
-    pub(crate) fn new(
-        runner: Box<dyn Runner>,
-        engine: Engine,
-        shared: Arc<Shared>,
-        ended: watch::Sender<Option<Ended>>,
-    ) -> Self {
-        Self { runner, engine, shared, clients: BTreeMap::new(), draining: false, ended }
+    pub(crate) fn new(runner: Box<dyn Runner>, engine: Engine, shared: Arc<Shared>) -> Self {
+        Self { runner, engine, shared, draining: false }
     }
 
     pub(crate) fn run(mut self) -> Ended {
         self.publish();
         let ended = match catch_unwind(AssertUnwindSafe(|| self.serve())) {
             Ok(Ok(())) => Ended::Drained,
-            Ok(Err(Panicked(why))) => Ended::Panicked(why),
-            Err(panic) => Ended::Panicked(message(&*panic)),
+            Ok(Err(Panicked(why))) => Ended::Failed(why),
+            Err(panic) => Ended::Failed(message(&*panic)),
         };
-        self.close(&ended);
+        self.shared.close(&ended);
         ended
     }
 
@@ -92,10 +83,11 @@ impl Driver {
         let posts = std::mem::take(&mut inbox.posts);
         drop(inbox);
         let now = shared.now();
+        let mut clients = shared.clients();
         for post in posts {
             match post {
                 Post::Submit { id, request, at, events } => {
-                    self.clients.insert(id, events);
+                    clients.insert(id, events);
                     self.engine.apply(Command::Submit { id, request, at }, now);
                 }
                 Post::Drain(deadline) => {
@@ -106,8 +98,7 @@ impl Driver {
                 Post::Check(reply) => drop(reply.send(self.engine.check())),
             }
         }
-        let gone: Vec<RequestId> =
-            self.clients.iter().filter(|(_, c)| c.is_closed()).map(|(&id, _)| id).collect();
+        let gone: Vec<RequestId> = clients.iter().filter(|(_, c)| c.is_closed()).map(|(&id, _)| id).collect();
         gone.into_iter().for_each(|id| self.engine.apply(Command::Cancel(id), now));
         true
     }
@@ -143,14 +134,15 @@ impl Driver {
         let done = outbox.events.iter().filter(|(_, event)| matches!(event, Event::Done(_)));
         done.for_each(|(id, _)| inbox.gate.done(*id));
         drop(inbox);
+        let mut clients = self.shared.clients();
         for (id, event) in outbox.events {
-            let Some(client) = self.clients.get(&id) else { continue };
+            let Some(client) = clients.get(&id) else { continue };
             let is_last = matches!(event, Event::Done(_));
             if let Err(TrySendError::Full(event)) = client.try_send(event) {
                 panic!("the buffer of {id:?} has no room for {event:?}");
             }
             if is_last {
-                self.clients.remove(&id);
+                clients.remove(&id);
             }
         }
     }
@@ -158,29 +150,6 @@ impl Driver {
     fn publish(&self) {
         let snapshot = Arc::new(self.engine.snapshot());
         *self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
-    }
-
-    /// Whoever still waits is told; whoever comes is refused.
-    fn close(&mut self, ended: &Ended) {
-        let mut inbox = self.shared.inbox();
-        inbox.gate.close();
-        for post in std::mem::take(&mut inbox.posts) {
-            if let Post::Submit { id, events, .. } = post {
-                self.clients.insert(id, events);
-            }
-        }
-        drop(inbox);
-        let why = match ended {
-            Ended::Drained => "the server is shutting down",
-            Ended::Panicked(why) => why,
-        };
-        for client in std::mem::take(&mut self.clients).into_values() {
-            let report = Report { fault: Some(why.to_owned()), ..Report::default() };
-            // A client that has gone needs no telling.
-            let _ = client.try_send(Event::Done(Box::new(report)));
-        }
-        self.shared.watchdog.idle();
-        self.ended.send_replace(Some(ended.clone()));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The front end's view of the engine: submit, watch, stop. Every call returns at once.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::engine::Engine;
 use crate::gate::Gate;
 use crate::kv::group::capacity;
 use crate::options::EngineOptions;
-use crate::request::{Event, Request, RequestId, SubmitError, Tick};
+use crate::request::{Event, Report, Request, RequestId, SubmitError, Tick};
 use crate::snapshot::Snapshot;
 use crate::watchdog::Watchdog;
 
@@ -34,13 +35,15 @@ pub fn start(runner: Box<dyn Runner>, options: EngineOptions) -> (Handle, Engine
     let shared = Arc::new(Shared {
         inbox: Mutex::new(Inbox { gate: Gate::new(&options, &geometry), posts: Vec::new() }),
         wake: Condvar::new(),
+        clients: Mutex::default(),
+        ended,
         snapshot: Mutex::new(Arc::default()),
         watchdog: Watchdog::new(options.stall_timeout),
         epoch: Instant::now(),
         capacity: capacity(&geometry),
         geometry: geometry.clone(),
     });
-    let driver = Driver::new(runner, Engine::new(geometry, options), shared.clone(), ended);
+    let driver = Driver::new(runner, Engine::new(geometry, options), shared.clone());
     let thread =
         std::thread::Builder::new().name("engine".to_owned()).stack_size(STACK).spawn(move || driver.run());
     let thread = thread.expect("the OS gives the engine its thread at start");
@@ -71,7 +74,7 @@ pub enum Stalled {
     /// Work is pending, and no step was committed for the configured time.
     #[error("no step was committed for {0:?} while work is pending")]
     Stuck(Duration),
-    /// The engine's thread has ended by a panic.
+    /// The engine has failed.
     #[error("the engine has stopped: {0}")]
     Dead(String),
 }
@@ -81,8 +84,8 @@ pub enum Stalled {
 pub enum Ended {
     /// It was asked to, and nothing was left to do.
     Drained,
-    /// The runner or the engine panicked. The process should exit, to be started again.
-    Panicked(String),
+    /// The runner or the engine panicked, or was given up. The process should exit, to be started again.
+    Failed(String),
 }
 
 /// The engine's thread.
@@ -94,7 +97,7 @@ pub struct EngineThread {
 impl EngineThread {
     /// Blocks until the thread has ended.
     pub fn join(self) -> Ended {
-        self.thread.join().unwrap_or_else(|_| Ended::Panicked("the engine's thread was lost".to_owned()))
+        self.thread.join().unwrap_or_else(|_| Ended::Failed("the engine's thread was lost".to_owned()))
     }
 }
 
@@ -140,7 +143,7 @@ impl Handle {
 
     /// Whether work gets done.
     pub fn healthy(&self) -> Result<(), Stalled> {
-        if let Some(Ended::Panicked(why)) = &*self.ended.borrow() {
+        if let Some(Ended::Failed(why)) = &*self.ended.borrow() {
             return Err(Stalled::Dead(why.clone()));
         }
         self.shared.watchdog.stalled(self.now()).map_or(Ok(()), |waited| Err(Stalled::Stuck(waited)))
@@ -153,6 +156,11 @@ impl Handle {
         self.shared.drain(Tick(self.now().0.saturating_add(grace)));
     }
 
+    /// For whoever has seen it hang: tells every client so in the engine's place, and has it ended, whatever its thread does.
+    pub fn give_up(&self, why: &str) {
+        self.shared.close(&Ended::Failed(why.to_owned()));
+    }
+
     /// Whether it takes no more requests.
     pub fn is_draining(&self) -> bool {
         self.shared.inbox().gate.is_closed()
@@ -161,7 +169,7 @@ impl Handle {
     /// Resolves when the engine's thread has ended.
     pub async fn ended(&self) -> Ended {
         let mut ended = self.ended.clone();
-        let lost = || Ended::Panicked("the engine's thread was lost".to_owned());
+        let lost = || Ended::Failed("the engine's thread was lost".to_owned());
         ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone()).unwrap_or_else(lost)
     }
 
@@ -212,6 +220,9 @@ pub(crate) struct Inbox {
 pub(crate) struct Shared {
     inbox: Mutex<Inbox>,
     pub(crate) wake: Condvar,
+    /// Whoever waits for events. Locked after `inbox`, if both are.
+    clients: Mutex<BTreeMap<RequestId, mpsc::Sender<Event>>>,
+    ended: watch::Sender<Option<Ended>>,
     pub(crate) snapshot: Mutex<Arc<Snapshot>>,
     pub(crate) watchdog: Watchdog,
     epoch: Instant,
@@ -223,6 +234,39 @@ impl Shared {
     pub(crate) fn inbox(&self) -> MutexGuard<'_, Inbox> {
         // A panic of the front end leaves the inbox usable: each change to it is one call.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn clients(&self) -> MutexGuard<'_, BTreeMap<RequestId, mpsc::Sender<Event>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever still waits is told; whoever comes is refused. Of several ends, the first is the one that counts.
+    pub(crate) fn close(&self, ended: &Ended) {
+        let mut inbox = self.inbox();
+        inbox.gate.close();
+        let posts = std::mem::take(&mut inbox.posts);
+        let mut clients = std::mem::take(&mut *self.clients());
+        drop(inbox);
+        for post in posts {
+            if let Post::Submit { id, events, .. } = post {
+                clients.insert(id, events);
+            }
+        }
+        let why = match ended {
+            Ended::Drained => "the server is shutting down",
+            Ended::Failed(why) => why,
+        };
+        for client in clients.into_values() {
+            let report = Report { fault: Some(why.to_owned()), ..Report::default() };
+            // A client that has gone needs no telling.
+            let _ = client.try_send(Event::Done(Box::new(report)));
+        }
+        self.watchdog.idle();
+        self.ended.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert_with(|| ended.clone());
+            first
+        });
     }
 
     pub(crate) fn now(&self) -> Tick {
@@ -368,7 +412,7 @@ mod tests {
             let (_, _, report) = collect(submission).await;
             assert!(report.fault.expect("a reason").contains("the script says so"));
         }
-        assert!(matches!(thread.join(), Ended::Panicked(_)));
+        assert!(matches!(thread.join(), Ended::Failed(_)));
         assert!(matches!(handle.healthy(), Err(Stalled::Dead(_))));
         assert_eq!(handle.submit(test_request(1)).expect_err("gone"), SubmitError::ShuttingDown);
     }
@@ -382,6 +426,26 @@ mod tests {
         assert!(matches!(handle.healthy(), Err(Stalled::Stuck(_))));
         control.resume();
         collect(submission).await;
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_is_given_up_leaves_no_one_waiting() {
+        let (handle, thread, control) = engine(EngineOptions { max_seqs: 1, ..EngineOptions::default() });
+        control.pause();
+        let requests: Vec<_> = (0..3).map(|_| handle.submit(test_request(8)).expect("room")).collect();
+        handle.give_up("it hangs");
+        for submission in requests {
+            let (tokens, _, report) = collect(submission).await;
+            assert_eq!((tokens, report.fault.as_deref()), (0, Some("it hangs")));
+        }
+        assert_eq!(handle.ended().await, Ended::Failed("it hangs".to_owned()));
+        assert_eq!(handle.healthy(), Err(Stalled::Dead("it hangs".to_owned())));
+        assert_eq!(handle.submit(test_request(1)).expect_err("gone"), SubmitError::ShuttingDown);
+        // Should it move again, it finds nobody, and what it says of its end comes too late.
+        control.resume();
+        handle.drain(Duration::ZERO);
+        assert_eq!(thread.join(), Ended::Drained);
+        assert_eq!(handle.ended().await, Ended::Failed("it hangs".to_owned()));
     }
 
     #[test]

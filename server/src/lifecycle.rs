@@ -2,7 +2,8 @@
 //!
 //! A termination signal closes the engine to new requests while the listener keeps answering: probes learn that the
 //! server drains, late requests get a 503 that sends them elsewhere. When the engine has ended, connections may finish
-//! writing, then the process exits. A second signal ends it at once.
+//! writing, then the process exits. A second signal ends it at once; an engine that hangs is given up, so that its
+//! clients hear of it and the process exits whatever its threads do.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,15 +12,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use frugal_config::resolved::Listen;
-use frugal_scheduler::handle::{Ended, Handle};
+use frugal_scheduler::handle::{Ended, Handle, Stalled};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::notify;
 use crate::tls::Tls;
@@ -29,6 +32,18 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// Between attempts to accept after the system refused one (no file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Until a connection without a byte is asked whether its client is still there, and between the questions.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// For the step that runs when the time to drain is up.
+const LAST_STEP: Duration = Duration::from_secs(5);
+
+/// Looks at an engine that `/livez` calls stalled before it is given up, and the time between them. Looks are what counts: a
+/// process that was stopped itself has not looked.
+const LOOKS: u32 = 10;
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a client on this machine finds a server that listens on `address`.
 pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
@@ -97,6 +112,7 @@ struct Connections {
 async fn accept(listener: TcpListener, mut connections: Connections) {
     let places = Arc::new(Semaphore::new(connections.listen.connections_max));
     let graceful = GracefulShutdown::new();
+    let mut refused = false;
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -108,6 +124,9 @@ async fn accept(listener: TcpListener, mut connections: Connections) {
         };
         match accepted {
             Ok((stream, _)) => {
+                if std::mem::take(&mut refused) {
+                    tracing::info!("connections are accepted again");
+                }
                 let (connections, watcher) = (connections.clone(), graceful.watcher());
                 tokio::spawn(async move {
                     connections.serve(stream, watcher).await;
@@ -115,7 +134,9 @@ async fn accept(listener: TcpListener, mut connections: Connections) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if !std::mem::replace(&mut refused, true) {
+                    tracing::warn!(%error, "cannot accept connections");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -128,9 +149,8 @@ async fn accept(listener: TcpListener, mut connections: Connections) {
 
 impl Connections {
     async fn serve(mut self, stream: TcpStream, watcher: Watcher) {
-        // Tokens are small and should not wait for each other.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
+        if let Err(error) = socket_options(&stream, self.listen.send_timeout) {
+            tracing::debug!(%error, "socket options");
         }
         let Some(tls) = self.tls.take() else { return self.exchange(stream, watcher).await };
         // Who says nothing is not waited for longer than who sends half a head, and not at all at the end.
@@ -159,6 +179,33 @@ impl Connections {
     }
 }
 
+fn socket_options(stream: &TcpStream, send_timeout: Duration) -> std::io::Result<()> {
+    // Tokens are small and should not wait for each other.
+    stream.set_nodelay(true)?;
+    // Clients that vanished without a word, and those that stop reading, are found by the system: else each would hold its
+    // connection, and what it asked for, for long.
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(send_timeout))?;
+    Ok(())
+}
+
+/// Gives an engine up that commits no step while there is work. Others are told that it is not alive meanwhile.
+pub(crate) async fn watch_for_hang(handle: Handle, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = 0;
+    while looks < LOOKS {
+        ticks.tick().await;
+        looks = if matches!(handle.healthy(), Err(Stalled::Stuck(_))) { looks + 1 } else { 0 };
+    }
+    if let Err(stalled) = handle.healthy() {
+        tracing::error!(%stalled, "giving the engine up");
+        handle.give_up(&stalled.to_string());
+    }
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drain {
@@ -171,7 +218,7 @@ pub(crate) enum Drain {
 /// Waits for a signal or the engine's end, and sees the engine through its drain.
 ///
 /// # Errors
-/// If the engine panicked.
+/// If the engine failed.
 pub(crate) async fn until_drained(
     handle: &Handle,
     signals: &mut Signals,
@@ -185,12 +232,100 @@ pub(crate) async fn until_drained(
             handle.drain(grace);
             tokio::select! {
                 ended = handle.ended() => ended,
+                () = tokio::time::sleep(grace.saturating_add(LAST_STEP)) => {
+                    handle.give_up("its last step did not end");
+                    handle.ended().await
+                }
                 _ = signals.next() => return Ok(Drain::Now),
             }
         }
     };
     match ended {
         Ended::Drained => Ok(Drain::Done),
-        Ended::Panicked(why) => Err(anyhow::anyhow!("the engine has stopped: {why}")),
+        Ended::Failed(why) => Err(anyhow::anyhow!("the engine has stopped: {why}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use frugal_models::fake::{FakeControl, FakeFault, FakeModel, FakeRunner};
+    use frugal_models::step::{CacheGroup, Geometry, GroupKind, TokenId};
+    use frugal_scheduler::handle::{EngineThread, Submission, start};
+    use frugal_scheduler::options::EngineOptions;
+    use frugal_scheduler::request::{Event, Request};
+
+    use super::*;
+
+    fn engine(stall_timeout: Duration) -> (Handle, EngineThread, FakeControl) {
+        let geometry = Geometry {
+            vocab: 100,
+            context_max: 64,
+            block_tokens: 4,
+            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 64, blocks: 16 }],
+            digest: [0; 32],
+        };
+        let runner = FakeRunner::new(geometry, FakeModel::default());
+        let control = runner.control();
+        let options = EngineOptions { stall_timeout, ..EngineOptions::default() };
+        let (handle, thread) = start(Box::new(runner), options);
+        (handle, thread, control)
+    }
+
+    fn submit(handle: &Handle) -> Submission {
+        let request = Request {
+            prompt: [TokenId(1)].into(),
+            sampling: Arc::default(),
+            seed: 0,
+            n: 1,
+            max_tokens: 4,
+            min_tokens: 0,
+            end_tokens: Arc::default(),
+            stop: Arc::default(),
+            include_stop: false,
+            grammar: None,
+            prompt_logprobs: None,
+            cache_domain: [0; 32],
+            deadline: None,
+            tenant: 0,
+        };
+        handle.submit(request).expect("room")
+    }
+
+    async fn fault(mut submission: Submission) -> Option<String> {
+        loop {
+            if let Event::Done(report) = submission.events.recv().await.expect("the end is told") {
+                return report.fault;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_that_panics_ends_the_process_with_an_error() {
+        let (handle, _thread, control) = engine(Duration::from_secs(60));
+        control.inject(FakeFault::Panic);
+        let told = fault(submit(&handle)).await;
+        assert!(told.is_some_and(|why| why.contains("the script says so")));
+        let mut signals = Signals::new().expect("signals");
+        let ended = until_drained(&handle, &mut signals, Duration::ZERO).await;
+        let error = ended.expect_err("it failed").to_string();
+        assert!(
+            error.starts_with("the engine has stopped: ") && error.contains("the script says so"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_given_up() {
+        let (handle, _thread, control) = engine(Duration::ZERO);
+        control.pause();
+        let waiting = submit(&handle);
+        watch_for_hang(handle.clone(), Duration::from_millis(1)).await;
+        let told = fault(waiting).await.expect("a reason");
+        assert!(told.starts_with("no step was committed for "), "{told}");
+        let mut signals = Signals::new().expect("signals");
+        assert!(until_drained(&handle, &mut signals, Duration::ZERO).await.is_err());
+        control.resume();
     }
 }

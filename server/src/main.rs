@@ -22,6 +22,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use frugal_config::cli::{self, Command, Upcycle};
 use frugal_config::hub::Hub;
+use frugal_models::gguf::answer_file_signals;
 use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
 
 /// Usage or configuration is wrong.
@@ -31,6 +32,7 @@ const EXIT_NOT_SERVABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    answer_file_signals();
     let command = match cli::from_process() {
         Ok(command) => command,
         Err(error) => return fail(&error.into(), EXIT_USAGE),
@@ -44,12 +46,12 @@ fn main() -> ExitCode {
 fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(config) => {
-            logging::init(&config.log);
+            let _written = logging::init(&config.log);
             serve::run(&config, started)?;
         }
         Command::Chat(chat) => chat::run(&chat)?,
         Command::Bench(config, bench) => {
-            logging::init(&config.log);
+            let _written = logging::init(&config.log);
             bench::run(&config, &bench)?;
         }
         Command::Inspect(config, how) => {

@@ -24,18 +24,23 @@ use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::options::{EngineOptions, Prices};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
-use crate::lifecycle::{Drain, Server, Signals, reachable, until_drained};
+use crate::lifecycle::{Drain, LOOK_EVERY, Server, Signals, reachable, until_drained, watch_for_hang};
 use crate::reload::{self, Source};
 use crate::tls::Tls;
 use crate::{load, notify};
+
+/// File descriptors for all but connections.
+const DESCRIPTORS: u64 = 64;
 
 /// Threads of the HTTP runtime: few, because the cores belong to the model.
 const RUNTIME_THREADS: usize = 2;
 
 /// Serves until a signal; `started` is when the process began.
 pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
+    allow_descriptors(config.listen.connections_max);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime =
         runtime.worker_threads(RUNTIME_THREADS).enable_all().build().context("cannot start threads")?;
@@ -43,6 +48,25 @@ pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
     // Neither a model that is still being loaded nor a client that does not read keeps the process.
     runtime.shutdown_background();
     result
+}
+
+/// As many as connections need, where the system's default is too low and its limit is not.
+fn allow_descriptors(connections: usize) {
+    let needed = connections as u64 + DESCRIPTORS;
+    let limits = getrlimit(Resource::Nofile);
+    if limits.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let current = limits.maximum.map_or(needed, |most| most.min(needed));
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limits }) {
+        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+    } else if current < needed {
+        tracing::warn!(
+            limit = current,
+            needed,
+            "fewer file descriptors than server.max_connections may take"
+        );
+    }
 }
 
 async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
@@ -82,6 +106,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     });
     announce(scheme, address, admin, state.model())?;
     notify::ready(&handle);
+    tokio::spawn(watch_for_hang(handle.clone(), LOOK_EVERY));
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
     if let Ok(Drain::Now) = drained {
         anyhow::bail!("stopped at once by a second signal");

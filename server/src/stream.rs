@@ -287,7 +287,10 @@ impl Answer {
             Event::Done(report) => {
                 self.done += 1;
                 self.totals.add(&report);
-                let error = self.prompts[prompt].failed.take();
+                let state = &mut self.prompts[prompt];
+                // An engine that broke down leaves choices without an end.
+                let broken = (state.running > 0).then(|| ApiError::internal("The engine failed"));
+                let error = state.failed.take().or(broken);
                 let detailed = error.map(|error| match &report.fault {
                     Some(fault) => error.with_detail(fault),
                     None => error,

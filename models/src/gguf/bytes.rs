@@ -26,8 +26,8 @@ impl Bytes {
         // SAFETY: the mapping is private to this process and read-only; its bytes are only ever read as numbers
         // for which every bit pattern is valid, and whatever must stay as it was checked (names, texts, the
         // tensor table) is copied out first. What remains is the operator's part: whoever may write to a model
-        // file while it is served can change what the model computes, and truncating it ends the process with
-        // SIGBUS. Replace a model file by renaming a new one over it, which leaves the mapping whole.
+        // file while it is served can change what the model computes, and truncating it ends the process (see
+        // `signals`). Replace a model file by renaming a new one over it, which leaves the mapping whole.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }

@@ -1,8 +1,9 @@
 //! The binary under test, and a client of a few lines.
+#![allow(dead_code, reason = "part of several test programs, each of which uses what it needs")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// Longest silence before a test gives up; no test waits for it to pass.
@@ -37,19 +38,27 @@ impl Running {
     /// Serves a model.
     pub(crate) fn serve(model: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
         let fixed = ["serve", "--model", model, "--port", "0", "--threads", "1", "--kv-memory", "64MiB"];
-        let mut command = frugal(&[&fixed[..], args].concat(), env);
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
+        Self::launch(frugal(&[&fixed[..], args].concat(), env))
+    }
+
+    /// A command that becomes a server, whose log is kept.
+    pub(crate) fn launch(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
+        Self::start_with(command)
+    }
+
+    /// A command that becomes a server.
+    pub(crate) fn start_with(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         stdout.read_line(&mut line).expect("a line");
         let Some((_, address)) = line.trim().rsplit_once("://") else {
             let mut log = String::new();
-            child.stderr.as_mut().expect("a pipe").read_to_string(&mut log).expect("the log");
+            if let Some(stderr) = &mut child.stderr {
+                stderr.read_to_string(&mut log).expect("the log");
+            }
             panic!("no announcement: {line}{log}");
         };
         Self { address: address.to_owned(), child, stdout }
@@ -69,13 +78,24 @@ impl Running {
 
     /// SIGTERM.
     pub(crate) fn signal(&self) {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        self.send_signal("TERM");
+    }
+
+    /// Any signal, by its name without `SIG`.
+    pub(crate) fn send_signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        let killed = kill.args(["-s", name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(killed.success());
     }
 
     /// The exit code.
     pub(crate) fn wait(mut self) -> i32 {
         self.child.wait().expect("an end").code().expect("no signal")
+    }
+
+    /// How it ended, by a signal too.
+    pub(crate) fn status(mut self) -> ExitStatus {
+        self.child.wait().expect("an end")
     }
 
     /// SIGTERM, then the exit code.

@@ -2,7 +2,6 @@
 //! chart by Helm. Where such a program is not installed, its test says SKIPPED and passes.
 
 #[path = "../binary/process.rs"]
-#[expect(dead_code, reason = "shared with the tests of the binary")]
 mod process;
 
 mod compose;
