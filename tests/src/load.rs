@@ -48,41 +48,7 @@ impl FakeServer {
     /// # Errors
     /// If there is no port or no fixture.
     pub async fn start(kept: usize) -> Result<Self> {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3moe-F32.gguf");
-        let gguf = Gguf::open(&path)?;
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens())?;
-        let geometry = Geometry {
-            vocab: u32::try_from(tokenizer.vocab_size())?,
-            context_max: CONTEXT,
-            block_tokens: 16,
-            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 8192 }],
-            digest: [7; 32],
-        };
-        let runner = FakeRunner::new(geometry.clone(), FakeModel::default());
-        let control = runner.control();
-        let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..EngineOptions::default() };
-        let (handle, _thread) = start(Box::new(runner), options);
-        let sampling = SamplingParams::default();
-        let fingerprint = fingerprint(&geometry, &sampling, None);
-        let state = State::new(Settings {
-            models: vec!["fake".to_owned()],
-            created: 0,
-            limits: Limits::default(),
-            unknown_fields: UnknownFields::Refuse,
-            sampling,
-            currency: None,
-            keep_alive: Duration::from_secs(10),
-            responses: StoreLimits { entries: kept, ..StoreLimits::default() },
-        });
-        state.set_engine(Engine {
-            fingerprint,
-            handle,
-            form: ModelForm::of(Some(&template), &tokenizer),
-            grammars: Arc::new(ConstraintEngine::new(&tokenizer)?),
-            template: Some(Arc::new(template)),
-            tokenizer,
-        });
+        let (state, control) = fake(kept, CONTEXT)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         // As the server's own listener does; a socket that is gone already needs no option.
@@ -90,6 +56,50 @@ impl FakeServer {
         tokio::spawn(async move { axum::serve(listener, frugal::app(state)).await });
         Ok(Self { address, control })
     }
+}
+
+/// What serves, without a socket: the fixture's tokenizer and template over the fake runner. It keeps so many responses,
+/// and prompt and output together have at most `context` tokens.
+///
+/// # Errors
+/// If there is no fixture.
+pub fn fake(kept: usize, context: u32) -> Result<(State, FakeControl)> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3moe-F32.gguf");
+    let gguf = Gguf::open(&path)?;
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+    let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens())?;
+    let geometry = Geometry {
+        vocab: u32::try_from(tokenizer.vocab_size())?,
+        context_max: context,
+        block_tokens: 16,
+        groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 8192 }],
+        digest: [7; 32],
+    };
+    let runner = FakeRunner::new(geometry.clone(), FakeModel::default());
+    let control = runner.control();
+    let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..EngineOptions::default() };
+    let (handle, _thread) = start(Box::new(runner), options);
+    let sampling = SamplingParams::default();
+    let fingerprint = fingerprint(&geometry, &sampling, None);
+    let state = State::new(Settings {
+        models: vec!["fake".to_owned()],
+        created: 0,
+        limits: Limits::default(),
+        unknown_fields: UnknownFields::Refuse,
+        sampling,
+        currency: None,
+        keep_alive: Duration::from_secs(10),
+        responses: StoreLimits { entries: kept, ..StoreLimits::default() },
+    });
+    state.set_engine(Engine {
+        fingerprint,
+        handle,
+        form: ModelForm::of(Some(&template), &tokenizer),
+        grammars: Arc::new(ConstraintEngine::new(&tokenizer)?),
+        template: Some(Arc::new(template)),
+        tokenizer,
+    });
+    Ok((state, control))
 }
 
 /// A connection that is kept.
