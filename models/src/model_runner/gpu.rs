@@ -19,7 +19,13 @@ pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result
     use crate::runner::Invariance;
     use crate::{arch, memory};
 
+    let block_tokens = options.kv.block_tokens;
     let (device, percent) = match options.backend {
+        // mistral.rs's attention has kernels for these; for others it would launch nothing and say nothing.
+        BackendKind::Cuda { .. } if ![8, 16, 32].contains(&block_tokens) => {
+            let what = format!("kv.block_tokens is {block_tokens}: on a GPU it must be 8, 16 or 32");
+            return Err(BackendError::Device(what).into());
+        }
         BackendKind::Cuda { ordinal, memory } => {
             (GpuDevice::cuda(ordinal).map_err(BackendError::from)?, memory)
         }
