@@ -347,6 +347,14 @@ pub trait Backend: Send {
     /// Brings a tensor to the host, unless it is there: `rows * width` values, row-major.
     fn read<'a>(&mut self, x: &'a Self::Tensor) -> Result<Cow<'a, [f32]>, BackendError>;
 
+    /// Whether there can be another step after one that failed.
+    ///
+    /// # Errors
+    /// If there cannot: the device is lost.
+    fn recover(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Host threads of [`Backend::spread`].
     fn workers(&self) -> usize {
         1

@@ -125,6 +125,10 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
     }
 }
 
+/// Why a build without the feature `cuda` has no GPU.
+#[cfg(not(feature = "cuda"))]
+pub(crate) const NO_CUDA: &str = "this build has no CUDA kernels (feature `cuda`)";
+
 /// NVIDIA GPUs that the driver has for us.
 ///
 /// # Errors
@@ -133,7 +137,7 @@ pub fn cuda_devices() -> Result<usize, String> {
     #[cfg(feature = "cuda")]
     return crate::gpu::GpuDevice::count();
     #[cfg(not(feature = "cuda"))]
-    Err("this build has no CUDA kernels".to_owned())
+    Err(NO_CUDA.to_owned())
 }
 
 /// Compares what a GPU computes with the reference, operation by operation.
@@ -151,7 +155,7 @@ pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
 /// Always: this build has no kernels for it.
 #[cfg(not(feature = "cuda"))]
 pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
-    Err(format!("cuda:{ordinal}: this build has no CUDA kernels (feature `cuda`)"))
+    Err(format!("cuda:{ordinal}: {NO_CUDA}"))
 }
 
 fn bitwise<B: Backend + 'static>(
@@ -292,8 +296,19 @@ impl<B: Backend> Runner for ModelRunner<B> {
     fn wait(&mut self) -> Result<StepOutput, StepFault> {
         let step = self.pending.take().expect("a step is in flight");
         check::step(&step, &self.geometry).map_err(StepFault)?;
-        self.run(&step).map_err(|e| StepFault(e.to_string()))
+        self.run(&step).map_err(|error| fault(&error, self.backend.recover()))
     }
+}
+
+/// What a failed step is to whoever drives the runner.
+///
+/// # Panics
+/// If the backend is lost with it: a runner that panicked is not used again, and its process is to be started anew.
+fn fault(error: &BackendError, recovered: Result<(), BackendError>) -> StepFault {
+    if let Err(lost) = recovered {
+        panic!("the device is lost: {lost}, after: {error}");
+    }
+    StepFault(error.to_string())
 }
 
 /// The (row, token within it) of each output, by the same rule and in the same order as [`Batch::new`]'s.

@@ -462,6 +462,11 @@ impl Backend for GpuBackend {
         x.values.flatten_all().and_then(|v| v.to_vec1()).map(Cow::Owned).map_err(own)
     }
 
+    fn recover(&mut self) -> Result<(), BackendError> {
+        // What a kernel left behind stays, and every later call reports it; what the host found wrong, or memory that was short, does not.
+        Ok(self.synchronize()?)
+    }
+
     fn take_stats(&mut self) -> Result<StepStats, BackendError> {
         let chosen = std::mem::take(&mut self.chosen);
         let ids = || -> candle_core::Result<Vec<u32>> {

@@ -35,7 +35,8 @@ impl GpuDevice {
     /// If there is none, or its driver or kernels do not load.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
-        let opened = super::cuda::open(ordinal)?;
+        let opened = super::cuda::open(ordinal);
+        let opened = opened.map_err(|error| GpuError::Absent(format!("cuda:{ordinal}: {error}")))?;
         Ok(Self { device: opened.device, kernels: Box::new(opened.kernels), name: opened.name })
     }
 
@@ -45,7 +46,7 @@ impl GpuDevice {
     /// Always.
     #[cfg(not(feature = "cuda"))]
     pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
-        Err(GpuError::Absent(format!("cuda:{ordinal}: this build has no CUDA kernels (feature `cuda`)")))
+        Err(GpuError::Absent(format!("cuda:{ordinal}: {}", crate::model_runner::NO_CUDA)))
     }
 
     /// NVIDIA's GPUs that the driver has for us.

@@ -1,4 +1,4 @@
-//! The GPU backend: [`crate::backend::Backend`] over candle's tensors and mistral.rs's kernels.
+//! The GPU backend: [`crate::backend::Backend`] over candle's tensors, with kernels of mistral.rs, of candle and our own.
 //!
 //! A tensor of a model goes to the device once, in its quantized form. Pages live there in the layout of
 //! `mistralrs-paged-attn`; a step's tables and slots are uploaded once. Between operations activations are F32 tensors on the device;
@@ -11,7 +11,7 @@
 //! | `index.rs`, `pages.rs`, `weight.rs` | what is uploaded per step, the cache, the weights |
 //! | `kernels.rs` | what a device must do, and plain forms of what the tensor library has everywhere |
 //! | `host.rs` | the kernels' contracts in loops, on candle's CPU device: everything but kernels is tested with it |
-//! | `cuda/` | NVIDIA: kernels of mistral.rs, and our own (`own.cu`) where there is none |
+//! | `cuda/` | NVIDIA: whose kernel does what is told in `attend.rs` and `products.rs`; ours are in `own.cu` |
 //! | `selftest.rs` | every operation beside the reference's |
 //! | `device.rs` | which device there is, and its memory |
 
@@ -28,6 +28,10 @@ mod kernels;
 mod pages;
 mod selftest;
 mod weight;
+
+/// Positions per block that mistral.rs's attention has kernels for; for others it launches nothing and says nothing
+/// (mistralrs-paged-attn 0.8.1, pagedattention.cuh).
+pub const BLOCK_TOKENS: [u32; 3] = [8, 16, 32];
 
 pub use backend::{GpuBackend, GpuRouting, GpuTensor};
 pub use device::GpuDevice;

@@ -7,7 +7,10 @@ use crate::runner::Runner;
 
 #[cfg(not(feature = "candle"))]
 pub(super) fn load(_: &Gguf, _: Shape, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
-    let what = format!("{:?}: this build has no GPU backend (features `cuda`, `candle`)", options.backend);
+    let what = match options.backend {
+        super::BackendKind::Cuda { ordinal, .. } => format!("cuda:{ordinal}: {}", super::NO_CUDA),
+        _ => "this build has no GPU backend (feature `candle`)".to_owned(),
+    };
     Err(crate::backend::BackendError::Device(what).into())
 }
 
@@ -15,15 +18,15 @@ pub(super) fn load(_: &Gguf, _: Shape, options: &RunnerOptions) -> Result<Box<dy
 pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     use super::{BackendKind, ModelRunner, geometry};
     use crate::backend::BackendError;
-    use crate::gpu::{GpuBackend, GpuDevice};
+    use crate::gpu::{BLOCK_TOKENS, GpuBackend, GpuDevice};
     use crate::runner::Invariance;
     use crate::{arch, memory};
 
     let block_tokens = options.kv.block_tokens;
     let (device, percent) = match options.backend {
-        // mistral.rs's attention has kernels for these; for others it would launch nothing and say nothing.
-        BackendKind::Cuda { .. } if ![8, 16, 32].contains(&block_tokens) => {
-            let what = format!("kv.block_tokens is {block_tokens}: on a GPU it must be 8, 16 or 32");
+        BackendKind::Cuda { .. } if !BLOCK_TOKENS.contains(&block_tokens) => {
+            let what =
+                format!("kv.block_tokens is {block_tokens}: on a GPU it must be one of {BLOCK_TOKENS:?}");
             return Err(BackendError::Device(what).into());
         }
         BackendKind::Cuda { ordinal, memory } => {

@@ -52,6 +52,19 @@ impl Model<ReferenceBackend> for Echo {
     }
 }
 
+#[test]
+fn a_failed_step_is_a_fault_while_the_device_is_there() {
+    let failed = BackendError::Device("out of memory".to_owned());
+    assert_eq!(fault(&failed, Ok(())), StepFault("out of memory".to_owned()));
+}
+
+#[test]
+#[should_panic(expected = "the device is lost: illegal address, after: launch failed")]
+fn a_lost_device_ends_its_runner() {
+    let error = |what: &str| BackendError::Device(what.to_owned());
+    let _ = fault(&error("launch failed"), Err(error("illegal address")));
+}
+
 fn runner() -> ModelRunner<ReferenceBackend> {
     let geometry = Geometry {
         vocab: VOCAB,

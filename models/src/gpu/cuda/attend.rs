@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | spans of one token | of 64 to 512 values, no window | `paged_attention_v2`, one row each |
 //! | longer spans | of 64 or 128 values, pages of halves | `flash_*` of own.cu: tensor cores, straight from the pages |
-//! | long spans | of other sizes up to 256, pages of F32 | `flash_attn_sinks_varlen` over fresh keys, or over keys copied out of the pages |
+//! | long spans | of other sizes up to 256, or pages of F32 | `flash_attn_sinks_varlen` over fresh keys, or over keys copied out of the pages |
 //! | all | latent, windowed with single tokens, of other sizes | `attend` of own.cu |
 
 use std::ffi::{c_int, c_void};
@@ -14,7 +14,8 @@ use half::f16;
 
 use super::CudaKernels;
 use super::foreign::{self, PagedAttentionV2};
-use super::launch::{Address, Arg, address, address_or_null, unwritten};
+use super::launch::{Address, Arg, GRID_MAX, address, address_or_null, unwritten};
+use crate::gpu::BLOCK_TOKENS;
 use crate::gpu::index::SpanPlace;
 use crate::gpu::kernels::{Attention, Forms};
 
@@ -100,15 +101,13 @@ impl CudaKernels {
         let (heads, dim) = (spec.heads as usize, spec.key_dim as usize);
         let pages = &call.pages.keys;
         let (blocks, kv_heads, parts, block, x) = pages.dims5()?;
-        if ![8, 16, 32].contains(&block) {
-            bail!(
-                "paged attention has no kernel for blocks of {block} tokens: kv.block_tokens must be 8, 16 or 32"
-            );
+        if !BLOCK_TOKENS.contains(&(block as u32)) {
+            bail!("paged attention has no kernel for blocks of {block} tokens");
         }
         if parts * x != dim || kv_heads != spec.kv_heads as usize || !heads.is_multiple_of(kv_heads) {
             bail!("pages {:?} for heads {heads} of {dim}", pages.dims());
         }
-        if count == 0 || count > 65_535 {
+        if count == 0 || count > GRID_MAX {
             bail!("paged attention over {count} rows");
         }
         let Some(values) = &call.pages.values else { bail!("paged attention without values") };

@@ -33,70 +33,52 @@ unsafe extern "C" {
     );
 }
 
-/// The version of paged attention that splits a context into parts of 512 keys, whatever the batch.
-pub(super) type PagedAttentionV2 = unsafe extern "C" fn(
-    out: *const c_void,
-    exp_sums: *const f32,
-    max_logits: *const f32,
-    tmp_out: *const c_void,
-    query: *const c_void,
-    key_cache: *const c_void,
-    value_cache: *const c_void,
-    alibi_slopes: *const c_void,
-    num_kv_heads: c_int,
-    scale: f32,
-    softcapping: f32,
-    block_tables: *const c_int,
-    context_lens: *const c_int,
-    block_size: c_int,
-    max_context_len: c_int,
-    num_seqs: c_int,
-    num_heads: c_int,
-    head_size: c_int,
-    max_num_blocks_per_seq: c_int,
-    q_stride: c_int,
-    kv_block_stride: c_int,
-    kv_head_stride: c_int,
-    stream: *mut c_void,
-    cache_dtype: u32,
-    k_scale: *const f32,
-    v_scale: *const f32,
-    sinks: *const f32,
-);
-
-macro_rules! paged_attention_v2 {
-    ($($name:ident)*) => {
+/// Functions of one signature, and its type.
+macro_rules! functions {
+    (@type $(#[$doc:meta])* $type:ident ($($arg:ident: $of:ty,)*)) => {
+        $(#[$doc])*
+        pub(super) type $type = unsafe extern "C" fn($($arg: $of),*);
+    };
+    (@function $name:ident ($($arg:ident: $of:ty,)*)) => {
         unsafe extern "C" {
-            $(pub(super) fn $name(
-                out: *const c_void,
-                exp_sums: *const f32,
-                max_logits: *const f32,
-                tmp_out: *const c_void,
-                query: *const c_void,
-                key_cache: *const c_void,
-                value_cache: *const c_void,
-                alibi_slopes: *const c_void,
-                num_kv_heads: c_int,
-                scale: f32,
-                softcapping: f32,
-                block_tables: *const c_int,
-                context_lens: *const c_int,
-                block_size: c_int,
-                max_context_len: c_int,
-                num_seqs: c_int,
-                num_heads: c_int,
-                head_size: c_int,
-                max_num_blocks_per_seq: c_int,
-                q_stride: c_int,
-                kv_block_stride: c_int,
-                kv_head_stride: c_int,
-                stream: *mut c_void,
-                cache_dtype: u32,
-                k_scale: *const f32,
-                v_scale: *const f32,
-                sinks: *const f32,
-            );)*
+            pub(super) fn $name($($arg: $of),*);
         }
     };
+    ($(#[$doc:meta])* $type:ident: $($name:ident)*, $args:tt) => {
+        functions!(@type $(#[$doc])* $type $args);
+        $(functions!(@function $name $args);)*
+    };
 }
-paged_attention_v2! { paged_attention_v2_f16 paged_attention_v2_f32 }
+
+functions! {
+    /// The version of paged attention that splits a context into parts of 512 keys, whatever the batch.
+    PagedAttentionV2: paged_attention_v2_f16 paged_attention_v2_f32, (
+        out: *const c_void,
+        exp_sums: *const f32,
+        max_logits: *const f32,
+        tmp_out: *const c_void,
+        query: *const c_void,
+        key_cache: *const c_void,
+        value_cache: *const c_void,
+        alibi_slopes: *const c_void,
+        num_kv_heads: c_int,
+        scale: f32,
+        softcapping: f32,
+        block_tables: *const c_int,
+        context_lens: *const c_int,
+        block_size: c_int,
+        max_context_len: c_int,
+        num_seqs: c_int,
+        num_heads: c_int,
+        head_size: c_int,
+        max_num_blocks_per_seq: c_int,
+        q_stride: c_int,
+        kv_block_stride: c_int,
+        kv_head_stride: c_int,
+        stream: *mut c_void,
+        cache_dtype: u32,
+        k_scale: *const f32,
+        v_scale: *const f32,
+        sinks: *const f32,
+    )
+}

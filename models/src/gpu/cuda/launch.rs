@@ -16,6 +16,9 @@ const SOURCE: &str = include_str!("own.cu");
 /// Shared memory that every GPU gives a block without being asked.
 const SHARED_PLAIN: usize = 48 << 10;
 
+/// Most blocks in a grid's second and third direction.
+pub(super) const GRID_MAX: usize = 65_535;
+
 /// An address on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Address(pub u64);
@@ -154,7 +157,7 @@ impl Own {
         })
     }
 
-    /// One of ours, or, if there is none of that name, one of candle's quantized kernels.
+    /// One of candle's quantized products by its name there (`mul_mat...`), else one of ours.
     fn function(&self, name: &'static str, shared: usize) -> Result<CudaFunction> {
         if let Some((known, raised)) = self.functions.borrow().get(name)
             && (*raised || shared <= SHARED_PLAIN)
@@ -186,7 +189,7 @@ impl Own {
         args: &[Arg],
     ) -> Result<()> {
         let whole = |n: usize, most: usize| n > 0 && n <= most;
-        let blocks = whole(grid.0, i32::MAX as usize) && whole(grid.1, 65_535) && whole(grid.2, 65_535);
+        let blocks = whole(grid.0, i32::MAX as usize) && whole(grid.1, GRID_MAX) && whole(grid.2, GRID_MAX);
         if !(blocks && whole(threads.0 * threads.1, 1024) && shared <= self.shared_max) {
             bail!("{name}: a grid of {grid:?}, {threads:?} threads and {shared} bytes cannot be launched");
         }

@@ -1,7 +1,7 @@
-//! NVIDIA GPUs: products, KV writes and attention by mistral.rs's kernels, the rest by our own (own.cu).
+//! NVIDIA GPUs: attention while decoding by mistral.rs's kernel, small products by candle's, large ones by cuBLAS, the rest by our own.
 //!
 //! One device, one stream, one thread: nothing overlaps, so nothing is tracked by events. An error that a kernel leaves behind shows at
-//! the step's end, where results are waited for; the context is lost then, and the step's fault ends the process.
+//! the step's end, where results are waited for, and in every call after it: the device is lost (`Backend::recover`).
 
 mod attend;
 mod foreign;

@@ -337,55 +337,40 @@ __device__ __forceinline__ int fifth(u32 bits) { return ((bits & 15) * 0x0020408
 __device__ __forceinline__ void factors(Weights &w, float d, float m) { w.d[0] = w.d[1] = d; w.m[0] = w.m[1] = m; }
 
 // Formats: ggml's blocks (models/src/quant has one file for each). BLOCK values in BYTES; MINS 0: m is not used, 1: one for all 32, 2: each its own.
+// 16 bytes of nibbles, low ones first, with a fifth bit each if there are `high` ones; `read` as the block's alignment allows.
+__device__ __forceinline__ void nibbles(const u8 *from, int (*read)(const u8 *), u32 high, Weights &w) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int v = read(from + 4 * i);
+        w.q[i] = (v & 0x0f0f0f0f) | fifth(high >> 4 * i);
+        w.q[i + 4] = (v >> 4 & 0x0f0f0f0f) | fifth(high >> (16 + 4 * i));
+    }
+}
 struct Q4_0 {
     static const int BLOCK = 32, BYTES = 18, MINS = 1;
     static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int v = word2(b + 2 + 4 * i);
-            w.q[i] = v & 0x0f0f0f0f;
-            w.q[i + 4] = v >> 4 & 0x0f0f0f0f;
-        }
-        float d = half_at(b);
-        factors(w, d, 8.0f * d);
+        nibbles(b + 2, word2, 0, w);
+        factors(w, half_at(b), 8.0f * half_at(b));
     }
 };
 struct Q4_1 {
     static const int BLOCK = 32, BYTES = 20, MINS = 1;
     static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int v = word(b + 4 + 4 * i);
-            w.q[i] = v & 0x0f0f0f0f;
-            w.q[i + 4] = v >> 4 & 0x0f0f0f0f;
-        }
+        nibbles(b + 4, word, 0, w);
         factors(w, half_at(b), -half_at(b + 2));
     }
 };
 struct Q5_0 {
     static const int BLOCK = 32, BYTES = 22, MINS = 1;
     static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
-        u32 high = word2(b + 2);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int v = word2(b + 6 + 4 * i);
-            w.q[i] = (v & 0x0f0f0f0f) | fifth(high >> 4 * i);
-            w.q[i + 4] = (v >> 4 & 0x0f0f0f0f) | fifth(high >> (16 + 4 * i));
-        }
-        float d = half_at(b);
-        factors(w, d, 16.0f * d);
+        nibbles(b + 6, word2, word2(b + 2), w);
+        factors(w, half_at(b), 16.0f * half_at(b));
     }
 };
 struct Q5_1 {
     static const int BLOCK = 32, BYTES = 24, MINS = 1;
     static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
-        u32 high = word(b + 4);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int v = word(b + 8 + 4 * i);
-            w.q[i] = (v & 0x0f0f0f0f) | fifth(high >> 4 * i);
-            w.q[i + 4] = (v >> 4 & 0x0f0f0f0f) | fifth(high >> (16 + 4 * i));
-        }
+        nibbles(b + 8, word, word(b + 4), w);
         factors(w, half_at(b), -half_at(b + 2));
     }
 };

@@ -190,7 +190,7 @@ impl CudaKernels {
     ) -> Result<Tensor> {
         let (tokens, k) = ids.dims2()?;
         let all = [ffn.gate, ffn.up, ffn.down];
-        if tokens == 0 || x.values.dims() != [tokens, ffn.gate.cols] || tokens > 65_535 || k > 65_535 {
+        if tokens == 0 || x.values.dims() != [tokens, ffn.gate.cols] {
             bail!("experts of {:?} for {:?}", ids.dims(), x.values.dims());
         }
         let shared = tokens * k >= SHARED_PAIRS * ffn.gate.experts && all.iter().all(|w| shareable(w));
@@ -253,10 +253,6 @@ impl CudaKernels {
             Arg::Int(padded as i32),
             kind(activation),
         ];
-        // The second index of a grid has no more than 65,535.
-        if rows > 65_535 {
-            bail!("{rows} rows of an activation");
-        }
         self.own.launch("glu_round", (padded.div_ceil(128), rows, 1), (128, 1), 0, &args)?;
         Ok((gate, Forms::rounded(Some(rounded))))
     }
