@@ -26,6 +26,9 @@ macro_rules! per_isa {
                 // SAFETY: the backend refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
                 $crate::quant::Isa::Avx2 | $crate::quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
+                // All arm64 has what the plain body is compiled for.
+                #[cfg(target_arch = "aarch64")]
+                $crate::quant::Isa::Neon => body::<[f32; 8]>($($arg),*),
             }
         }
     };

@@ -14,17 +14,23 @@ mod attention;
 mod backend;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod experts;
-#[expect(unsafe_code, reason = "vector instructions")]
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector instructions"))]
 mod lanes;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod linear;
-#[expect(unsafe_code, reason = "the same code compiled per instruction set")]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "the same code compiled per instruction set")
+)]
 mod math;
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "asks for cache lines"))]
+#[cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "asks for cache lines")
+)]
 mod memory;
 #[expect(unsafe_code, reason = "lends borrowed closures and disjoint parts of slices to threads")]
 mod pool;
-#[expect(unsafe_code, reason = "the same additions per instruction set")]
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the same additions per instruction set"))]
 pub mod probe;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod route;

@@ -78,6 +78,9 @@ fn median(mut run: impl FnMut() -> f64) -> f64 {
 fn additions(isa: Isa, turns: usize) -> u16 {
     match isa {
         Isa::Scalar => additions_portable(turns),
+        // All arm64 has what the plain additions are compiled for.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => additions_portable(turns),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: either is only named where the processor was found to have it; AVX-512 comes with AVX2.
         Isa::Avx2 | Isa::Avx512 => unsafe { additions_avx2(turns) },

@@ -65,6 +65,11 @@ pub fn encode(isa: Isa, kind: ActKind, x: &[f32], out: &mut [u8]) {
         }
         (ActKind::Q8x32, Isa::Scalar) => each(x, out, q8x32),
         (ActKind::Q8x256, Isa::Scalar) => each(x, out, q8x256),
+        // The definition is compiled for NEON as it is.
+        #[cfg(target_arch = "aarch64")]
+        (ActKind::Q8x32, Isa::Neon) => each(x, out, q8x32),
+        #[cfg(target_arch = "aarch64")]
+        (ActKind::Q8x256, Isa::Neon) => each(x, out, q8x256),
         #[cfg(target_arch = "x86_64")]
         (ActKind::Q8x32, Isa::Avx2 | Isa::Avx512) => avx2::q8x32(x, out),
         #[cfg(target_arch = "x86_64")]

@@ -11,25 +11,6 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// Runs `$tile::<.., N>(panel, count, acts, out)` for the number of columns; none at all is nothing to do.
-macro_rules! by_columns {
-    ($acts:ident, $tile:ident [$($t:ty),*] $args:tt) => {
-        match $acts.len() {
-            0 => {}
-            1 => $tile::<$($t,)* 1> $args,
-            2 => $tile::<$($t,)* 2> $args,
-            3 => $tile::<$($t,)* 3> $args,
-            4 => $tile::<$($t,)* 4> $args,
-            5 => $tile::<$($t,)* 5> $args,
-            6 => $tile::<$($t,)* 6> $args,
-            7 => $tile::<$($t,)* 7> $args,
-            8 => $tile::<$($t,)* 8> $args,
-            _ => unreachable!("at most 8 columns"),
-        }
-    };
-}
-pub(super) use by_columns;
-
 /// 32 bytes from `p`.
 ///
 /// # Safety

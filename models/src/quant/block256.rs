@@ -140,7 +140,8 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
-    use crate::quant::avx2::{available, by_columns, dword, load, prefetch, single};
+    use crate::quant::avx2::{available, dword, load, prefetch, single};
+    use crate::quant::by_columns;
 
     /// How many words of codes a 16-bit sum takes before it meets its scale.
     #[derive(Clone, Copy, PartialEq, Eq)]

@@ -163,9 +163,8 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::Q8X32_PAIRS;
-    use crate::quant::avx2::{
-        available, by_columns, dword, halves, high_nibbles, load, low_nibbles, prefetch, single,
-    };
+    use crate::quant::avx2::{available, dword, halves, high_nibbles, load, low_nibbles, prefetch, single};
+    use crate::quant::by_columns;
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {

@@ -17,6 +17,8 @@ pub(super) const F32: Format = Format {
     avx2_pack: None,
     unpack: unpack::<Single, 4>,
     scalar: scalar::<Single>,
+    #[cfg(target_arch = "aarch64")]
+    neon: neon::product::<Single>,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product::<Single>,
     #[cfg(target_arch = "x86_64")]
@@ -40,6 +42,8 @@ pub(super) const F16: Format = Format {
     avx2_pack: None,
     unpack: unpack::<Half, 2>,
     scalar: scalar::<Half>,
+    #[cfg(target_arch = "aarch64")]
+    neon: neon::product::<Half>,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product::<Half>,
     #[cfg(target_arch = "x86_64")]
@@ -63,6 +67,8 @@ pub(super) const BF16: Format = Format {
     avx2_pack: None,
     unpack: unpack::<Brain, 2>,
     scalar: scalar::<Brain>,
+    #[cfg(target_arch = "aarch64")]
+    neon: neon::product::<Brain>,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::product::<Brain>,
     #[cfg(target_arch = "x86_64")]
@@ -259,6 +265,112 @@ mod avx2 {
             }
             for (out, [even, odd]) in out.iter_mut().zip(sums) {
                 _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(even, odd));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{available, halves, load, prefetch, single};
+
+    /// Four values from `p`.
+    pub(super) trait Load: Dense {
+        /// # Safety
+        /// `p` is readable for four values.
+        unsafe fn load(p: *const u8) -> float32x4_t;
+    }
+
+    impl Load for Single {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn load(p: *const u8) -> float32x4_t {
+            // SAFETY: the caller's promise.
+            vreinterpretq_f32_u8(unsafe { load(p) })
+        }
+    }
+
+    impl Load for Half {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn load(p: *const u8) -> float32x4_t {
+            // SAFETY: the caller's promise.
+            unsafe { halves(p) }
+        }
+    }
+
+    impl Load for Brain {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn load(p: *const u8) -> float32x4_t {
+            // SAFETY: the caller's promise; loads of bytes may be unaligned.
+            let upper = vreinterpret_u16_u8(unsafe { vld1_u8(p) });
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(upper))
+        }
+    }
+
+    pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+        D::FORMAT.check(panel, cols, acts, out);
+        assert!(available(), "no dot products of bytes on this processor");
+        let p = panel.as_ptr();
+        // Four sums for each of six columns are what the registers hold.
+        let (first, rest) = acts.split_at(if acts.len() > 6 { 4 } else { acts.len() });
+        let (out, tail) = out.split_at_mut(first.len());
+        for (acts, out) in [(first, out), (rest, tail)] {
+            // SAFETY: `check` asserted the lengths.
+            unsafe {
+                match acts.len() {
+                    0 => {}
+                    1 => tile::<D, 1>(p, cols, acts, out),
+                    2 => tile::<D, 2>(p, cols, acts, out),
+                    3 => tile::<D, 3>(p, cols, acts, out),
+                    4 => tile::<D, 4>(p, cols, acts, out),
+                    5 => tile::<D, 5>(p, cols, acts, out),
+                    _ => tile::<D, 6>(p, cols, acts, out),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `p` is a panel of `cols`, each of the N `acts` has `cols` values; N results.
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn tile<D: Load, const N: usize>(
+        p: *const u8,
+        cols: usize,
+        acts: &[&[u8]],
+        out: &mut [[f32; PANEL]],
+    ) {
+        let step = PANEL * D::FORMAT.block_bytes;
+        let mut sums = [[[vdupq_n_f32(0.0); 2]; 2]; N];
+        // SAFETY: k < cols, which bounds the panel and every column.
+        let mut add = |k: usize, parity: usize| unsafe {
+            let p = p.add(k * step);
+            let (first, second) = (D::load(p), D::load(p.add(step / 2)));
+            for (act, sums) in acts.iter().zip(&mut sums) {
+                let x = single(act.as_ptr().add(4 * k));
+                let [a, b] = &mut sums[parity];
+                *a = vfmaq_n_f32(*a, first, x);
+                *b = vfmaq_n_f32(*b, second, x);
+            }
+        };
+        for k in (1..cols).step_by(2) {
+            prefetch(p.wrapping_add((k - 1) * step), 2 * step);
+            add(k - 1, 0);
+            add(k, 1);
+        }
+        if !cols.is_multiple_of(2) {
+            add(cols - 1, 0);
+        }
+        for (out, [even, odd]) in out.iter_mut().zip(sums) {
+            for (half, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                // SAFETY: four values.
+                unsafe { vst1q_f32(out.as_mut_ptr(), vaddq_f32(even[half], odd[half])) };
             }
         }
     }

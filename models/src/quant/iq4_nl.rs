@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Iq4Nl>,
     scalar: block32::scalar::<Iq4Nl>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Iq4Nl>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Iq4Nl>,
     #[cfg(target_arch = "x86_64")]
@@ -103,6 +105,24 @@ mod avx2 {
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
             // SAFETY: the caller's promise: four vectors, and the columns.
             unsafe { block32::signed_dots(|v| decode(body.add(32 * v)), acts) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, decode_nibbles, look_up};
+
+    impl Kernel32 for Iq4Nl {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise.
+            look_up(&VALUES, unsafe { decode_nibbles(body) })
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block256::unpack::<Iq4Xs>,
     scalar: block256::scalar::<Iq4Xs>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Iq4Xs>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Iq4Xs>,
     #[cfg(target_arch = "x86_64")]
@@ -172,6 +174,40 @@ mod avx2 {
         unsafe fn rest(p: *const u8, _header: &Self::Header, to: &mut Rest) {
             // SAFETY: d comes first.
             to.d = unsafe { halves(p) };
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, decode_nibbles, less, load, look_up, nibbles};
+
+    impl Kernel256 for Iq4Xs {
+        const HEADER: usize = PANEL_QS;
+        const D: usize = 0;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            let (low, upper) = unsafe { (load(p.add(PANEL_LOW + 16 * half)), load(p.add(PANEL_UPPER))) };
+            let [low, high] = nibbles(low);
+            // Rows 4-7 have theirs four bits further up.
+            let upper = nibbles(upper)[half];
+            let first = vorrq_u8(low, vshlq_n_u8::<4>(vandq_u8(upper, vdupq_n_u8(0x03))));
+            let second = vorrq_u8(high, vshlq_n_u8::<2>(vandq_u8(upper, vdupq_n_u8(0x0c))));
+            less([first, second, first, second], 32)
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: a run is four vectors.
+            look_up(&iq4_nl::VALUES, unsafe { decode_nibbles(run) })
         }
     }
 }

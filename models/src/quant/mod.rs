@@ -24,6 +24,8 @@ mod interleave;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -99,6 +101,9 @@ pub enum Isa {
     /// AVX-512 with VNNI, on vectors of 256 bits for one panel and 512 for two; what has no product of its own uses AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON with dot products of bytes (`dotprod`), which Armv8.4 and most of Armv8.2 have.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -109,6 +114,8 @@ impl Isa {
         Self::Avx2,
         #[cfg(target_arch = "x86_64")]
         Self::Avx512,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
     ];
 
     /// Whether this processor has it.
@@ -119,6 +126,8 @@ impl Isa {
             Self::Avx2 => avx2::available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => vnni::available(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::available(),
         }
     }
 
@@ -186,6 +195,9 @@ pub struct Format {
     /// The same bits with AVX-512 VNNI for two panels and many columns.
     #[cfg(target_arch = "x86_64")]
     pub avx512_wide: Option<WideProduct>,
+    /// The same bits with NEON and dot products of bytes; panics where the processor lacks them.
+    #[cfg(target_arch = "aarch64")]
+    pub neon: PanelProduct,
 }
 
 /// Every format, in the order of [`GgmlType`].
@@ -285,6 +297,8 @@ impl Format {
             Isa::Scalar => self.pack,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx512 => self.avx2_pack.unwrap_or(self.pack),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => self.pack,
         }
     }
 
@@ -296,6 +310,8 @@ impl Format {
             Isa::Avx2 => self.avx2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => self.avx512.unwrap_or(self.avx2),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => self.neon,
         }
     }
 
@@ -307,6 +323,8 @@ impl Format {
             Isa::Avx2 => self.avx2_wide,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => self.avx512_wide.or(self.avx2_wide),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => None,
         }
     }
 
@@ -332,6 +350,27 @@ fn blocks<'a, const N: usize>(
     assert!(rest.is_empty() && src.len() == values.len() * block_bytes, "whole blocks, as many as values");
     src.chunks_exact(block_bytes).zip(values)
 }
+
+/// Runs `$tile::<.., N>(panel, count, acts, out)` for the number of columns; none at all is nothing to do.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_columns {
+    ($acts:ident, $tile:ident [$($t:ty),*] $args:tt) => {
+        match $acts.len() {
+            0 => {}
+            1 => $tile::<$($t,)* 1> $args,
+            2 => $tile::<$($t,)* 2> $args,
+            3 => $tile::<$($t,)* 3> $args,
+            4 => $tile::<$($t,)* 4> $args,
+            5 => $tile::<$($t,)* 5> $args,
+            6 => $tile::<$($t,)* 6> $args,
+            7 => $tile::<$($t,)* 7> $args,
+            8 => $tile::<$($t,)* 8> $args,
+            _ => unreachable!("at most 8 columns"),
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use by_columns;
 
 /// The little-endian word at `at`.
 fn word(bytes: &[u8], at: usize) -> u32 {

@@ -24,6 +24,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Mxfp4>,
     scalar: block32::scalar::<Mxfp4>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Mxfp4>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Mxfp4>,
     #[cfg(target_arch = "x86_64")]
@@ -111,6 +113,36 @@ mod avx2 {
             let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(SUBNORMAL.cast_signed()), e);
             let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
             _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, small))
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, decode_nibbles, look_up};
+
+    impl Kernel32 for Mxfp4 {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise.
+            look_up(&VALUES, unsafe { decode_nibbles(body) })
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn factor_of_rows(p: *const u8) -> float32x4_t {
+            // SAFETY: the caller's promise: four bytes; the read may be unaligned.
+            let e = unsafe { p.cast::<u32>().read_unaligned() };
+            let e = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(e.into()))));
+            let normal = vshlq_n_u32::<23>(vsubq_u32(e, vdupq_n_u32(1)));
+            let subnormal = vshlq_u32(vdupq_n_u32(SUBNORMAL), vreinterpretq_s32_u32(e));
+            let small = vcltq_u32(e, vdupq_n_u32(2));
+            vreinterpretq_f32_u32(vbslq_u32(small, subnormal, normal))
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block256::unpack::<Q2K>,
     scalar: block256::scalar::<Q2K>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Q2K>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q2K>,
     #[cfg(target_arch = "x86_64")]
@@ -186,5 +188,61 @@ mod avx2 {
             let value = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), rest.d);
             _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum), rest.dmin, value)
         }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::fours;
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, less, load, nibbles};
+
+    impl Kernel256 for Q2K {
+        const HEADER: usize = PANEL_QS;
+        const D: usize = PANEL_D;
+        const DMIN: usize = PANEL_DMIN;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: there are four vectors, scales low.
+            less([0, 1, 2, 3].map(|v| nibbles(unsafe { load(p.add(32 * v + 16 * half)) })[0]), 0)
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: there are four vectors, mins high.
+            less([0, 1, 2, 3].map(|v| nibbles(unsafe { load(p.add(32 * v + 16 * half)) })[1]), 0)
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            let mut codes = [vdupq_n_u8(0); 8];
+            for (sub, codes) in codes.as_chunks_mut().0.iter_mut().enumerate() {
+                // SAFETY: a run is two vectors.
+                *codes = fours(unsafe { load(run.add(32 * sub)) });
+            }
+            less(codes, 0)
+        }
+    }
+
+    /// Four words of codes below 4, from the lowest bits up.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(in crate::quant) fn fours(v: uint8x16_t) -> [uint8x16_t; 4] {
+        let two = vdupq_n_u8(3);
+        [
+            vandq_u8(v, two),
+            vandq_u8(vshrq_n_u8::<2>(v), two),
+            vandq_u8(vshrq_n_u8::<4>(v), two),
+            vshrq_n_u8::<6>(v),
+        ]
     }
 }

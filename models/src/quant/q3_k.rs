@@ -25,6 +25,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block256::unpack::<Q3K>,
     scalar: block256::scalar::<Q3K>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Q3K>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q3K>,
     #[cfg(target_arch = "x86_64")]
@@ -177,6 +179,48 @@ mod avx2 {
         unsafe fn rest(p: *const u8, _header: &Self::Header, to: &mut Rest) {
             // SAFETY: the caller's promise.
             to.d = _mm256_mul_ps(unsafe { halves(p.add(PANEL_D)) }, _mm256_set1_ps(0.125));
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, less, load, sixes};
+
+    impl Kernel256 for Q3K {
+        const HEADER: usize = PANEL_QS;
+        const D: usize = PANEL_D;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            less(unsafe { sixes(p.add(16 * half)) }, 32)
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: a run is three vectors.
+            let [h, a, b] = unsafe { [0, 32, 64].map(|at| load(run.add(at))) };
+            let ([a, b, c, d], [e, f, g, i]) = (q2_k::fours(a), q2_k::fours(b));
+            // Each bit to bit 2.
+            let with = |low, bits| vorrq_u8(low, vandq_u8(bits, vdupq_n_u8(4)));
+            let codes = [
+                with(a, vshlq_n_u8::<2>(h)),
+                with(b, vshlq_n_u8::<1>(h)),
+                with(c, h),
+                with(d, vshrq_n_u8::<1>(h)),
+                with(e, vshrq_n_u8::<2>(h)),
+                with(f, vshrq_n_u8::<3>(h)),
+                with(g, vshrq_n_u8::<4>(h)),
+                with(i, vshrq_n_u8::<5>(h)),
+            ];
+            less(codes, 4)
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Q4_0>,
     scalar: block32::scalar::<Q4_0>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Q4_0>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q4_0>,
     #[cfg(target_arch = "x86_64")]
@@ -70,6 +72,24 @@ mod avx2 {
         unsafe fn words(body: *const u8) -> [__m256i; 8] {
             // SAFETY: the caller's promise.
             unsafe { block32::decode_nibbles(body) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, decode_nibbles, less};
+
+    impl Kernel32 for Q4_0 {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise.
+            less(unsafe { decode_nibbles(body) }, 8)
         }
     }
 }

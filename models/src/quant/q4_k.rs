@@ -24,6 +24,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: Some(interleave::pack::<Q4K>),
     unpack: block256::unpack::<Q4K>,
     scalar: block256::scalar::<Q4K>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Q4K>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q4K>,
     #[cfg(target_arch = "x86_64")]
@@ -39,8 +41,8 @@ pub(super) const FACTORS: usize = 16;
 const _: () = assert!(FORMAT.block_bytes == FACTORS + 128 && FACTORS == 2 + 2 + 12);
 
 /// Where a panel block's d and dmin lie, and its codes.
-const PANEL_D: usize = 96;
-const PANEL_DMIN: usize = PANEL_D + 2 * PANEL;
+pub(super) const PANEL_D: usize = 96;
+pub(super) const PANEL_DMIN: usize = PANEL_D + 2 * PANEL;
 pub(super) const PANEL_FACTORS: usize = PANEL_DMIN + 2 * PANEL;
 const _: () = assert!(PANEL_FACTORS + 32 * 32 == PANEL * FORMAT.block_bytes);
 
@@ -240,6 +242,68 @@ mod avx2 {
         unsafe fn block_value(isum: __m256i, rest: &Rest, act: *const u8) -> __m256 {
             // SAFETY: the caller's promise.
             unsafe { block_value_with_mins(isum, rest, act) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::{mins, scales};
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, decode_nibbles, less, sixes};
+
+    /// [`Kernel256::scales`] of a panel block that starts with the factors.
+    ///
+    /// # Safety
+    /// `p` is readable for them.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(in crate::quant) unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+        // SAFETY: the caller's promise.
+        less(unsafe { sixes(p.add(16 * half)) }, 0)
+    }
+
+    /// [`Kernel256::mins`], likewise.
+    ///
+    /// # Safety
+    /// `p` is readable for the factors.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(in crate::quant) unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
+        // SAFETY: the caller's promise.
+        let [scales @ .., first, second] = less(unsafe { sixes(p.add(16 * half)) }, 0);
+        [first, second, scales[0], scales[1]]
+    }
+
+    impl Kernel256 for Q4K {
+        const HEADER: usize = PANEL_FACTORS;
+        const D: usize = PANEL_D;
+        const DMIN: usize = PANEL_DMIN;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { scales(p, half) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { mins(p, half) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: a run is four vectors.
+            less(unsafe { decode_nibbles(run) }, 0)
         }
     }
 }

@@ -22,6 +22,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Q5_0>,
     scalar: block32::scalar::<Q5_0>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Q5_0>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q5_0>,
     #[cfg(target_arch = "x86_64")]
@@ -150,6 +152,38 @@ mod avx2 {
         unsafe fn words(body: *const u8) -> [__m256i; 8] {
             // SAFETY: the caller's promise.
             unsafe { decode(body) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::decode;
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, decode_nibbles, less, load, with_fifths};
+
+    /// Codes of four rows in four vectors of nibbles and one of fifth bits.
+    ///
+    /// # Safety
+    /// `body` is readable for four rows of them.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(in crate::quant) unsafe fn decode(body: *const u8) -> [uint8x16_t; 8] {
+        // SAFETY: the caller's promise.
+        unsafe { with_fifths(decode_nibbles(body), load(body.add(FIFTHS))) }
+    }
+
+    impl Kernel32 for Q5_0 {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise.
+            less(unsafe { decode(body) }, 16)
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Q5_1>,
     scalar: block32::scalar::<Q5_1>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Q5_1>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q5_1>,
     #[cfg(target_arch = "x86_64")]
@@ -70,6 +72,24 @@ mod avx2 {
         unsafe fn words(body: *const u8) -> [__m256i; 8] {
             // SAFETY: the caller's promise.
             unsafe { q5_0::decode(body) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, less};
+
+    impl Kernel32 for Q5_1 {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise.
+            less(unsafe { q5_0::decode(body) }, 0)
         }
     }
 }

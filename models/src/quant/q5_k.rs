@@ -24,6 +24,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: Some(interleave::pack::<Q5K>),
     unpack: block256::unpack::<Q5K>,
     scalar: block256::scalar::<Q5K>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Q5K>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q5K>,
     #[cfg(target_arch = "x86_64")]
@@ -171,6 +173,42 @@ mod avx2 {
         unsafe fn block_value(isum: __m256i, rest: &Rest, act: *const u8) -> __m256 {
             // SAFETY: the caller's promise.
             unsafe { block_value_with_mins(isum, rest, act) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, decode_nibbles, less, load, with_fifths};
+
+    impl Kernel256 for Q5K {
+        const HEADER: usize = q4_k::PANEL_FACTORS;
+        const D: usize = q4_k::PANEL_D;
+        const DMIN: usize = q4_k::PANEL_DMIN;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { q4_k::scales(p, half) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { q4_k::mins(p, half) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: a run is five vectors.
+            less(unsafe { with_fifths(decode_nibbles(run.add(32)), load(run)) }, 0)
         }
     }
 }

@@ -25,6 +25,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: Some(interleave::pack::<Q6K>),
     unpack: block256::unpack::<Q6K>,
     scalar: block256::scalar::<Q6K>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product256::<Q6K>,
     #[cfg(target_arch = "x86_64")]
     avx2: block256::product::<Q6K>,
     #[cfg(target_arch = "x86_64")]
@@ -216,6 +218,47 @@ mod avx2 {
         unsafe fn rest(p: *const u8, _header: &Self::Header, to: &mut Rest) {
             // SAFETY: the caller's promise.
             to.d = unsafe { halves(p.add(PANEL_D)) };
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel256, less, load, nibbles};
+
+    impl Kernel256 for Q6K {
+        const HEADER: usize = PANEL_QS;
+        const D: usize = PANEL_D;
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+            // SAFETY: there are four vectors of scales.
+            unsafe { [0, 1, 2, 3].map(|v| vreinterpretq_s8_u8(load(p.add(32 * v + 16 * half)))) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(run: *const u8) -> [int8x16_t; 8] {
+            let mut codes = [vdupq_n_u8(0); 8];
+            for (sub, codes) in codes.as_chunks_mut().0.iter_mut().enumerate() {
+                // SAFETY: a run is twice three vectors.
+                let [a, b, h] = unsafe { [0, 32, 64].map(|at| load(run.add(SUB * sub + at))) };
+                let ([a, b], [c, d]) = (nibbles(a), nibbles(b));
+                // Each pair of bits to bits 4 and 5.
+                let with = |low, bits| vorrq_u8(low, vandq_u8(bits, vdupq_n_u8(0x30)));
+                *codes = [
+                    with(a, vshlq_n_u8::<4>(h)),
+                    with(b, vshlq_n_u8::<2>(h)),
+                    with(c, h),
+                    with(d, vshrq_n_u8::<2>(h)),
+                ];
+            }
+            less(codes, 32)
         }
     }
 }

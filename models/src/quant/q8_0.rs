@@ -20,6 +20,8 @@ pub(super) const FORMAT: Format = Format {
     avx2_pack: None,
     unpack: block32::unpack::<Q8_0>,
     scalar: block32::scalar::<Q8_0>,
+    #[cfg(target_arch = "aarch64")]
+    neon: super::neon::product32::<Q8_0>,
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q8_0>,
     #[cfg(target_arch = "x86_64")]
@@ -84,6 +86,24 @@ mod avx2 {
         unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
             // SAFETY: the caller's promise: eight vectors, and the columns.
             unsafe { block32::signed_dots(|v| [load(body.add(64 * v)), load(body.add(64 * v + 32))], acts) }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads by pointer")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+    use crate::quant::neon::{Kernel32, load};
+
+    impl Kernel32 for Q8_0 {
+        #[inline]
+        #[target_feature(enable = "neon")]
+        unsafe fn values(body: *const u8) -> [int8x16_t; 8] {
+            // SAFETY: the caller's promise: eight vectors.
+            unsafe { [0, 1, 2, 3, 4, 5, 6, 7].map(|i| vreinterpretq_s8_u8(load(body.add(32 * i)))) }
         }
     }
 }

@@ -9,8 +9,8 @@
 use std::arch::x86_64::*;
 
 use super::act::{Q8X32_BYTES, Q8X32_PAIRS, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
-use super::avx2::{self, by_columns, dword, prefetch, single};
-use super::{PANEL, block32, block256};
+use super::avx2::{self, dword, prefetch, single};
+use super::{PANEL, block32, block256, by_columns};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
