@@ -238,6 +238,7 @@ pub enum Isa {
     Scalar,
     Avx2,
     Avx512,
+    Neon,
 }
 
 /// `[cost]`

@@ -97,20 +97,16 @@ pub(crate) fn threads(config: &Config) -> usize {
 
 /// None for the fastest.
 fn isa(isa: raw::Isa) -> anyhow::Result<Option<Isa>> {
-    let (name, isa) = match isa {
+    let name = match isa {
         raw::Isa::Auto => return Ok(None),
-        raw::Isa::Scalar => ("scalar", Some(Isa::Scalar)),
-        #[cfg(target_arch = "x86_64")]
-        raw::Isa::Avx2 => ("avx2", Some(Isa::Avx2)),
-        #[cfg(target_arch = "x86_64")]
-        raw::Isa::Avx512 => ("avx512", Some(Isa::Avx512)),
-        #[cfg(not(target_arch = "x86_64"))]
-        raw::Isa::Avx2 => ("avx2", None),
-        #[cfg(not(target_arch = "x86_64"))]
-        raw::Isa::Avx512 => ("avx512", None),
+        raw::Isa::Scalar => "scalar",
+        raw::Isa::Avx2 => "avx2",
+        raw::Isa::Avx512 => "avx512",
+        raw::Isa::Neon => "neon",
     };
-    match isa.filter(|isa| isa.available()) {
-        Some(isa) => Ok(Some(isa)),
+    // Those of other architectures are not among them.
+    match Isa::ALL.iter().find(|isa| isa.name() == name && isa.available()) {
+        Some(isa) => Ok(Some(*isa)),
         None => anyhow::bail!("cpu.isa = \"{name}\", which this processor does not have"),
     }
 }

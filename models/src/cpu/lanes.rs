@@ -39,7 +39,7 @@ impl Lanes for [f32; 8] {
     }
     #[inline(always)]
     fn widen(from: &[f16; 8]) -> Self {
-        from.map(f16::to_f32)
+        from.map(single)
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
@@ -65,6 +65,16 @@ impl Lanes for [f32; 8] {
     fn sums(of: [Self; 4]) -> [f32; 4] {
         of.map(sum8)
     }
+}
+
+/// `half::to_f32`, which asks at every value what the processor has, in a form that becomes vectors.
+#[inline(always)]
+fn single(half: f16) -> f32 {
+    let bits = u32::from(half.to_bits());
+    // Exponents are biased by 15 and by 127. The product is exact: it makes subnormal numbers normal.
+    let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 127 - 15) << 23);
+    let special = if bits & 0x7c00 == 0x7c00 { f32::INFINITY.to_bits() } else { 0 };
+    f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
 }
 
 /// AVX2 and FMA. Only [`per_isa`](super::math::per_isa) names it, in functions compiled with both, into which all
@@ -379,4 +389,17 @@ fn lanes<const C: usize>(of: &[f32]) -> &[[f32; 8]; C] {
 #[inline(always)]
 fn lanes_mut<const C: usize>(of: &mut [f32]) -> &mut [[f32; 8]; C] {
     of.as_chunks_mut().0.first_chunk_mut().expect("the sum is as wide as said")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_becomes_its_single() {
+        for half in (0..=u16::MAX).map(f16::from_bits) {
+            let (got, expected) = (single(half), half.to_f32());
+            assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{half:?}");
+        }
+    }
 }

@@ -118,6 +118,19 @@ impl Isa {
         Self::Neon,
     ];
 
+    /// As configured.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+        }
+    }
+
     /// Whether this processor has it.
     pub fn available(self) -> bool {
         match self {
