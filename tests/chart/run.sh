@@ -42,7 +42,7 @@ PYTHON
 fi
 
 bin/helm lint --strict --quiet "$chart" >&2
-for values in plain everything; do
+for values in plain tls everything; do
     more=()
     [ $values = plain ] || more=(--values "$here/$values.yaml")
     bin/helm template my "$chart" --namespace serving "${more[@]}" >$values.yaml
@@ -55,7 +55,7 @@ for values in plain everything; do
 done
 
 # What the schema of the values refuses.
-for wrong in replica=2 replicas=two autoscaling.minReplicas=0 settings.PORT=1 cache.claim.size=big image.pullPolicy=Sometimes; do
+for wrong in replica=2 replicas=two autoscaling.minReplicas=0 settings.PORT=1 admin.port=8000 admin.port=70000 tls.secret.name=a cache.claim.size=big image.pullPolicy=Sometimes; do
     if bin/helm template my "$chart" --set-string "$wrong" >/dev/null 2>&1 || bin/helm template my "$chart" --set "$wrong" >/dev/null 2>&1; then
         echo "the chart takes $wrong" >&2
         exit 1

@@ -43,8 +43,18 @@ def consistent(kinds):
     container = pod["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert kinds["Service"]["spec"]["ports"][0]["targetPort"] in ports
+    # Operators' port speaks plain HTTP; without it, all is said in what clients speak.
+    tls = "FRUGAL_TLS__CERTIFICATE" in {variable["name"] for variable in container["env"]}
+    port, scheme = ("admin", None) if "admin" in ports else ("http", "HTTPS" if tls else None)
+    assert kinds["Service"]["spec"]["ports"][0]["appProtocol"] == ("https" if tls else "http")
+    if "NetworkPolicy" in kinds:
+        assert {rule["ports"][0]["port"] for rule in kinds["NetworkPolicy"]["spec"]["ingress"]} == set(ports)
+    if "PodMonitor" in kinds:
+        (endpoint,) = kinds["PodMonitor"]["spec"]["podMetricsEndpoints"]
+        assert (endpoint["port"], endpoint.get("scheme")) == (port, scheme and scheme.lower()), endpoint
+    asked = {"port": port} | ({"scheme": scheme} if scheme else {})
     for probe, path in [("startupProbe", "/readyz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
-        assert container[probe]["httpGet"] == {"path": path, "port": "http"}, probe
+        assert container[probe]["httpGet"] == {"path": path} | asked, probe
     volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]

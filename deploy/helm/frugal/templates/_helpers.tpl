@@ -20,3 +20,9 @@ labels:
 {{- define "frugal.claim" -}}
 {{ .Values.cache.existingClaim | default (ternary (include "frugal.name" .) "" .Values.cache.claim.enabled) }}
 {{- end }}
+
+{{- /* Where probes ask: the port for operators speaks plain HTTP. */}}
+{{- define "frugal.operated" -}}
+port: {{ ternary "admin" "http" (gt (int .Values.admin.port) 0) }}
+{{- if and .Values.tls.secret (not .Values.admin.port) }}, scheme: HTTPS{{ end }}
+{{- end }}
