@@ -21,6 +21,8 @@ pub struct Gate {
     vocab: u32,
     next_id: u64,
     closed: bool,
+    /// Places of requests that are being prepared.
+    reserved: u32,
     queued: BTreeMap<RequestId, u64>,
     queued_tokens: u64,
     tenants: BTreeMap<u64, u32>,
@@ -40,6 +42,7 @@ impl Gate {
             vocab: geometry.vocab,
             next_id: 1,
             closed: false,
+            reserved: 0,
             queued: BTreeMap::new(),
             queued_tokens: 0,
             tenants: BTreeMap::new(),
@@ -49,7 +52,29 @@ impl Gate {
         }
     }
 
-    /// Takes a request into the queue, or says why not.
+    /// Whether a request of this tenant would be taken if it were small; a refusal counts.
+    pub fn look(&mut self, tenant: u64) -> Result<(), SubmitError> {
+        self.open_to(tenant)?;
+        let full = self.queued_tokens >= self.tokens_max && !self.queued.is_empty();
+        if full || !self.has_place() { Err(self.full()) } else { Ok(()) }
+    }
+
+    /// The same, and keeps a place among the requests until [`Gate::release`]: who prepares a request does not do so in vain.
+    pub fn reserve(&mut self, tenant: u64) -> Result<(), SubmitError> {
+        self.look(tenant)?;
+        self.reserved += 1;
+        Ok(())
+    }
+
+    /// A place is used, or not needed any more.
+    ///
+    /// # Panics
+    /// If none was reserved.
+    pub fn release(&mut self) {
+        self.reserved = self.reserved.checked_sub(1).expect("a place is given back once");
+    }
+
+    /// Takes a request into the queue, or says why not. Whoever has reserved a place for it releases that first, under the same lock.
     ///
     /// # Panics
     /// If the request has no prompt, a token out of the vocabulary, or asks for nothing: the front end has let through
@@ -61,25 +86,15 @@ impl Gate {
         let tokens = (request.prompt.len() as u64).saturating_mul(u64::from(request.n));
         let needed =
             u64::try_from(request.prompt.len()).unwrap_or(u64::MAX) + u64::from(request.max_tokens.min(1));
-        if self.closed {
-            self.rejections.shutting_down += 1;
-            return Err(SubmitError::ShuttingDown);
-        }
+        self.open_to(request.tenant)?;
         if needed > u64::from(self.capacity) {
             self.rejections.too_long += 1;
             let needed = u32::try_from(needed).unwrap_or(u32::MAX);
             return Err(SubmitError::TooLong { needed, available: self.capacity });
         }
-        let in_progress = self.tenants.get(&request.tenant).copied().unwrap_or(0);
-        if request.tenant != 0 && self.tenant_max.is_some_and(|max| in_progress >= max) {
-            self.rejections.tenant_limit += 1;
-            return Err(SubmitError::TenantLimit);
-        }
-        let full = self.queued.len() as u64 >= u64::from(self.requests_max)
-            || (!self.queued.is_empty() && self.queued_tokens.saturating_add(tokens) > self.tokens_max);
-        if full {
-            self.rejections.queue_full += 1;
-            return Err(SubmitError::QueueFull { retry_after_s: self.retry_after_s() });
+        let over = self.queued_tokens.saturating_add(tokens) > self.tokens_max && !self.queued.is_empty();
+        if over || !self.has_place() {
+            return Err(self.full());
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -140,6 +155,28 @@ impl Gate {
         self.rejections
     }
 
+    fn open_to(&mut self, tenant: u64) -> Result<(), SubmitError> {
+        if self.closed {
+            self.rejections.shutting_down += 1;
+            return Err(SubmitError::ShuttingDown);
+        }
+        let in_progress = self.tenants.get(&tenant).copied().unwrap_or(0);
+        if tenant != 0 && self.tenant_max.is_some_and(|max| in_progress >= max) {
+            self.rejections.tenant_limit += 1;
+            return Err(SubmitError::TenantLimit);
+        }
+        Ok(())
+    }
+
+    fn has_place(&self) -> bool {
+        self.queued.len() as u64 + u64::from(self.reserved) < u64::from(self.requests_max)
+    }
+
+    fn full(&mut self) -> SubmitError {
+        self.rejections.queue_full += 1;
+        SubmitError::QueueFull { retry_after_s: self.retry_after_s() }
+    }
+
     fn retry_after_s(&self) -> u32 {
         let guess = if self.tokens_per_s > 0.0 { self.queued_tokens as f64 / self.tokens_per_s } else { 1.0 };
         guess.clamp(1.0, 60.0).ceil() as u32
@@ -174,6 +211,24 @@ mod tests {
         assert_eq!(gate.queue(), (0, 0));
         gate.admit(&test_request(39)).expect("an empty queue takes one of any size");
         assert_eq!(gate.rejections().queue_full, 2);
+    }
+
+    #[test]
+    fn a_reserved_place_is_kept_until_it_is_released() {
+        let mut gate =
+            gate(EngineOptions { queue_requests_max: 2, queue_tokens_max: 30, ..EngineOptions::default() });
+        gate.reserve(0).expect("the first place");
+        let queued = gate.admit(&test_request(30)).expect("the second");
+        assert!(matches!(gate.look(0), Err(SubmitError::QueueFull { .. })));
+        assert!(matches!(gate.admit(&test_request(1)), Err(SubmitError::QueueFull { .. })));
+        gate.release();
+        assert!(matches!(gate.reserve(0), Err(SubmitError::QueueFull { .. })), "the tokens are used up");
+        gate.scheduled(queued);
+        gate.reserve(0).expect("room");
+        gate.reserve(0).expect("room");
+        gate.release();
+        gate.admit(&test_request(1)).expect("the place that was released");
+        assert_eq!((gate.queue(), gate.rejections().queue_full), ((1, 1), 3));
     }
 
     #[test]

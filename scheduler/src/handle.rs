@@ -68,6 +68,18 @@ pub struct Submission {
     pub events: mpsc::Receiver<Event>,
 }
 
+/// A place in the queue for a request that is being prepared. Dropping it gives it back.
+#[derive(Debug)]
+pub struct Place(Option<Arc<Shared>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(unused) = self.0.take() {
+            unused.inbox().gate.release();
+        }
+    }
+}
+
 /// Why the engine is not healthy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stalled {
@@ -107,8 +119,31 @@ impl Handle {
     /// # Panics
     /// If the request has no prompt, a token out of the vocabulary, or asks for nothing.
     pub fn submit(&self, request: Request) -> Result<Submission, SubmitError> {
+        self.submit_at(None, request)
+    }
+
+    /// Whether there is room in the queue for a request of this tenant. A refusal counts as one of [`Handle::submit`].
+    pub fn look(&self, tenant: u64) -> Result<(), SubmitError> {
+        self.shared.inbox().gate.look(tenant)
+    }
+
+    /// A place in the queue for a request of this tenant, before the work of preparing it. Only its tokens may still be too many.
+    pub fn reserve(&self, tenant: u64) -> Result<Place, SubmitError> {
+        self.shared.inbox().gate.reserve(tenant)?;
+        Ok(Place(Some(self.shared.clone())))
+    }
+
+    /// Queues a request at its place, if one was reserved.
+    ///
+    /// # Panics
+    /// As [`Handle::submit`].
+    pub fn submit_at(&self, place: Option<Place>, request: Request) -> Result<Submission, SubmitError> {
         let (sender, events) = mpsc::channel(self.room(&request));
         let mut inbox = self.shared.inbox();
+        // From one to the other nobody else gets in.
+        if place.is_some_and(|mut place| place.0.take().is_some()) {
+            inbox.gate.release();
+        }
         let id = inbox.gate.admit(&request)?;
         let at = self.now();
         inbox.posts.push(Post::Submit { id, request: Box::new(request), at, events: sender });
@@ -353,6 +388,25 @@ mod tests {
         assert_eq!(thread.join(), Ended::Drained);
         assert_eq!(handle.healthy(), Ok(()));
         assert!(handle.self_check().await.is_none());
+    }
+
+    #[test]
+    fn a_place_is_kept_until_it_is_used_or_dropped() {
+        let (handle, _thread, control) =
+            engine(EngineOptions { queue_requests_max: 1, ..EngineOptions::default() });
+        control.pause();
+        let place = handle.reserve(0).expect("room");
+        assert!(matches!(handle.look(0), Err(SubmitError::QueueFull { .. })));
+        assert!(matches!(handle.submit(test_request(1)), Err(SubmitError::QueueFull { .. })));
+        drop(place);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _place = handle.reserve(0).expect("it was given back");
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        let place = handle.reserve(0).expect("a panic gives it back");
+        let _running = handle.submit_at(Some(place), test_request(1)).expect("its place was kept");
+        control.resume();
     }
 
     #[tokio::test]

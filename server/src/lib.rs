@@ -64,9 +64,10 @@ fn public() -> OpenApiRouter<State> {
         .merge(routes::page::route())
 }
 
-/// The API's description.
-pub fn openapi() -> OpenApi {
-    endpoints().into_openapi()
+/// The API's description: all of it, or what is for clients if the rest is served apart.
+pub fn openapi(apart: bool) -> OpenApi {
+    let described = if apart { public() } else { endpoints() };
+    described.into_openapi()
 }
 
 /// The application: all of it, or what is for clients if the rest has a listener of its own ([`admin`]).

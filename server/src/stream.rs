@@ -195,7 +195,7 @@ impl Answer {
         Self::submit(engine, admitted, line.clone()).inspect_err(|_| budget.refund(tokens))
     }
 
-    fn submit(engine: &Engine, admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
+    fn submit(engine: &Engine, mut admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
         let submitted = SystemTime::now();
         let n = admitted.n as usize;
         let strings = admitted.prompts.first().map(|p| p.request.stop.clone()).unwrap_or_default();
@@ -203,8 +203,8 @@ impl Answer {
         let mut prompts = Vec::with_capacity(admitted.prompts.len());
         for (i, prompt) in admitted.prompts.into_iter().enumerate() {
             let ids = prompt.request.prompt.clone();
-            let submission =
-                engine.handle.submit(prompt.request).map_err(|e| from_submit(e, admitted.prompt_field))?;
+            let submission = engine.handle.submit_at(admitted.place.take(), prompt.request);
+            let submission = submission.map_err(|e| from_submit(e, admitted.prompt_field))?;
             events.push(numbered(i, submission));
             let (echo, scores, first_choice) = (prompt.echo, Vec::new(), i * n);
             let (begun, running, failed) = (false, n, None);

@@ -96,9 +96,51 @@ async fn a_full_queue_says_when_to_come_back() {
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.json);
     assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
     insta::assert_json_snapshot!("overloaded", refused.json);
+    // Before any work: what is wrong with a request is not found, and a large one is not even read.
+    for path in [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"] {
+        let status = server.post(path, &json!({"prompt": 7})).await.status.as_u16();
+        assert_eq!(status, if path == "/v1/messages" { 529 } else { 503 }, "{path}");
+    }
+    let mut large = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).await.unwrap();
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n"
+    );
+    large.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    large.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 503");
+    assert_eq!(server.handle.snapshot().counters.rejections.queue_full, 6);
+    // What does not queue is served.
+    assert_eq!(server.post("/tokenize", &json!({"prompt": "Hi"})).await.status, StatusCode::OK);
     server.control.resume();
     drop((first, second));
     server.settle().await;
+}
+
+#[tokio::test]
+async fn places_in_the_queue_come_back() {
+    let mut setup = Setup::default();
+    setup.engine.queue_requests_max = 1;
+    let server = setup.start().await;
+    let short = with(request(), &json!({"max_tokens": 3}));
+    for wrong in
+        [json!({"n": 0}), json!({"structured_outputs": {"regex": "("}}), json!({"max_tokens": 1_000_000})]
+    {
+        let refused = server.post(CHAT, &with(short.clone(), &wrong)).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", refused.json);
+    }
+    // In the middle of a body, and while an answer is prepared.
+    for _ in 0..20 {
+        let mut gone = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).await.unwrap();
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{"
+        );
+        gone.write_all(head.as_bytes()).await.unwrap();
+        drop((gone, send(&server, &short).await));
+    }
+    until(&server, "a place", |s| s.handle.look(0).is_ok()).await;
+    server.settle().await;
+    server.chat(&short).await;
 }
 
 #[tokio::test]

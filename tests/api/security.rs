@@ -35,6 +35,9 @@ async fn what_is_for_operators_may_have_its_own_listener() {
     for path in ["/v1/models", "/", "/docs", "/openapi.json"] {
         assert_eq!((status(&server.url, path).await, status(&admin, path).await), (200, 404), "{path}");
     }
+    // What is not there is not described.
+    let described = server.get("/openapi.json").await.json["paths"].clone();
+    assert!(described.get("/v1/models").is_some() && described.get("/metrics").is_none(), "{described}");
     // Both listeners count.
     let metrics = server.client.get(format!("{admin}/metrics")).send().await.unwrap().text().await.unwrap();
     for counted in [r#"route="/v1/models",status="200""#, r#"route="/metrics",status="200""#] {

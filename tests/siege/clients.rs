@@ -2,9 +2,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
 
 use crate::process::{Running, get, send};
 use crate::watch::{WATCHED, answer, finished, settled, to_end, until};
+
+/// Streams whose answers outlast what the system holds for a client that does not read.
+const ENDLESS: &str = r#"{"prompt":"hi","max_tokens":1500,"temperature":0,"ignore_eos":true,"stream":true,"n":16,"logprobs":100}"#;
 
 const QUICK: [&str; 8] = [
     "--set",
@@ -56,10 +63,41 @@ fn slow_heads_and_bodies_lose_their_connections() {
 #[test]
 fn a_client_that_stops_reading_loses_its_request() {
     let server = serve();
-    let body = r#"{"prompt":"hi","max_tokens":1500,"temperature":0,"ignore_eos":true,"stream":true,"n":16,"logprobs":100}"#;
     let streams: Vec<_> =
-        (0..4).map(|_| send(&server.address, "POST", "/v1/completions", body, &[])).collect();
+        (0..4).map(|_| send(&server.address, "POST", "/v1/completions", ENDLESS, &[])).collect();
     until("they lose their requests", || finished(&server.address, "cancelled") == 64.0);
+    answer(&server.address);
+    settled(&server.address);
+    drop(streams);
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn a_pulled_cable_ends_the_stream() {
+    let run = |program: &str, args: &[&str]| {
+        let ran = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        ran.is_ok_and(|status| status.success())
+    };
+    // This test's thread alone moves into a network of its own, and what it starts with it: there it may lose packets.
+    let alone = unshare(CloneFlags::CLONE_NEWNET).is_ok();
+    if !alone || !run("ip", &["link", "set", "lo", "up"]) || !run("iptables", &["-S", "INPUT"]) {
+        let skipped = "\n*** SKIPPED: a pulled cable needs root, network namespaces, ip and iptables\n";
+        return writeln!(std::io::stderr(), "{skipped}").expect("stderr");
+    }
+    let server = serve();
+    let mut streams: Vec<_> =
+        (0..4).map(|_| send(&server.address, "POST", "/v1/completions", ENDLESS, &[])).collect();
+    for stream in &mut streams {
+        stream.read_exact(&mut [0; 12]).expect("a stream");
+        let port = stream.local_addr().expect("ours").port().to_string();
+        for end in ["--sport", "--dport"] {
+            assert!(run("iptables", &["-A", "INPUT", "-p", "tcp", end, &port, "-j", "DROP"]));
+        }
+    }
+    let pulled = Instant::now();
+    until("they lose their requests", || finished(&server.address, "cancelled") == 64.0);
+    // A second without an acknowledgement, as the system's timer for sending again finds it; generous, for machines that pause.
+    assert!(pulled.elapsed() < Duration::from_secs(30), "{:?}", pulled.elapsed());
     answer(&server.address);
     settled(&server.address);
     drop(streams);

@@ -17,6 +17,9 @@ use crate::watch::{WATCHED, answer, resident_kib, settled};
 /// Fewer than a step takes: it is never overloaded, and its times are comparable.
 const CLIENTS: u64 = 8;
 
+/// From here on drift is told: not asserted, for what else the machine does shows more.
+const LONG: Duration = Duration::from_secs(1800);
+
 /// What one window of the run was like.
 struct Window {
     requests: u64,
@@ -112,7 +115,7 @@ async fn client(
 fn it_stays_as_it_was() {
     let total = Duration::from_secs(seconds().unwrap_or(24));
     // Of ten minutes, or less if the whole is short.
-    let length = (total / 6).min(Duration::from_secs(600));
+    let length = if total < LONG { total / 6 } else { Duration::from_secs(600) };
     let count = (total.as_secs_f64() / length.as_secs_f64()).round() as u64;
     // A cache and a store that are full soon, so that what grows then is something else.
     let small = ["--set", "kv.memory=8MiB", "--set", "responses.max_entries=50", "--set", "log.level=warn"];
@@ -152,6 +155,22 @@ fn it_stays_as_it_was() {
             stderr,
             "soak: window {number} of {length:.0?}: {requests} requests, {left} left; first event {f50:.1?} median {f99:.1?} p99, \
              end {w50:.1?} median {w99:.1?} p99; {memory_kib} KiB"
+        )
+        .expect("stderr");
+    }
+    if total >= LONG
+        && let [first, .., last] = &mut windows[..]
+    {
+        let ratio = |now: Duration, then: Duration| now.as_secs_f64() / then.as_secs_f64();
+        let mut of = |share| {
+            [&mut last.first, &mut first.first, &mut last.whole, &mut first.whole]
+                .map(|times| percentile(times, share))
+        };
+        let ([f, f0, w, w0], [g, g0, v, v0]) = (of(0.5), of(0.99));
+        writeln!(
+            stderr,
+            "soak: the last {length:.0?} over the first: first event {:.2} median {:.2} p99, end {:.2} median {:.2} p99",
+            ratio(f, f0), ratio(g, g0), ratio(w, w0), ratio(v, v0),
         )
         .expect("stderr");
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use frugal_models::step::{SamplingParams, TokenId};
 use frugal_models::syntax::Marks;
 use frugal_models::tokenizer::TokenizerError;
+use frugal_scheduler::handle::Place;
 use frugal_scheduler::request::{Request, Tick};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -35,6 +36,8 @@ const GREEDY_BELOW: f32 = 1e-5;
 /// A request ready to be submitted, and how its answer is to look.
 #[derive(Debug)]
 pub struct Admitted {
+    /// In the queue, for the first of its prompts: taken before the work.
+    pub place: Option<Place>,
     /// One per prompt; for each, `n` choices.
     pub prompts: Vec<Prompt>,
     /// Choices per prompt.
@@ -277,6 +280,7 @@ impl Common {
             return Err(ApiError::invalid(self.output_field, message));
         }
         Ok(Admitted {
+            place: None,
             prompts,
             n: self.n,
             stream: self.stream,

@@ -131,7 +131,7 @@ struct Document(Value);
 
 impl Document {
     fn new() -> Self {
-        Self(serde_json::to_value(crate::openapi()).unwrap())
+        Self(serde_json::to_value(crate::openapi(false)).unwrap())
     }
 
     fn named(&self, name: &str) -> &Value {

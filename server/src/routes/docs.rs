@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State as Shared};
 use axum::http::header;
 use axum::response::{Html, IntoResponse};
 use axum::routing::{get, get_service};
@@ -65,9 +65,12 @@ pub fn route() -> OpenApiRouter<State> {
     tag = "operation",
     responses((status = 200, description = "OpenAPI 3.1", body = Object))
 )]
-async fn openapi() -> impl IntoResponse {
-    static JSON: OnceLock<String> = OnceLock::new();
-    let json = JSON.get_or_init(|| crate::openapi().to_json().expect("a description is JSON"));
+async fn openapi(Shared(state): Shared<State>) -> impl IntoResponse {
+    static WHOLE: OnceLock<String> = OnceLock::new();
+    static PUBLIC: OnceLock<String> = OnceLock::new();
+    let apart = state.operations().apart;
+    let json = if apart { &PUBLIC } else { &WHOLE };
+    let json = json.get_or_init(|| crate::openapi(apart).to_json().expect("a description is JSON"));
     ([(header::CONTENT_TYPE, "application/json")], json.as_str())
 }
 

@@ -18,14 +18,18 @@ pub mod tokenize;
 pub mod version;
 
 use axum::Extension;
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody as _};
 use axum::extract::Request;
 use axum::http::header;
+use frugal_scheduler::handle::Place;
 
 use crate::admit::{self, Admitted};
-use crate::error::ApiError;
+use crate::error::{ApiError, from_submit};
 use crate::settings::{Caller, Limits};
 use crate::state::State;
+
+/// Larger bodies of requests that are refused are not read.
+const DRAINED_BYTES: u64 = 64 << 10;
 
 /// What every endpoint that generates begins with: its request is read, admitted off the threads that serve connections, and what its
 /// answer must be is compiled.
@@ -35,21 +39,33 @@ pub(crate) async fn admitted(
     request: Request,
     admit: fn(&State, Caller, &[u8]) -> Result<Admitted, ApiError>,
 ) -> Result<Admitted, ApiError> {
-    let admitted = read(state, caller, request, admit).await?;
+    let (mut admitted, place) = read(state, caller, request, admit).await?;
+    admitted.place = Some(place);
     admit::constraint::compiled(state, admitted).await
 }
 
-/// The first half of it.
+/// The first half of it, and the place that it has in the queue.
+///
+/// A full queue refuses before the work: else refusals would take from those who run, the more the more ask. A large body is not
+/// even read then; a small one is, so that its connection can be kept. The place is taken behind the body, so that no one holds one
+/// by sending slowly, and goes with the work, whose client may leave.
 pub(crate) async fn read<T: Send + 'static>(
     state: &State,
     caller: Option<Extension<Caller>>,
     request: Request,
     admit: fn(&State, Caller, &[u8]) -> Result<T, ApiError>,
-) -> Result<T, ApiError> {
+) -> Result<(T, Place), ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
+    // No field is to blame: that a prompt is too long is not known yet.
+    let refusal = |error| from_submit(error, "");
+    let handle = &state.engine()?.handle;
+    if request.body().size_hint().upper().is_none_or(|bytes| bytes > DRAINED_BYTES) {
+        handle.look(caller.tenant).map_err(refusal)?;
+    }
     let body = read_body(request, &state.settings().limits).await?;
+    let place = handle.reserve(caller.tenant).map_err(refusal)?;
     let (shared, bytes) = (state.clone(), body.len());
-    state.text().run(bytes, move || admit(&shared, caller, &body)).await
+    state.text().run(bytes, move || Ok((admit(&shared, caller, &body)?, place))).await
 }
 
 /// Reads a JSON body, bounded in size and time.

@@ -438,7 +438,8 @@ async fn responses(
     caller: Option<Extension<Caller>>,
     request: Request,
 ) -> Result<HttpResponse, ApiError> {
-    let request = read(&state, caller, request, admit::responses::admit).await?;
+    let (mut request, place) = read(&state, caller, request, admit::responses::admit).await?;
+    request.admitted.place = Some(place);
     respond(&state, request, line).await
 }
 
