@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::auth::is_name;
 use crate::error::ConfigError;
 use crate::hub::Hub;
-use crate::layers::{API_KEY_VARIABLE, CONFIG_VARIABLE, Layers};
+use crate::layers::{API_KEY_VARIABLE, CA_FILE_VARIABLE, CONFIG_VARIABLE, Layers};
 use crate::resolved::Config;
 use crate::units::Secret;
 
@@ -211,6 +211,9 @@ pub struct Chat {
     /// API key; also FRUGAL_API_KEY, which other users of this machine do not see
     #[arg(long, value_name = "KEY", value_parser = secret)]
     pub api_key: Option<Secret>,
+    /// PEM file with the authorities to trust with https, instead of those that browsers trust; also SSL_CERT_FILE
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -311,8 +314,11 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
         Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
         Sub::Chat(ChatArgs { mut chat }) => {
-            let set = env.into_iter().find(|(name, value)| name == API_KEY_VARIABLE && !value.is_empty());
-            chat.api_key = chat.api_key.or(set.map(|(_, value)| Secret::new(value)));
+            let set = |wanted| {
+                env.iter().find(|(name, value)| name == wanted && !value.is_empty()).map(|(_, value)| value)
+            };
+            chat.api_key = chat.api_key.or(set(API_KEY_VARIABLE).cloned().map(Secret::new));
+            chat.ca_file = chat.ca_file.or(set(CA_FILE_VARIABLE).map(PathBuf::from));
             Command::Chat(chat)
         }
         Sub::Bench(args) => {

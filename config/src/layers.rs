@@ -50,6 +50,8 @@ const SECRET_KEY: &str = "auth.keys";
 pub(crate) const CONFIG_VARIABLE: &str = "FRUGAL_CONFIG";
 /// A client's API key. With [`CONFIG_VARIABLE`] the only variables that are not keys.
 pub(crate) const API_KEY_VARIABLE: &str = "FRUGAL_API_KEY";
+/// Authorities that `frugal chat` trusts, as OpenSSL and what is made with it call them.
+pub(crate) const CA_FILE_VARIABLE: &str = "SSL_CERT_FILE";
 
 /// The merged settings. Later calls override earlier ones.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! TLS: handshakes under the certificate of the moment, and a client that knows its own server.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
@@ -10,7 +11,10 @@ use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVe
 use tokio_rustls::rustls::crypto::{self, CryptoProvider};
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use tokio_rustls::rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -83,6 +87,36 @@ pub(crate) async fn connect(stream: TcpStream, pem: &Pem) -> anyhow::Result<Clie
         .with_no_client_auth();
     let name = ServerName::IpAddress(address.ip().into());
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+}
+
+/// A client that trusts the authorities in this file, or those that browsers trust.
+///
+/// # Errors
+/// If the file cannot be used.
+pub(crate) fn client(authorities: Option<&Path>) -> anyhow::Result<TlsConnector> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = authorities {
+        let wrong = || format!("cannot take authorities from {}", path.display());
+        roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(path).with_context(wrong)? {
+            roots.add(certificate.with_context(wrong)?).with_context(wrong)?;
+        }
+        anyhow::ensure!(!roots.is_empty(), "{}: the file has no certificate in PEM", wrong());
+    }
+    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
+}
+
+/// Why a client's handshake failed, for whoever asked for it.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let of_tls = error.get_ref().and_then(|error| error.downcast_ref());
+    match of_tls {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "no trusted authority vouches for its certificate; name one with --ca-file".to_owned()
+        }
+        Some(Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Trusts one certificate, whatever it says: who asks has the server's own files.

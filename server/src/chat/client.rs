@@ -1,8 +1,9 @@
 //! One streamed request over HTTP/1.1. Dropping a [`Stream`] closes its connection, which ends the request at the
 //! server.
 //!
-//! Absent on purpose: TLS, redirects, proxies, reuse of connections.
+//! Absent on purpose: redirects, proxies, reuse of connections.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,18 +14,21 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::sse::error_message;
+use crate::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the body of a refusal, so much is read.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// Where requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     /// As it was given, for messages.
     url: String,
@@ -33,24 +37,38 @@ pub(super) struct Target {
     /// Host and port as the server knows them.
     host: String,
     path: String,
+    /// With https, and whose certificate is then wanted.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 impl Target {
-    /// From the address of a server, with or without `/v1`.
-    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+    /// From the address of a server, with or without `/v1`; with https it is trusted as the authorities in a file say.
+    pub(super) fn new(url: &str, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let wrong = || format!("--url {url} is not the URL of a server, such as http://127.0.0.1:8000");
         let uri: Uri = url.parse().with_context(wrong)?;
-        anyhow::ensure!(uri.scheme_str() != Some("https"), "--url {url}: https is not supported");
-        anyhow::ensure!(uri.scheme_str() == Some("http") && uri.query().is_none(), wrong());
+        let secure = uri.scheme_str() == Some("https");
+        anyhow::ensure!((secure || uri.scheme_str() == Some("http")) && uri.query().is_none(), wrong());
         let authority = uri.authority().with_context(wrong)?;
         anyhow::ensure!(!authority.as_str().contains('@'), "--url {url}: give a key with --api-key");
+        let tls = if secure {
+            // An IPv6 address stands in brackets there, and nowhere else.
+            let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+            Some((tls::client(ca_file)?, ServerName::try_from(name).with_context(wrong)?))
+        } else {
+            None
+        };
         let base = uri.path().trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         Ok(Self {
             url: url.to_owned(),
-            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)),
+            address: format!(
+                "{}:{}",
+                authority.host(),
+                authority.port_u16().unwrap_or(if secure { 443 } else { 80 })
+            ),
             host: authority.as_str().to_owned(),
             path: format!("{base}/v1/chat/completions"),
+            tls,
         })
     }
 
@@ -67,11 +85,16 @@ impl Target {
         };
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
         let socket = connected.map_err(|e| unreachable(&e))?.map_err(|e| unreachable(&e))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-        let connection = Closing(tokio::spawn(async move {
-            // Whatever ends it, the body tells.
-            let _ = connection.await;
-        }));
+        let (mut sender, connection) = match &self.tls {
+            None => exchange(socket).await?,
+            Some((connector, name)) => {
+                let agreed = timeout(CONNECT_TIMEOUT, connector.connect(name.clone(), socket)).await;
+                let agreed =
+                    agreed.with_context(|| format!("{} does not finish its TLS handshake", self.url))?;
+                let failed = |e| anyhow::anyhow!("no TLS with {}: {}", self.url, tls::reason(&e));
+                exchange(agreed.map_err(failed)?).await?
+            }
+        };
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(&self.path)
@@ -98,6 +121,18 @@ impl Target {
             None => anyhow::bail!("{} answers with the status {status}", self.url),
         }
     }
+}
+
+/// HTTP over a connection, driven until [`Closing`] is dropped.
+async fn exchange(
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> anyhow::Result<(http1::SendRequest<Full<Bytes>>, Closing)> {
+    let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    let driven = tokio::spawn(async move {
+        // Whatever ends it, the body tells.
+        let _ = connection.await;
+    });
+    Ok((sender, Closing(driven)))
 }
 
 /// The body of an answer.
@@ -135,7 +170,7 @@ mod tests {
     #[test]
     fn a_servers_address_is_taken_with_and_without_the_version() {
         let check = |url: &str, address: &str, host: &str, path: &str| {
-            let target = Target::new(url).unwrap();
+            let target = Target::new(url, None).unwrap();
             assert_eq!(
                 (target.address.as_str(), target.host.as_str(), target.path.as_str()),
                 (address, host, path)
@@ -143,20 +178,14 @@ mod tests {
         };
         check("http://127.0.0.1:8000", "127.0.0.1:8000", "127.0.0.1:8000", "/v1/chat/completions");
         check("http://box/", "box:80", "box", "/v1/chat/completions");
+        check("https://box", "box:443", "box", "/v1/chat/completions");
+        check("https://[::1]:9", "[::1]:9", "[::1]:9", "/v1/chat/completions");
         check("http://[::1]:9/v1", "[::1]:9", "[::1]:9", "/v1/chat/completions");
         check("http://box/models/a/v1/", "box:80", "box", "/models/a/v1/chat/completions");
-        for wrong in [
-            "",
-            "127.0.0.1:8000",
-            "box",
-            "ftp://box",
-            "https://box",
-            "http://",
-            "http://a b",
-            "http://k@box",
-            "/v1",
-        ] {
-            assert!(Target::new(wrong).is_err(), "{wrong}");
+        for wrong in
+            ["", "127.0.0.1:8000", "box", "ftp://box", "http://", "http://a b", "http://k@box", "/v1"]
+        {
+            assert!(Target::new(wrong, None).is_err(), "{wrong}");
         }
     }
 }

@@ -155,7 +155,7 @@ impl Conversation {
         set("stream", Some(true.into()));
         set("stream_options", Some(json!({ "include_usage": true })));
         Ok(Self {
-            target: Target::new(&chat.url)?,
+            target: Target::new(&chat.url, chat.ca_file.as_deref())?,
             api_key: chat.api_key.as_ref().map(|key| key.expose().to_owned()),
             fields,
             system: chat.system.clone(),
@@ -261,6 +261,7 @@ mod tests {
             url: "http://box".to_owned(),
             model: Some("m".to_owned()),
             api_key: None,
+            ca_file: None,
             system: Some("Be brief.".to_owned()),
             temperature: Some(0.5),
             top_p: None,

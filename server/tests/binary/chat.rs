@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::process::{Running, frugal, post};
 
 /// Sends a message on stdin; (exit code, stdout, stderr).
-fn say(message: &str, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+pub(crate) fn say(message: &str, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = frugal(&[&["chat"], args].concat(), env);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary runs");

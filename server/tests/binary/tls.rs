@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto};
 
+use super::chat::say;
 use super::{failure, output};
 use crate::process::{PATIENCE, Running, try_get};
 
@@ -93,6 +94,40 @@ fn https_is_spoken_and_nothing_else() {
         code == 1 && error.contains("https://127.0.0.1") && error.contains("another certificate"),
         "{error}"
     );
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
+fn chat_speaks_tls_with_who_is_vouched_for() {
+    let files = Files::new("chat");
+    files.renew();
+    std::fs::copy(files.path("tls.crt"), files.path("other.crt")).expect("a copy");
+    files.renew();
+    let server = files.start(&[]);
+    let (_, port) = server.address.rsplit_once(':').expect("a port");
+    let (own, other) = (files.path("tls.crt"), files.path("other.crt"));
+    let ask = |scheme: &str, host: &str, env: &[(&str, &str)], file: &[&str]| {
+        let url = format!("{scheme}://{host}:{port}");
+        let args = [&["--url", &url, "--temperature", "0", "--max-tokens", "4"], file].concat();
+        let (code, answer, error) = say("Hello", &args, env);
+        assert_eq!(code == 0, error.is_empty() && !answer.is_empty(), "{code} {answer} {error}");
+        error
+    };
+    assert_eq!(ask("https", "localhost", &[], &["--ca-file", &own]), "");
+    assert_eq!(ask("https", "localhost", &[("SSL_CERT_FILE", &own)], &[]), "");
+    for (error, says) in [
+        (ask("https", "localhost", &[("SSL_CERT_FILE", "")], &[]), "name one with --ca-file"),
+        (
+            ask("https", "localhost", &[("SSL_CERT_FILE", &own)], &["--ca-file", &other]),
+            "no TLS with https://",
+        ),
+        (ask("https", "127.0.0.1", &[], &["--ca-file", &own]), "not valid for name"),
+        (ask("https", "localhost", &[], &["--ca-file", "/nowhere"]), "cannot take authorities from /nowhere"),
+        (ask("https", "localhost", &[], &["--ca-file", &files.path("tls.key")]), "no certificate in PEM"),
+        (ask("http", "localhost", &[], &[]), "broke the connection"),
+    ] {
+        assert!(error.contains(says) && error.lines().count() == 1, "{error}");
+    }
     assert_eq!(server.terminate(), 0);
 }
 
