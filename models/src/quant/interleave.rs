@@ -71,6 +71,15 @@ pub(super) fn nibbles(words: [__m256i; 8]) -> [[__m256i; 4]; 2] {
     ]
 }
 
+/// Of eight rows' word the bytes as [`place`](super::block256::place) has those of four sub-blocks.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn placed(word: __m256i) -> __m256i {
+    // Byte j of row r, at 4r + j, goes to 4j + r.
+    let half = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm256_shuffle_epi8(word, _mm256_broadcastsi128_si256(half))
+}
+
 /// From each word the bits of `mask` that lie `shift` up; those of word i go `step * i` up.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -100,14 +100,6 @@ pub(super) fn put_panel_factors(fields: &Fields, row: usize, panel: &mut [u8]) {
     panel[PANEL_DMIN + 2 * row..][..2].copy_from_slice(&fields.dmin);
 }
 
-/// Copies the factors of eight rows' file blocks to their panel block.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn copy_factors(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
-    for (row, block) in blocks.iter().enumerate() {
-        put_panel_factors(&fields(block, [0; 64]), row, panel);
-    }
-}
-
 /// Low four bits of each code in the groups of a file block.
 pub(super) fn group_nibbles(groups: &[u8]) -> [u32; 64] {
     std::array::from_fn(|i| word(groups, 32 * (i / 16) + 4 * (i % 8)) >> (4 * (i / 8 % 2)) & LOW)
@@ -155,7 +147,7 @@ impl Block256 for Q4K {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{rest, scales};
+pub(super) use avx2::{interleave_factors, rest, scales};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -165,7 +157,7 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
     use crate::quant::block256::{Kernel, Rest, Sums, block_value_with_mins, pair, sixes, twice};
-    use crate::quant::interleave::{Interleave, nibbles, store, words};
+    use crate::quant::interleave::{Interleave, nibbles, placed, store, words};
 
     /// [`Kernel::scales`] of sub-blocks of 32, from [`sixes`].
     #[inline]
@@ -190,11 +182,39 @@ mod avx2 {
         to.mins[3] = pair(mins1, 2, 3);
     }
 
+    /// [`put_panel_factors`] of eight rows' file blocks.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn interleave_factors(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+        let [factors, s0, s1, s2, ..] = words(blocks, 0);
+        let byte = |b: u8| _mm256_set1_epi8(b.cast_signed());
+        // Shifts of 16-bit lanes; what crosses bytes is masked away. As [`scales_mins`].
+        let six = byte(63);
+        let upper = |s: __m256i| _mm256_and_si256(_mm256_srli_epi16::<2>(s), byte(0x30));
+        let scales = [_mm256_and_si256(s0, six), _mm256_or_si256(low_nibbles(s2), upper(s0))];
+        let mins = [_mm256_and_si256(s1, six), _mm256_or_si256(high_nibbles(s2), upper(s1))];
+        // As [`put_panel_sixes`].
+        let top = [
+            _mm256_slli_epi16::<6>(mins[1]),
+            _mm256_slli_epi16::<4>(mins[1]),
+            _mm256_slli_epi16::<2>(mins[1]),
+        ];
+        let low = [scales[0], scales[1], mins[0]];
+        for (v, (low, top)) in low.into_iter().zip(top).enumerate() {
+            let sixes = _mm256_or_si256(low, _mm256_and_si256(top, byte(0xc0)));
+            store(&[placed(sixes)], 32 * v, panel);
+        }
+        // Of each half-vector four d, then four dmin; then the halves' d side by side, and their dmin.
+        let apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        let apart = _mm256_shuffle_epi8(factors, _mm256_broadcastsi128_si256(apart));
+        store(&[_mm256_permute4x64_epi64::<0b11_01_10_00>(apart)], PANEL_D, panel);
+    }
+
     impl Interleave for Q4K {
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
-            copy_factors(blocks, panel);
+            interleave_factors(blocks, panel);
             for g in 0..4 {
                 let codes = nibbles(words(blocks, FACTORS + 32 * g));
                 store(codes.as_flattened(), PANEL_FACTORS + 256 * g, panel);

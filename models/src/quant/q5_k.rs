@@ -110,7 +110,7 @@ mod avx2 {
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
-            q4_k::copy_factors(blocks, panel);
+            q4_k::interleave_factors(blocks, panel);
             let fifths = words(blocks, QH);
             for g in 0..4 {
                 let halves = nibbles(words(blocks, QS + 32 * g));

@@ -100,15 +100,6 @@ fn put_panel_codes(codes: &[u32; 64], row: usize, panel: &mut [u8]) {
     }
 }
 
-/// Copies a file block's scales and d to a row of a panel block.
-#[cfg(target_arch = "x86_64")]
-fn copy_factors(block: &[u8], row: usize, panel: &mut [u8]) {
-    for (i, scale) in block[SCALES..D].iter().enumerate() {
-        panel[place(row, i)] = *scale;
-    }
-    panel[PANEL_D + 2 * row..][..2].copy_from_slice(&block[D..]);
-}
-
 struct Q6K;
 
 impl Block256 for Q6K {
@@ -152,14 +143,19 @@ mod avx2 {
     use super::*;
     use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
     use crate::quant::block256::{Kernel, Rest, Sums, twice_signed};
-    use crate::quant::interleave::{Interleave, fields, nibbles, store, words};
+    use crate::quant::interleave::{Interleave, fields, nibbles, placed, store, words};
 
     impl Interleave for Q6K {
         #[inline]
         #[target_feature(enable = "avx2")]
         unsafe fn interleave(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+            // The scales are the last four of eight words.
+            let scales = words(blocks, SCALES - 16);
+            for (j, word) in scales[4..].iter().enumerate() {
+                store(&[placed(*word)], 32 * j, panel);
+            }
             for (row, block) in blocks.iter().enumerate() {
-                copy_factors(block, row, panel);
+                panel[PANEL_D + 2 * row..][..2].copy_from_slice(&block[D..]);
             }
             for half in 0..2 {
                 let [a, b] = [0, 32].map(|at| nibbles(words(blocks, 64 * half + at)));
