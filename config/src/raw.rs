@@ -167,13 +167,14 @@ pub struct Kv {
     pub context_max: Option<u32>,
 }
 
-/// Element type of cache pages.
+/// How the cache holds keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub enum KvType {
     F16,
     F32,
+    Q8_0,
 }
 
 /// `[cpu]`

@@ -19,7 +19,7 @@ use crate::step::GroupKind;
 pub struct KvOptions {
     /// Positions per block; at least 1.
     pub block_tokens: u32,
-    /// Element type.
+    /// How it holds keys and values.
     pub page: PageType,
     /// Size of the pool.
     pub size: KvSize,
@@ -61,10 +61,10 @@ pub struct Pool {
 /// If a product overflows.
 pub fn block_bytes(shape: &Shape, kv: &KvOptions) -> Result<Vec<u64>, LoadError> {
     let bytes = |g: &CacheShape| {
-        let dims = u64::from(g.key_dim) + u64::from(g.value_dim);
-        [g.kv_heads, kv.block_tokens, kv.page.bytes() as u32]
+        let [key, value] = [g.key_dim, g.value_dim].map(|dim| kv.page.row_bytes(dim as usize) as u64);
+        [g.layers, g.kv_heads, kv.block_tokens]
             .into_iter()
-            .try_fold(dims * u64::from(g.layers), |n, factor| n.checked_mul(u64::from(factor)))
+            .try_fold(key.saturating_add(value), |n, factor| n.checked_mul(u64::from(factor)))
     };
     let all = shape.cache.iter().map(bytes).collect::<Option<Vec<_>>>();
     // Larger than any machine: say so in terms of memory.

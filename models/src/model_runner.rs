@@ -17,7 +17,7 @@ use crate::arch::{self, LoadError, Model, Shape};
 use crate::backend::{Backend, BackendError, Batch};
 use crate::cpu::{CpuBackend, CpuOptions};
 use crate::gguf::Gguf;
-use crate::kv::{KvStore, PageType};
+use crate::kv::KvStore;
 use crate::memory::{self, KvOptions, Pool};
 use crate::quant::Isa;
 use crate::reference::ReferenceBackend;
@@ -169,11 +169,7 @@ fn bitwise<B: Backend + 'static>(
 }
 
 fn geometry(gguf: &Gguf, shape: &Shape, pool: &Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {
-    let page = match kv.page {
-        PageType::F16 => "f16",
-        PageType::F32 => "f32",
-    };
-    let digest = Sha256::new().chain_update(gguf.digest()).chain_update(page);
+    let digest = Sha256::new().chain_update(gguf.digest()).chain_update(kv.page.name());
     let group = |((cache, &blocks), block_bytes): ((&arch::CacheShape, &u32), u64)| CacheGroup {
         kind: cache.kind,
         block_bytes,

@@ -8,7 +8,7 @@ use crate::backend::{
     Activation, AttendSpec, Backend, BackendError, Batch, ExpertGroups, Gated, Gating, GroupScore, Rope,
     RopeStyle, RouteSpec, Router, Span, WorkMeter,
 };
-use crate::kv::{GroupPages, KvStore, PageValue, Pages};
+use crate::kv::{KvStore, Pages};
 use crate::quant::{self, Format};
 use crate::step::StepStats;
 use crate::weights::TensorView;
@@ -229,13 +229,10 @@ impl Backend for ReferenceBackend {
         let block_tokens = self.kv.block_tokens();
         for (i, span) in batch.spans.iter().enumerate() {
             let part = Part { q, k, v, sinks: sinks.map(Vec::as_slice), spec, span, block_tokens };
-            let page_bytes = match self.kv.group_mut(spec.group as usize) {
-                GroupPages::F16(pages) => part.attend(pages, &mut out),
-                GroupPages::F32(pages) => part.attend(pages, &mut out),
-            };
+            let pages = self.kv.group_mut(spec.group as usize);
+            part.attend(pages, &mut out);
             let dims = u64::from(spec.key_dim) + u64::from(spec.value_dim);
-            let held = if v.is_some() { dims } else { u64::from(spec.key_dim) };
-            let read = spec.positions_read(span) * u64::from(spec.kv_heads) * held * page_bytes;
+            let read = spec.positions_read(span) * pages.position_bytes() as u64;
             self.meter.attention(i, read, spec.positions_seen(span) * u64::from(spec.heads) * dims);
         }
         Ok(q.like(width, out))
@@ -358,9 +355,9 @@ impl Part<'_> {
         (table.blocks[index], position % self.block_tokens)
     }
 
-    /// Writes the span's keys and values, then attends; returns the bytes of one page value.
-    fn attend<V: PageValue>(&self, pages: &mut Pages<V>, out: &mut [f32]) -> u64 {
-        let spec = self.spec;
+    /// Writes the span's keys and values, then attends.
+    fn attend(&self, pages: &mut Pages, out: &mut [f32]) {
+        let (spec, page, [key_bytes, value_bytes]) = (self.spec, pages.page(), pages.row_bytes());
         let (key_dim, value_dim, slot) = (spec.key_dim as usize, spec.value_dim as usize, spec.slot as usize);
         let kv_heads = spec.kv_heads as usize;
         let tokens = self.span.begin as usize..self.span.end as usize;
@@ -381,11 +378,12 @@ impl Part<'_> {
             for position in first..end {
                 let (block, at) = self.place(position);
                 let mut key = vec![0.0; key_dim];
-                V::widen(&pages.keys(block, slot, kv_head)[at * key_dim..][..key_dim], &mut key);
+                page.widen(&pages.keys(block, slot, kv_head)[at * key_bytes..][..key_bytes], &mut key);
                 let mut value = key[..value_dim.min(key_dim)].to_vec();
                 if self.v.is_some() {
                     value.resize(value_dim, 0.0);
-                    V::widen(&pages.values(block, slot, kv_head)[at * value_dim..][..value_dim], &mut value);
+                    let row = &pages.values(block, slot, kv_head)[at * value_bytes..][..value_bytes];
+                    page.widen(row, &mut value);
                 }
                 keys.extend(key);
                 values.extend(value);
@@ -404,7 +402,6 @@ impl Part<'_> {
                 }
             }
         }
-        size_of::<V>() as u64
     }
 }
 

@@ -135,10 +135,11 @@ fn cache(report: &Report) -> String {
             row.window.map_or("-".to_owned(), |window| window.to_string()),
             bytes(row.f16_bytes),
             bytes(row.f32_bytes),
+            bytes(row.q8_0_bytes),
         ]
     };
     let rows: Vec<_> = report.cache.iter().map(row).collect();
-    table(&["cache", "layers", "window", "f16/position", "f32/position"], &rows)
+    table(&["cache", "layers", "window", "f16/position", "f32/position", "q8_0/position"], &rows)
 }
 
 fn fit(report: &Report) -> String {

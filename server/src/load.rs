@@ -118,6 +118,7 @@ pub(crate) fn kv(config: &Config) -> KvOptions {
     let page = match dtype {
         KvType::F16 => PageType::F16,
         KvType::F32 => PageType::F32,
+        KvType::Q8_0 => PageType::Q8_0,
     };
     KvOptions {
         block_tokens,

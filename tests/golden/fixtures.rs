@@ -11,7 +11,10 @@ use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
 use crate::compare::compare;
-use crate::fixture::{EXACT, EXACT_F16_PAGES, Golden, folder, names, open, open_in};
+use crate::fixture::{
+    EXACT, EXACT_F16_PAGES, EXACT_Q8_0_PAGES, EXACT_Q8_0_PAGES_DEEPSEEK2_V3, Golden, ROUNDED, folder, names,
+    open, open_in,
+};
 
 fn reference(gguf: &Gguf, golden: &Golden) -> Result<()> {
     compare(gguf, golden, BackendKind::Reference, PageType::F32, EXACT)
@@ -74,6 +77,28 @@ fixtures! {
 fn reference_with_f16_pages() -> Result<()> {
     let (gguf, golden) = open("qwen3moe-F32")?;
     compare(&gguf, &golden, BackendKind::Reference, PageType::F16, EXACT_F16_PAGES)
+}
+
+fn with_q8_0_pages(backend: BackendKind, name: &'static str) -> Result<()> {
+    let (gguf, golden) = open(name)?;
+    let limits = match name {
+        "deepseek2-v3-F32" => EXACT_Q8_0_PAGES_DEEPSEEK2_V3,
+        _ if golden.cpu_limits() == EXACT => EXACT_Q8_0_PAGES,
+        _ => ROUNDED,
+    };
+    compare(&gguf, &golden, backend, PageType::Q8_0, limits).context(name)
+}
+
+#[test]
+fn cpu_with_q8_0_pages() -> Result<()> {
+    NAMES.iter().try_for_each(|name| with_q8_0_pages(BackendKind::Cpu, name))
+}
+
+#[test]
+fn reference_with_q8_0_pages() -> Result<()> {
+    ["qwen3moe-F32", "deepseek2-v3-F32"]
+        .iter()
+        .try_for_each(|name| with_q8_0_pages(BackendKind::Reference, name))
 }
 
 #[test]

@@ -39,6 +39,15 @@ fn on_the_host_with_f16_pages() -> Result<()> {
     compare(&gguf, &golden, BackendKind::GpuHost, PageType::F16, fixture::ROUNDED)
 }
 
+#[test]
+fn pages_that_no_kernel_reads_are_refused_by_key() -> Result<()> {
+    let (gguf, _) = open("qwen3moe-Q4_K_M")?;
+    let refused = drive::Driver::new(&gguf, BackendKind::GpuHost, PageType::Q8_0, 8).err();
+    let message = refused.map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(message.contains(r#"kv.dtype is "q8_0": on a GPU it must be "f16" or "f32""#), "{message:?}");
+    Ok(())
+}
+
 /// Products of floats may be of fewer bits there, so every model is held to what rounding costs.
 #[cfg(feature = "cuda")]
 #[test]

@@ -121,16 +121,38 @@ fn cpu_latent() -> Result<()> {
     check("deepseek2-v3-Q4_K_M", BackendKind::Cpu, PageType::F16, &[1, 16])
 }
 
+#[test]
+fn reference_q8_0_pages() -> Result<()> {
+    check("llama-F32", BackendKind::Reference, PageType::Q8_0, &[37])
+}
+
+#[test]
+fn cpu_q8_0_pages() -> Result<()> {
+    for name in ["llama-Q4_K_M", "qwen3moe-F32", "gpt-oss-MXFP4_MOE", "deepseek2-v3-Q4_K_M"] {
+        check(name, BackendKind::Cpu, PageType::Q8_0, &[1, 37])?;
+    }
+    Ok(())
+}
+
 /// Bits do not depend on instruction set, threads or the size of blocks either.
 #[test]
 fn cpu_machines() -> Result<()> {
+    machines(PageType::F16)
+}
+
+#[test]
+fn cpu_machines_with_q8_0_pages() -> Result<()> {
+    machines(PageType::Q8_0)
+}
+
+fn machines(page: PageType) -> Result<()> {
     let names =
         ["llama-Q4_K_M", "qwen3moe-IQ4_NL", "qwen3moe-F16", "gpt-oss-MXFP4_MOE", "deepseek2-v3-Q4_K_M"];
     for name in names {
         let (gguf, mut golden) = open(name)?;
         // The fourth is longer than a window.
         golden.prompts.truncate(4);
-        let kv = kv(PageType::F16, KvSize::Blocks(32));
+        let kv = kv(page, KvSize::Blocks(32));
         let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
         let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
         let isas = Isa::ALL.iter().copied().filter(|isa| isa.available());
@@ -150,10 +172,12 @@ fn cpu_machines() -> Result<()> {
 /// What a step is said to have cost does not depend on the backend. With F32 weights both choose the same experts.
 #[test]
 fn backends_count_the_same_work() -> Result<()> {
-    for name in ["llama-F32", "qwen3moe-F32", "gpt-oss-F32", "glm4moe-F32", "deepseek2-v3-F32"] {
+    let names = ["llama-F32", "qwen3moe-F32", "gpt-oss-F32", "glm4moe-F32", "deepseek2-v3-F32"];
+    let pages = [PageType::F16, PageType::Q8_0];
+    for (name, page) in names.iter().flat_map(|name| pages.map(|page| (*name, page))) {
         let (gguf, golden) = open(name)?;
         let counts = [BackendKind::Reference, BackendKind::Cpu].map(|backend| -> Result<Vec<StepStats>> {
-            let mut driver = Driver::new(&gguf, backend, PageType::F16, 64)?;
+            let mut driver = Driver::new(&gguf, backend, page, 64)?;
             let prompts = &golden.prompts[1..4];
             let mut all: Vec<_> = prompts.iter().map(|p| driver.sequence(&p.ids, greedy(0), 0)).collect();
             let mut stats = Vec::new();
@@ -171,7 +195,7 @@ fn backends_count_the_same_work() -> Result<()> {
                 .all(|s| s.dense_bytes > 0 && s.rows.iter().all(|r| r.macs > 0 && r.kv_bytes > 0))
         );
         ensure!(name == "llama-F32" || reference.iter().all(|s| s.expert_bytes > 0 && s.experts_used > 0));
-        assert_eq!(reference, cpu?, "{name}");
+        assert_eq!(reference, cpu?, "{name} {page:?}");
     }
     Ok(())
 }

@@ -106,29 +106,44 @@ fn blocks(count: u32) -> KvOptions {
 #[test]
 fn a_crowd_changes_no_token() -> Result<()> {
     for name in ["qwen3moe-Q4_K_M", "llama-Q4_K_M", "gpt-oss-MXFP4_MOE", "deepseek2-v3-F32"] {
-        let mut alone = Texts::new();
-        for i in 0..REQUESTS {
-            let whole = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
-            alone.append(&mut run(name, &[i], blocks(64), whole)?.0);
-        }
-        ensure!(alone.len() == 19 && alone.values().all(|text| text.len() == OUTPUT as usize));
-        let all: Vec<u64> = (0..REQUESTS).collect();
-        let crowd = |kv: KvOptions, prefix_cache, step_tokens| -> Result<Counters> {
-            let options = EngineOptions { prefix_cache, step_tokens, ..EngineOptions::default() };
-            let (texts, counters) = run(name, &all, kv, options)?;
-            ensure!(texts == alone, "{name}: {kv:?}, cache {prefix_cache}, {step_tokens} tokens a step");
-            Ok(counters)
-        };
-        let ample = crowd(blocks(512), true, 512)?;
-        ensure!(ample.preemptions == 0 && ample.cached_tokens > 0, "{ample:?}");
-        ensure!(crowd(blocks(512), false, 37)?.cached_tokens == 0);
-        for prefix_cache in [true, false] {
-            let scarce = crowd(blocks(24), prefix_cache, 64)?;
-            ensure!(scarce.preemptions > 0 && scarce.recomputed_tokens > 0, "{scarce:?}");
-        }
-        // Windows for one sequence and 16 tokens a step, for all of them.
-        crowd(KvOptions { sequences: 1, step_tokens: 16, ..blocks(512) }, true, 64)?;
+        check(name, PageType::F16)?;
     }
+    Ok(())
+}
+
+/// A page's bytes depend on its token alone, also where values share a scale.
+#[test]
+fn a_crowd_changes_no_token_with_q8_0_pages() -> Result<()> {
+    for name in ["qwen3moe-Q4_K_M", "deepseek2-v3-F32"] {
+        check(name, PageType::Q8_0)?;
+    }
+    Ok(())
+}
+
+fn check(name: &str, page: PageType) -> Result<()> {
+    let blocks = |count| KvOptions { page, ..blocks(count) };
+    let mut alone = Texts::new();
+    for i in 0..REQUESTS {
+        let whole = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
+        alone.append(&mut run(name, &[i], blocks(64), whole)?.0);
+    }
+    ensure!(alone.len() == 19 && alone.values().all(|text| text.len() == OUTPUT as usize));
+    let all: Vec<u64> = (0..REQUESTS).collect();
+    let crowd = |kv: KvOptions, prefix_cache, step_tokens| -> Result<Counters> {
+        let options = EngineOptions { prefix_cache, step_tokens, ..EngineOptions::default() };
+        let (texts, counters) = run(name, &all, kv, options)?;
+        ensure!(texts == alone, "{name}: {kv:?}, cache {prefix_cache}, {step_tokens} tokens a step");
+        Ok(counters)
+    };
+    let ample = crowd(blocks(512), true, 512)?;
+    ensure!(ample.preemptions == 0 && ample.cached_tokens > 0, "{ample:?}");
+    ensure!(crowd(blocks(512), false, 37)?.cached_tokens == 0);
+    for prefix_cache in [true, false] {
+        let scarce = crowd(blocks(24), prefix_cache, 64)?;
+        ensure!(scarce.preemptions > 0 && scarce.recomputed_tokens > 0, "{scarce:?}");
+    }
+    // Windows for one sequence and 16 tokens a step, for all of them.
+    crowd(KvOptions { sequences: 1, step_tokens: 16, ..blocks(512) }, true, 64)?;
     Ok(())
 }
 

@@ -56,6 +56,17 @@ fn later_layers_override_earlier_ones() {
 }
 
 #[test]
+fn the_cache_holds_what_is_asked_for() {
+    use crate::raw::KvType;
+    assert_eq!(config("", &[], &[]).unwrap().kv.dtype, KvType::F16);
+    for (name, dtype) in [("f16", KvType::F16), ("f32", KvType::F32), ("q8_0", KvType::Q8_0)] {
+        let set = format!("kv.dtype={name}");
+        assert_eq!(config("", &[], &["--set", &set]).unwrap().kv.dtype, dtype);
+        assert_eq!(config("", &[("FRUGAL_KV__DTYPE", name)], &[]).unwrap().kv.dtype, dtype);
+    }
+}
+
+#[test]
 fn a_clients_key_comes_from_the_flag_or_the_environment() {
     let key = |args: &[&str], env: &[(&str, &str)]| {
         let cli = Cli::try_parse_from([&["frugal", "chat"], args].concat()).expect("valid usage");
@@ -133,6 +144,7 @@ fn errors_name_key_value_and_origin() {
     check("", &[], &["--port", "http"]);
     check("", &[], &["--set", "cpu.isa=sse9"]);
     check("", &[], &["--set", "kv.block_tokens=12"]);
+    check("", &[], &["--set", "kv.dtype=q8"]);
     check("", &[], &["--set", "server.host=example.com"]);
     check("[scheduler]\nmax_seqs = 100\n", &[], &["--set", "scheduler.step_tokens=50"]);
     check("[cost]\ninstance_per_hour = 1\n", &[("FRUGAL_COST__GPU_PER_HOUR", "2")], &[]);

@@ -27,8 +27,7 @@ use super::pool::Disjoint;
 use super::tensor::CpuTensor;
 use super::{Core, Env};
 use crate::backend::{AttendSpec, Batch};
-use crate::kv::{PageValue, Pages};
-use range::Page;
+use crate::kv::Pages;
 
 /// Positions merged as one.
 const RANGE: usize = 256;
@@ -94,9 +93,9 @@ pub(super) struct Scratch {
 }
 
 /// An attention whose keys and values are written.
-struct Attention<'a, V> {
+struct Attention<'a> {
     input: &'a Attend<'a>,
-    pages: &'a Pages<V>,
+    pages: &'a Pages,
     key_dim: usize,
     value_dim: usize,
     /// Most positions that are widened at a time.
@@ -134,7 +133,7 @@ impl Attend<'_> {
 
 impl Core {
     /// Writes the step's keys and values into their pages, then attends; counts nothing.
-    pub(super) fn attention<V: Page>(&self, input: &Attend<'_>, pages: &mut Pages<V>) -> CpuTensor {
+    pub(super) fn attention(&self, input: &Attend<'_>, pages: &mut Pages) -> CpuTensor {
         input.check();
         self.write_pages(input, pages);
         let attention = Attention::new(input, pages);
@@ -165,13 +164,7 @@ impl Core {
     }
 
     /// The ranges of all items at once, then each item's merge.
-    fn spread<V: Page>(
-        &self,
-        attention: &Attention<'_, V>,
-        items: &[Item],
-        partials: usize,
-        out: &mut [f32],
-    ) {
+    fn spread(&self, attention: &Attention<'_>, items: &[Item], partials: usize, out: &mut [f32]) {
         let (shared, env) = (Disjoint::new(out), &self.env);
         let mut values = env.floats.take(partials);
         let parts = Disjoint::new(&mut values);
@@ -208,8 +201,8 @@ impl Core {
     }
 }
 
-impl<'a, V: Page> Attention<'a, V> {
-    fn new(input: &'a Attend<'a>, pages: &'a Pages<V>) -> Self {
+impl<'a> Attention<'a> {
+    fn new(input: &'a Attend<'a>, pages: &'a Pages) -> Self {
         let (key_dim, value_dim) = (input.spec.key_dim as usize, input.spec.value_dim as usize);
         // A power of two divides blocks evenly.
         let fit = (WIDE_VALUES / key_dim.max(value_dim)).max(1);

@@ -6,7 +6,6 @@ use super::attention::Attend;
 use super::experts::Assigned;
 use super::{CpuBackend, CpuRouting, CpuTensor, CpuVector, CpuWeight, math};
 use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router};
-use crate::kv::GroupPages;
 use crate::step::StepStats;
 use crate::weights::TensorView;
 
@@ -105,15 +104,16 @@ impl Backend for CpuBackend {
         let (core, block_tokens) = (&self.core, self.kv.block_tokens());
         let sinks = sinks.map(|s| &s.values[..]);
         let input = Attend { q, k, v, sinks, spec, batch, block_tokens };
-        let (out, value_bytes) = match self.kv.group_mut(spec.group as usize) {
-            GroupPages::F16(pages) => (core.attention(&input, pages), 2),
-            GroupPages::F32(pages) => (core.attention(&input, pages), 4),
-        };
-        let dims = u64::from(spec.key_dim) + u64::from(spec.value_dim);
-        let held = if v.is_some() { dims } else { u64::from(spec.key_dim) };
+        let pages = self.kv.group_mut(spec.group as usize);
+        let out = core.attention(&input, pages);
+        let (dims, bytes) =
+            (u64::from(spec.key_dim) + u64::from(spec.value_dim), pages.position_bytes() as u64);
         for (i, span) in batch.spans.iter().enumerate() {
-            let read = spec.positions_read(span) * u64::from(spec.kv_heads) * held * value_bytes;
-            self.meter.attention(i, read, spec.positions_seen(span) * u64::from(spec.heads) * dims);
+            self.meter.attention(
+                i,
+                spec.positions_read(span) * bytes,
+                spec.positions_seen(span) * u64::from(spec.heads) * dims,
+            );
         }
         Ok(out)
     }

@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::math::{self, per_isa, sum8};
+use crate::kv::{BLOCK, PageType, SCALE, widen_block};
 
 /// Eight values. Every implementation gives the same bits.
 pub(super) trait Lanes: Copy {
@@ -11,9 +12,14 @@ pub(super) trait Lanes: Copy {
     /// One value, eight times.
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; 8]) -> Self;
-    /// Exact.
-    fn widen(from: &[f16; 8]) -> Self;
+    /// Half precision, exactly.
+    fn halves(from: &[u8; 16]) -> Self;
+    /// One value in half precision, eight times.
+    fn half(from: [u8; 2]) -> Self;
+    /// Signed bytes, exactly.
+    fn bytes(from: &[u8; 8]) -> Self;
     fn store(self, to: &mut [f32; 8]);
+    fn mul(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
     fn mul_add(self, b: Self, c: Self) -> Self;
     fn add(self, b: Self) -> Self;
@@ -38,12 +44,25 @@ impl Lanes for [f32; 8] {
         *from
     }
     #[inline(always)]
-    fn widen(from: &[f16; 8]) -> Self {
-        from.map(single)
+    fn halves(from: &[u8; 16]) -> Self {
+        let (halves, _) = from.as_chunks();
+        std::array::from_fn(|l| single(f16::from_le_bytes(halves[l])))
+    }
+    #[inline(always)]
+    fn half(from: [u8; 2]) -> Self {
+        [single(f16::from_le_bytes(from)); 8]
+    }
+    #[inline(always)]
+    fn bytes(from: &[u8; 8]) -> Self {
+        from.map(|b| f32::from(b.cast_signed()))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         *to = self;
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        std::array::from_fn(|l| self[l] * b[l])
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
@@ -100,15 +119,32 @@ impl Lanes for Avx2 {
         Self(unsafe { std::arch::x86_64::_mm256_loadu_ps(from.as_ptr()) })
     }
     #[inline(always)]
-    fn widen(from: &[f16; 8]) -> Self {
+    fn halves(from: &[u8; 16]) -> Self {
         use std::arch::x86_64::*;
-        // SAFETY: as in `splat`; eight values are readable, and the load may be unaligned.
+        // SAFETY: as in `splat`; 16 bytes are readable, and the load may be unaligned.
         Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn half(from: [u8; 2]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`; what has AVX2 and FMA has F16C, which those functions are compiled with, too.
+        Self(unsafe { _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(from))) })
+    }
+    #[inline(always)]
+    fn bytes(from: &[u8; 8]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`; eight bytes are readable, and the load may be unaligned.
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()))) })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 8]) {
         // SAFETY: as in `splat`; eight values are writable, and the store may be unaligned.
         unsafe { std::arch::x86_64::_mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        // SAFETY: as in `splat`.
+        Self(unsafe { std::arch::x86_64::_mm256_mul_ps(self.0, b.0) })
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
@@ -168,14 +204,37 @@ impl Lanes for Avx2 {
 }
 
 per_isa! {
-    /// Half precision to single.
-    pub(super) fn widen[L](from: &[f16], to: &mut [f32]) {
-        let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-        for (from, to) in from.iter().zip(to) {
-            L::widen(from).store(to);
-        }
-        for (from, to) in from_rest.iter().zip(to_rest) {
-            *to = from.to_f32();
+    /// [`PageType::write`] of one row.
+    pub(super) fn write(page: PageType, row: &[f32], to: &mut [u8]) {
+        page.write(row, to);
+    }
+}
+
+per_isa! {
+    /// [`PageType::widen`] of rows of `dim` values.
+    pub(super) fn widen[L](page: PageType, from: &[u8], to: &mut [f32], dim: usize) {
+        match page {
+            PageType::F32 => page.widen(from, to),
+            PageType::F16 => {
+                let ((from, rest), (to, to_rest)) = (from.as_chunks(), to.as_chunks_mut());
+                for (from, to) in from.iter().zip(to) {
+                    L::halves(from).store(to);
+                }
+                page.widen(rest, to_rest);
+            }
+            PageType::Q8_0 => {
+                for (from, to) in from.chunks(page.row_bytes(dim)).zip(to.chunks_mut(dim)) {
+                    let (from, rest) = from.as_chunks::<{ SCALE + BLOCK }>();
+                    let (to, to_rest) = to.as_chunks_mut::<BLOCK>();
+                    for ([low, high, codes @ ..], to) in from.iter().zip(to) {
+                        let scale = L::half([*low, *high]);
+                        for (codes, to) in codes.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+                            L::bytes(codes).mul(scale).store(to);
+                        }
+                    }
+                    widen_block(rest, to_rest);
+                }
+            }
         }
     }
 }

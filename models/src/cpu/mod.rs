@@ -69,7 +69,7 @@ pub struct CpuOptions {
     pub groups: Vec<GroupLayout>,
     /// Positions per block; at least 1.
     pub block_tokens: usize,
-    /// Element type of cache pages.
+    /// How cache pages hold keys and values.
     pub page: PageType,
 }
 

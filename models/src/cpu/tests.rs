@@ -3,6 +3,7 @@
 mod attention;
 mod experts;
 mod invariance;
+mod pages;
 mod products;
 mod routing;
 

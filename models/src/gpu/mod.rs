@@ -33,6 +33,8 @@ mod weight;
 /// (mistralrs-paged-attn 0.8.1, pagedattention.cuh).
 pub const BLOCK_TOKENS: [u32; 3] = [8, 16, 32];
 
+pub(crate) use pages::element;
+
 pub use backend::{GpuBackend, GpuRouting, GpuTensor};
 pub use device::GpuDevice;
 pub use error::GpuError;

@@ -10,6 +10,21 @@ use super::error::{GpuError, contract};
 use crate::kv::{GroupLayout, PageType};
 use crate::step::BlockCopy;
 
+/// What the kernels read pages of a type as.
+///
+/// # Errors
+/// If they read none of it.
+pub(crate) fn element(page: PageType) -> Result<DType, GpuError> {
+    match page {
+        PageType::F16 => Ok(DType::F16),
+        PageType::F32 => Ok(DType::F32),
+        PageType::Q8_0 => {
+            let what = format!("kv.dtype is {:?}: on a GPU it must be \"f16\" or \"f32\"", page.name());
+            Err(GpuError::Absent(what))
+        }
+    }
+}
+
 /// One layer's pages.
 pub(super) struct LayerPages {
     pub keys: Tensor,
@@ -41,11 +56,8 @@ impl Pages {
         page: PageType,
         device: &Device,
     ) -> Result<Self, GpuError> {
-        let dtype = match page {
-            PageType::F16 => DType::F16,
-            PageType::F32 => DType::F32,
-        };
-        let x = 16 / page.bytes();
+        let dtype = element(page)?;
+        let x = 16 / dtype.size_in_bytes();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, device);
         let layer = |g: &GroupLayout| -> Result<LayerPages, GpuError> {
             if g.value_dim == 0 {

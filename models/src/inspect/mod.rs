@@ -120,6 +120,8 @@ pub struct CacheRow {
     pub f16_bytes: u64,
     /// The same with F32 pages.
     pub f32_bytes: u64,
+    /// The same with Q8_0 pages.
+    pub q8_0_bytes: u64,
 }
 
 /// [`GroupKind`] without its numbers.
@@ -237,7 +239,11 @@ pub fn inspect(gguf: &mut Gguf, options: &InspectOptions<'_>) -> Report {
     let shape = computes(gguf, &mut problems);
     let cache: Vec<CacheRow> = shape.iter().flat_map(|shape| &shape.cache).map(cache_row).collect();
     let cache_bytes_per_position = cache.iter().fold(0u64, |sum, row| {
-        sum.saturating_add(if options.kv.page == PageType::F16 { row.f16_bytes } else { row.f32_bytes })
+        sum.saturating_add(match options.kv.page {
+            PageType::F16 => row.f16_bytes,
+            PageType::F32 => row.f32_bytes,
+            PageType::Q8_0 => row.q8_0_bytes,
+        })
     });
     Report {
         name,
@@ -363,26 +369,23 @@ fn past_keys<T>(
 
 fn cache_row(group: &arch::CacheShape) -> CacheRow {
     let arch::CacheShape { kind, layers, kv_heads, key_dim, value_dim } = *group;
-    let values = u64::from(key_dim) + u64::from(value_dim);
     let bytes = |page: PageType| {
-        let factors = [u64::from(layers), u64::from(kv_heads), page.bytes() as u64];
-        factors.into_iter().fold(values, u64::saturating_mul)
+        let [key, value] = [key_dim, value_dim].map(|dim| page.row_bytes(dim as usize) as u64);
+        let factors = [layers, kv_heads].map(u64::from);
+        factors.into_iter().fold(key.saturating_add(value), u64::saturating_mul)
     };
     let (kind, window) = match kind {
         GroupKind::Full => (CacheKind::Full, None),
         GroupKind::Window { window } => (CacheKind::Window, Some(window)),
         GroupKind::State => (CacheKind::State, None),
     };
-    let (f16_bytes, f32_bytes) = (bytes(PageType::F16), bytes(PageType::F32));
-    CacheRow { kind, window, layers, kv_heads, key_dim, value_dim, f16_bytes, f32_bytes }
+    let [f16_bytes, f32_bytes, q8_0_bytes] = [PageType::F16, PageType::F32, PageType::Q8_0].map(bytes);
+    CacheRow { kind, window, layers, kv_heads, key_dim, value_dim, f16_bytes, f32_bytes, q8_0_bytes }
 }
 
 /// The pool as a server would plan it, and what one for other numbers of sequences would be.
 fn fit(shape: Option<&Shape>, options: &InspectOptions<'_>) -> Fit {
-    let page = match options.kv.page {
-        PageType::F16 => "f16",
-        PageType::F32 => "f32",
-    };
+    let page = options.kv.page.name();
     let reserve_bytes = match options.kv.size {
         KvSize::Available { reserve } => Some(reserve),
         _ => None,

@@ -18,10 +18,12 @@ pub(super) fn load(_: &Gguf, _: Shape, options: &RunnerOptions) -> Result<Box<dy
 pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     use super::{BackendKind, ModelRunner, geometry};
     use crate::backend::BackendError;
-    use crate::gpu::{BLOCK_TOKENS, GpuBackend, GpuDevice};
+    use crate::gpu::{BLOCK_TOKENS, GpuBackend, GpuDevice, element};
     use crate::runner::Invariance;
     use crate::{arch, memory};
 
+    // Before weights are loaded, which takes a while.
+    element(options.kv.page).map_err(BackendError::from)?;
     let block_tokens = options.kv.block_tokens;
     let (device, percent) = match options.backend {
         BackendKind::Cuda { .. } if !BLOCK_TOKENS.contains(&block_tokens) => {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::backend::Rope;
-use crate::kv::GroupLayout;
+use crate::kv::{GroupLayout, PageType};
 use crate::step::{BlockCopy, BlockId, BlockTable, GroupKind, Sample, SamplingParams, Score, SeqId, TokenId};
 
 const VOCAB: u32 = 8;

@@ -10,16 +10,19 @@ fn a_model_that_can_be_served_is_a_success() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert!(stdout.ends_with("\nFrugal serves this model.\n"), "{stdout}");
     // The configuration counts.
-    let set = ["inspect", &model, "--json", "--set", "kv.dtype=f32", "--set", "kv.memory=1MiB"];
-    let (code, stdout, _) = output(&set, &[]);
-    assert_eq!(code, 0);
-    let report: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
-    assert_eq!(report["servable"], true);
-    assert_eq!(report["fit"]["page"], "f32");
-    let cache = report["fit"]["cache_bytes"].as_u64().expect("it fits");
-    assert!(cache > 0 && cache <= 1 << 20, "{cache}");
-    let per_position = &report["cache"][0]["f32_bytes"];
-    assert_eq!(&report["decode"]["cache_bytes_per_position"], per_position);
+    for page in ["f32", "q8_0"] {
+        let dtype = format!("kv.dtype={page}");
+        let set = ["inspect", &model, "--json", "--set", &dtype, "--set", "kv.memory=1MiB"];
+        let (code, stdout, _) = output(&set, &[]);
+        assert_eq!(code, 0);
+        let report: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+        assert_eq!(report["servable"], true);
+        assert_eq!(report["fit"]["page"], page);
+        let cache = report["fit"]["cache_bytes"].as_u64().expect("it fits");
+        assert!(cache > 0 && cache <= 1 << 20, "{cache}");
+        let per_position = &report["cache"][0][format!("{page}_bytes")];
+        assert_eq!(&report["decode"]["cache_bytes_per_position"], per_position);
+    }
 }
 
 #[test]

@@ -1,33 +1,12 @@
 //! One item's queries over one range of positions, and the merge of ranges.
 
-use half::f16;
-
-use super::super::lanes::{self, accumulate, dots};
+use super::super::lanes::{accumulate, dots, widen};
 use super::super::math::{self, per_isa};
 use super::super::memory::prefetch;
-use super::{Attention, Disjoint, Env, Item, PageValue, RANGE, Range};
-use crate::quant::Isa;
+use super::{Attention, Disjoint, Env, Item, RANGE, Range};
 use crate::step::BlockId;
 
-/// Pages that attention reads.
-pub(in crate::cpu) trait Page: PageValue {
-    /// [`PageValue::widen`] by an instruction set.
-    fn read(isa: Isa, from: &[Self], to: &mut [f32]);
-}
-
-impl Page for f16 {
-    fn read(isa: Isa, from: &[Self], to: &mut [f32]) {
-        lanes::widen(isa, from, to);
-    }
-}
-
-impl Page for f32 {
-    fn read(_: Isa, from: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl<V: Page> Attention<'_, V> {
+impl Attention<'_> {
     /// What merging begins with: nothing, or the sink.
     pub(super) fn start(&self, item: &Item, state: &mut Vec<f32>) {
         state.clear();
@@ -71,8 +50,9 @@ impl<V: Page> Attention<'_, V> {
         let (dim, heads) = (self.key_dim, item.heads.len());
         let (layer, scale) = (self.input.spec.slot as usize, self.input.spec.scale);
         let keys = |block| self.pages.keys(block, layer, item.head);
-        self.segments(item, range, dim, keys, |page, at, len| {
-            V::read(env.isa, page, &mut wide[..len * dim]);
+        let [row, _] = self.pages.row_bytes();
+        self.segments(item, range, row, keys, |page, at, len| {
+            widen(env.isa, self.pages.page(), page, &mut wide[..len * dim], dim);
             for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
             {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
@@ -97,15 +77,16 @@ impl<V: Page> Attention<'_, V> {
     ) {
         let (dim, heads, layer) = (self.value_dim, item.heads.len(), self.input.spec.slot as usize);
         let latent = self.input.v.is_none();
-        // A latent's value is the beginning of its row.
-        let row = if latent { self.key_dim } else { dim };
+        let [key_bytes, value_bytes] = self.pages.row_bytes();
+        // A latent's value is the beginning of its key.
+        let (row, row_bytes) = if latent { (self.key_dim, key_bytes) } else { (dim, value_bytes) };
         values.fill(0.0);
         let pages = |block| match latent {
             true => self.pages.keys(block, layer, item.head),
             false => self.pages.values(block, layer, item.head),
         };
-        self.segments(item, range, row, pages, |page, at, len| {
-            V::read(env.isa, page, &mut wide[..len * row]);
+        self.segments(item, range, row_bytes, pages, |page, at, len| {
+            widen(env.isa, self.pages.page(), page, &mut wide[..len * row], row);
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
@@ -119,18 +100,16 @@ impl<V: Page> Attention<'_, V> {
     }
 
     /// Calls `work(rows, offset in the range, positions)` for stretches of one page, in order, over what the item's tokens
-    /// see of the range; `page` gives the rows of a block. Two pages ahead are asked for: pages lie apart, and no processor
-    /// guesses where.
+    /// see of the range; `page` gives the rows of a block, of `row` bytes each. Two pages ahead are asked for: pages lie
+    /// apart, and no processor guesses where.
     fn segments<'p>(
         &self,
         item: &Item,
         range: usize,
         row: usize,
-        page: impl Fn(BlockId) -> &'p [V],
-        mut work: impl FnMut(&[V], usize, usize),
-    ) where
-        V: 'p,
-    {
+        page: impl Fn(BlockId) -> &'p [u8],
+        mut work: impl FnMut(&[u8], usize, usize),
+    ) {
         let (block_tokens, base) = (self.input.block_tokens, range * RANGE);
         let table = &self.input.batch.spans[item.span].tables[self.input.spec.group as usize];
         let block = |at: usize| table.blocks[at / block_tokens - table.first as usize];

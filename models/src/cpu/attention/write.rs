@@ -1,10 +1,11 @@
 //! Writing a step's keys and values into their pages.
 
-use super::{Attend, Core, Disjoint, PageValue, Pages};
+use super::super::lanes;
+use super::{Attend, Core, Disjoint, Pages};
 
 impl Core {
     /// Every token's key, and its value unless the pages hold keys alone.
-    pub(super) fn write_pages<V: PageValue>(&self, input: &Attend<'_>, pages: &mut Pages<V>) {
+    pub(super) fn write_pages(&self, input: &Attend<'_>, pages: &mut Pages) {
         let Attend { k, v, spec, .. } = *input;
         let (key_dim, value_dim) = (spec.key_dim as usize, v.map_or(0, |_| spec.value_dim as usize));
         let (heads, layer) = (spec.kv_heads as usize, spec.slot as usize);
@@ -21,11 +22,12 @@ impl Core {
                 places.push((block, position % input.block_tokens));
             }
         }
+        let ([key_bytes, value_bytes], page, isa) = (pages.row_bytes(), pages.page(), self.env.isa);
         let mut at = Vec::with_capacity(heads * places.len());
         for head in 0..heads {
             at.extend(places.iter().map(|&(block, slot)| {
-                let key = pages.keys_at(block, layer, head).start + slot * key_dim;
-                (key, pages.values_at(block, layer, head).start + slot * value_dim)
+                let key = pages.keys_at(block, layer, head).start + slot * key_bytes;
+                (key, pages.values_at(block, layer, head).start + slot * value_bytes)
             }));
         }
         let all = Disjoint::new(pages.all_mut());
@@ -34,10 +36,11 @@ impl Core {
                 // SAFETY: an item writes only its head's parts of the pages, one place after the other, and no
                 // two heads share a place.
                 unsafe {
-                    V::narrow(&k.row(token)[head * key_dim..][..key_dim], all.slice(key, key_dim));
+                    let from = &k.row(token)[head * key_dim..][..key_dim];
+                    lanes::write(isa, page, from, all.slice(key, key_bytes));
                     if let Some(v) = v {
                         let from = &v.row(token)[head * value_dim..][..value_dim];
-                        V::narrow(from, all.slice(value, value_dim));
+                        lanes::write(isa, page, from, all.slice(value, value_bytes));
                     }
                 }
             }

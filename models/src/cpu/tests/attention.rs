@@ -146,11 +146,10 @@ proptest! {
         window in prop::option::of(1_u32..400),
         lengths in prop::collection::vec(1_usize..330, 1..4),
         chunks in prop::collection::vec(1_usize..200, 1..4),
-        threads in 1_usize..4, block_tokens in 1_usize..40, half: bool,
+        threads in 1_usize..4, block_tokens in 1_usize..40, page in prop::sample::select(&PageType::ALL),
     ) {
         let dims = if latent { [dims[0].max(dims[1]), dims[0].min(dims[1])] } else { dims };
         let case = Case::new(&mut Random(seed), Kind { heads, dims, window, latent, sinks }, &lengths);
-        let page = if half { PageType::F16 } else { PageType::F32 };
         let isa = Isa::detect();
         let setting = Setting { threads, isa, block_tokens, chunks, together: 3, ..Setting::plain(page) };
         let (found, expected) = (case.on_cpu(&setting), case.on_reference(&setting));
@@ -180,7 +179,7 @@ fn every_kind_of_attention_is_invariant() {
     ];
     for (i, (kind, lengths)) in kinds.into_iter().enumerate() {
         let case = Case::new(&mut Random(900 + i as u64), kind, lengths);
-        for page in [PageType::F32, PageType::F16] {
+        for page in PageType::ALL {
             let plain = Setting::plain(page);
             let expected = case.on_cpu(&plain);
             assert_eq!(expected.values.len(), lengths.iter().sum::<usize>());

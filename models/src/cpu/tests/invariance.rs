@@ -191,7 +191,7 @@ fn sequences(random: &mut Random, lengths: &[usize], vocab: usize) -> Vec<Vec<u3
 fn check(sizes: Sizes, lengths: &[usize], seed: u64, settings: impl Fn(Setting) -> Vec<Setting>) {
     let model = Tiny::new(sizes, seed);
     let sequences = sequences(&mut Random(seed + 1), lengths, sizes.vocab);
-    for page in [PageType::F32, PageType::F16] {
+    for page in PageType::ALL {
         let plain = Setting::plain(page);
         let expected = run(&model, &sequences, &plain);
         assert_eq!(expected.len(), lengths.iter().sum::<usize>());

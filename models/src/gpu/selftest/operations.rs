@@ -356,7 +356,7 @@ impl Op for AttendOp {
         let read = batch.spans.iter().map(|s| spec.positions_read(s)).sum::<u64>();
         let seen = batch.spans.iter().map(|s| spec.positions_seen(s)).sum::<u64>();
         (
-            read * u64::from(spec.kv_heads) * held * self.page.bytes() as u64,
+            read * u64::from(spec.kv_heads) * held * self.page.row_bytes(1) as u64,
             seen * u64::from(spec.heads) * dims,
         )
     }
