@@ -67,12 +67,12 @@ fn it_answers_and_counts() {
     assert_eq!(server.terminate(), 0);
 }
 
-/// 16 positions of 1024 bytes a block as halves, of 544 with a scale for 32 values.
+/// 64 MiB, in blocks of 16 positions: of 1024 bytes as halves, of 544 with a scale for 32 values.
 #[test]
 fn the_same_memory_holds_more_in_eight_bits() {
-    for (page, blocks) in [("f16", 64), ("q8_0", 120)] {
+    for (page, blocks) in [("f16", 4096), ("q8_0", 7710)] {
         let dtype = format!("kv.dtype={page}");
-        let server = Running::start(&["--set", &dtype, "--set", "kv.memory=1MiB"], &[]);
+        let server = Running::start(&["--set", &dtype], &[]);
         let Answer { status, body } = post(&server.address, "/v1/chat/completions", CHAT, &[]);
         assert_eq!(status, 200, "{page}: {body}");
         let metrics = get(&server.address, "/metrics").body;
