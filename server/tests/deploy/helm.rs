@@ -22,7 +22,7 @@ fn the_chart_renders_and_fits_its_schemas() {
         return skip(&errors);
     }
     assert!(output.status.success(), "{said}{errors}");
-    assert_eq!(said.matches(": all good").count(), 2, "{said}");
+    assert_eq!(said.matches(": all good").count(), 3, "{said}");
 }
 
 #[test]
