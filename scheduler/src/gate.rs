@@ -54,7 +54,8 @@ impl Gate {
 
     /// Whether a request of this tenant would be taken if it were small; a refusal counts.
     pub fn look(&mut self, tenant: u64) -> Result<(), SubmitError> {
-        self.open_to(tenant)?;
+        self.open()?;
+        self.within_limit(tenant)?;
         let full = self.queued_tokens >= self.tokens_max && !self.queued.is_empty();
         if full || !self.has_place() { Err(self.full()) } else { Ok(()) }
     }
@@ -86,12 +87,13 @@ impl Gate {
         let tokens = (request.prompt.len() as u64).saturating_mul(u64::from(request.n));
         let needed =
             u64::try_from(request.prompt.len()).unwrap_or(u64::MAX) + u64::from(request.max_tokens.min(1));
-        self.open_to(request.tenant)?;
+        self.open()?;
         if needed > u64::from(self.capacity) {
             self.rejections.too_long += 1;
             let needed = u32::try_from(needed).unwrap_or(u32::MAX);
             return Err(SubmitError::TooLong { needed, available: self.capacity });
         }
+        self.within_limit(request.tenant)?;
         let over = self.queued_tokens.saturating_add(tokens) > self.tokens_max && !self.queued.is_empty();
         if over || !self.has_place() {
             return Err(self.full());
@@ -155,11 +157,15 @@ impl Gate {
         self.rejections
     }
 
-    fn open_to(&mut self, tenant: u64) -> Result<(), SubmitError> {
+    fn open(&mut self) -> Result<(), SubmitError> {
         if self.closed {
             self.rejections.shutting_down += 1;
             return Err(SubmitError::ShuttingDown);
         }
+        Ok(())
+    }
+
+    fn within_limit(&mut self, tenant: u64) -> Result<(), SubmitError> {
         let in_progress = self.tenants.get(&tenant).copied().unwrap_or(0);
         if tenant != 0 && self.tenant_max.is_some_and(|max| in_progress >= max) {
             self.rejections.tenant_limit += 1;
