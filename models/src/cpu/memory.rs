@@ -5,27 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::MmapMut;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
 /// Asks for the lines of `values`, which will be read soon.
 pub(super) fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for at in (0..size_of_val(values)).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 has the instruction, and it faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(at)) };
-    }
-    #[cfg(target_arch = "aarch64")]
-    for at in (0..size_of_val(values)).step_by(LINE) {
-        let line = values.as_ptr().cast::<u8>().wrapping_add(at);
-        // SAFETY: the instruction changes nothing but the cache, and it faults nowhere.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly));
-        }
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = (values, LINE);
+    crate::quant::prefetch(values.as_ptr().cast(), size_of_val(values));
 }
 
 /// Linux' huge page on x86-64 and most arm64.

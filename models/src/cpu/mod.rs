@@ -23,10 +23,6 @@ mod linear;
     expect(unsafe_code, reason = "the same code compiled per instruction set")
 )]
 mod math;
-#[cfg_attr(
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    expect(unsafe_code, reason = "asks for cache lines")
-)]
 mod memory;
 #[expect(unsafe_code, reason = "lends borrowed closures and disjoint parts of slices to threads")]
 mod pool;

@@ -4,8 +4,6 @@
 
 use std::arch::x86_64::*;
 
-use super::AHEAD;
-
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -53,17 +51,6 @@ pub(super) unsafe fn single(p: *const u8) -> __m256 {
 pub(super) unsafe fn halves(p: *const u8) -> __m256 {
     // SAFETY: the caller's promise; the load may be unaligned.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
-}
-
-/// Asks for the lines that lie [`AHEAD`] of the `bytes` from `p`. The address may be anywhere: a prefetch never faults.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn prefetch(p: *const u8, bytes: usize) {
-    let mut at = 0;
-    while at < bytes {
-        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + at).cast());
-        at += 64;
-    }
 }
 
 /// Low four bits of each byte.

@@ -140,8 +140,9 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
-    use crate::quant::avx2::{available, dword, load, prefetch, single};
+    use crate::quant::avx2::{available, dword, load, single};
     use crate::quant::by_columns;
+    use crate::quant::prefetch::prefetch_ahead;
 
     /// How many words of codes a 16-bit sum takes before it meets its scale.
     #[derive(Clone, Copy, PartialEq, Eq)]
@@ -249,12 +250,12 @@ mod avx2 {
             // SAFETY: b < count, which bounds the panel and every column.
             unsafe {
                 let p = p.add(b * PANEL * K::FORMAT.block_bytes);
-                prefetch(p, K::HEADER);
+                prefetch_ahead(p, K::HEADER);
                 let header = K::header(p);
                 let mut isums = [_mm256_setzero_si256(); N];
                 for j in 0..8 {
                     let run = p.add(K::HEADER + K::RUN * j);
-                    prefetch(run, K::RUN);
+                    prefetch_ahead(run, K::RUN);
                     add_run::<K, N>(
                         run,
                         &header,

@@ -163,8 +163,9 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::Q8X32_PAIRS;
-    use crate::quant::avx2::{available, dword, halves, high_nibbles, load, low_nibbles, prefetch, single};
+    use crate::quant::avx2::{available, dword, halves, high_nibbles, load, low_nibbles, single};
     use crate::quant::by_columns;
+    use crate::quant::prefetch::prefetch_ahead;
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {
@@ -355,11 +356,11 @@ mod avx2 {
             unsafe {
                 let p = p.add(b * bytes);
                 // Blocks of 136 to 272 bytes: some line twice now and then, none missed.
-                prefetch(p, 64);
-                prefetch(p.wrapping_add(64), 64);
-                prefetch(p.wrapping_add(128), 64);
+                prefetch_ahead(p, 64);
+                prefetch_ahead(p.wrapping_add(64), 64);
+                prefetch_ahead(p.wrapping_add(128), 64);
                 if bytes > 192 {
-                    prefetch(p.wrapping_add(192), 64);
+                    prefetch_ahead(p.wrapping_add(192), 64);
                 }
                 let factors = factors::<B>(p);
                 let dots = B::dots(p.add(PANEL * header::<B>()), &x);

@@ -154,13 +154,35 @@ fn scalar<D: Dense>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; 
     }
 }
 
+/// A panel times a number of columns.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+type Tile = unsafe fn(*const u8, usize, &[&[u8]], &mut [[f32; PANEL]]);
+
+/// A product by tiles for one to six columns: of six the registers hold the sums, even and odd, of either instruction set.
+///
+/// # Safety
+/// What the tiles ask for, of at most eight columns.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[expect(unsafe_code, reason = "calls kernels")]
+unsafe fn by_six(tiles: [Tile; 6], panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+    let (first, rest) = acts.split_at(if acts.len() > tiles.len() { 4 } else { acts.len() });
+    let (out, tail) = out.split_at_mut(first.len());
+    for (acts, out) in [(first, out), (rest, tail)] {
+        if let Some(last) = acts.len().checked_sub(1) {
+            // SAFETY: the caller's promise.
+            unsafe { tiles[last](panel.as_ptr(), cols, acts, out) }
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
 mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{available, halves, prefetch, single};
+    use crate::quant::avx2::{available, halves, single};
+    use crate::quant::prefetch::prefetch_ahead;
 
     /// Eight values from `p`.
     pub(super) trait Load: Dense {
@@ -200,24 +222,9 @@ mod avx2 {
     pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
         D::FORMAT.check(panel, cols, acts, out);
         assert!(available(), "no AVX2 on this processor");
-        let p = panel.as_ptr();
-        // Two sums for each of six columns are what the registers hold.
-        let (first, rest) = acts.split_at(if acts.len() > 6 { 4 } else { acts.len() });
-        let (out, tail) = out.split_at_mut(first.len());
-        for (acts, out) in [(first, out), (rest, tail)] {
-            // SAFETY: the processor has the features; `check` asserted the lengths.
-            unsafe {
-                match acts.len() {
-                    0 => {}
-                    1 => tile::<D, 1>(p, cols, acts, out),
-                    2 => tile::<D, 2>(p, cols, acts, out),
-                    3 => tile::<D, 3>(p, cols, acts, out),
-                    4 => tile::<D, 4>(p, cols, acts, out),
-                    5 => tile::<D, 5>(p, cols, acts, out),
-                    _ => tile::<D, 6>(p, cols, acts, out),
-                }
-            }
-        }
+        let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_six(tiles, panel, cols, acts, out) }
     }
 
     /// # Safety
@@ -242,9 +249,9 @@ mod avx2 {
         unsafe {
             while k + UNROLL <= cols {
                 let p = p.add(k * step);
-                prefetch(p, 64);
+                prefetch_ahead(p, 64);
                 if step == 32 {
-                    prefetch(p.wrapping_add(64), 64);
+                    prefetch_ahead(p.wrapping_add(64), 64);
                 }
                 for i in 0..UNROLL {
                     let w = D::load(p.add(i * step));
@@ -276,7 +283,8 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{available, halves, load, prefetch, single};
+    use crate::quant::neon::{available, halves, load, single};
+    use crate::quant::prefetch::prefetch_ahead;
 
     /// Four values from `p`.
     pub(super) trait Load: Dense {
@@ -316,24 +324,9 @@ mod neon {
     pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
         D::FORMAT.check(panel, cols, acts, out);
         assert!(available(), "no dot products of bytes on this processor");
-        let p = panel.as_ptr();
-        // Four sums for each of six columns are what the registers hold.
-        let (first, rest) = acts.split_at(if acts.len() > 6 { 4 } else { acts.len() });
-        let (out, tail) = out.split_at_mut(first.len());
-        for (acts, out) in [(first, out), (rest, tail)] {
-            // SAFETY: `check` asserted the lengths.
-            unsafe {
-                match acts.len() {
-                    0 => {}
-                    1 => tile::<D, 1>(p, cols, acts, out),
-                    2 => tile::<D, 2>(p, cols, acts, out),
-                    3 => tile::<D, 3>(p, cols, acts, out),
-                    4 => tile::<D, 4>(p, cols, acts, out),
-                    5 => tile::<D, 5>(p, cols, acts, out),
-                    _ => tile::<D, 6>(p, cols, acts, out),
-                }
-            }
-        }
+        let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_six(tiles, panel, cols, acts, out) }
     }
 
     /// # Safety
@@ -360,7 +353,7 @@ mod neon {
             }
         };
         for k in (1..cols).step_by(2) {
-            prefetch(p.wrapping_add((k - 1) * step), 2 * step);
+            prefetch_ahead(p.wrapping_add((k - 1) * step), 2 * step);
             add(k - 1, 0);
             add(k, 1);
         }

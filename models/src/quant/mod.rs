@@ -26,6 +26,7 @@ mod iq4_xs;
 mod mxfp4;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -46,6 +47,7 @@ mod vnni_wide;
 mod wide;
 
 pub use act::{act_bytes, encode};
+pub(crate) use prefetch::prefetch;
 
 /// Rows in a panel of packed weights.
 pub const PANEL: usize = 8;

@@ -16,7 +16,8 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS, Q8X256_SUMS};
 use super::block32::{self, Block32};
 use super::block256::Block256;
-use super::{AHEAD, PANEL, by_columns};
+use super::prefetch::prefetch_ahead;
+use super::{PANEL, by_columns};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
@@ -104,7 +105,7 @@ unsafe fn tile32<B: Kernel32, const N: usize>(
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
             let p = p.add(b * bytes);
-            prefetch(p, bytes);
+            prefetch_ahead(p, bytes);
             for (half, sums) in sums.iter_mut().enumerate() {
                 let d = B::factor_of_rows(p.add(B::FACTOR_BYTES * 4 * half));
                 let values = B::values(p.add(PANEL * block32::header::<B>() + 16 * half));
@@ -152,7 +153,7 @@ unsafe fn tile256<K: Kernel256, const N: usize>(
         unsafe {
             let p = p.add(b * bytes);
             for (half, sums) in sums.iter_mut().enumerate() {
-                prefetch(p.add(half * bytes / 2), bytes / 2);
+                prefetch_ahead(p.add(half * bytes / 2), bytes / 2);
                 let isums = isums::<K, N>(p, half, &x);
                 let (d, dmin) = (halves(p.add(K::D + 8 * half)), halves(p.add(K::DMIN + 8 * half)));
                 for ((&act, isum), sum) in x.iter().zip(isums).zip(sums) {
@@ -314,19 +315,6 @@ pub(super) unsafe fn halves(p: *const u8) -> float32x4_t {
         );
     }
     singles
-}
-
-/// Asks for the lines that lie [`AHEAD`] of the `bytes` from `p`. The address may be anywhere: a prefetch never faults.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn prefetch(p: *const u8, bytes: usize) {
-    for at in (0..bytes).step_by(64) {
-        let line = p.wrapping_add(AHEAD + at);
-        // SAFETY: the instruction changes nothing but the cache.
-        unsafe {
-            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly))
-        };
-    }
 }
 
 /// 16 bytes from `p`.

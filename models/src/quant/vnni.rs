@@ -9,7 +9,8 @@
 use std::arch::x86_64::*;
 
 use super::act::{Q8X32_BYTES, Q8X32_PAIRS, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
-use super::avx2::{self, dword, prefetch, single};
+use super::avx2::{self, dword, single};
+use super::prefetch::prefetch_ahead;
 use super::{PANEL, block32, block256, by_columns};
 
 /// Whether this processor can run the kernels.
@@ -55,7 +56,7 @@ unsafe fn tile32<B: block32::Kernel, const N: usize>(
         unsafe {
             let p = p.add(b * bytes);
             // A line at the end may be asked for twice, none is missed.
-            prefetch(p, bytes);
+            prefetch_ahead(p, bytes);
             let factors = block32::factors::<B>(p);
             let codes = B::words(p.add(PANEL * block32::header::<B>()));
             for (act, sum) in x.iter_mut().zip(&mut sums) {
@@ -111,12 +112,12 @@ unsafe fn tile256<K: block256::Kernel, const N: usize>(
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
             let p = p.add(b * PANEL * K::FORMAT.block_bytes);
-            prefetch(p, K::HEADER);
+            prefetch_ahead(p, K::HEADER);
             let header = K::header(p);
             let mut isums = [_mm256_setzero_si256(); N];
             for j in 0..8 {
                 let run = p.add(K::HEADER + K::RUN * j);
-                prefetch(run, K::RUN);
+                prefetch_ahead(run, K::RUN);
                 let codes = [K::codes(run, 0), K::codes(run, 1)];
                 for (part, codes) in codes.as_flattened().chunks_exact(words).enumerate() {
                     let sub = j * K::SUBS / 8 + part;

@@ -13,8 +13,9 @@ use std::arch::x86_64::*;
 
 use super::PANEL;
 use super::act::{Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
-use super::avx2::{available, dword, prefetch, single};
+use super::avx2::{available, dword, single};
 use super::block256::{Kernel, Rest, Sums};
+use super::prefetch::prefetch_ahead;
 
 /// One block of two panels.
 #[repr(align(64))]
@@ -93,12 +94,12 @@ unsafe fn blocks<K: Kernel, T: Tile>(
 unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
     // SAFETY: the caller's promise.
     unsafe {
-        prefetch(p, K::HEADER);
+        prefetch_ahead(p, K::HEADER);
         let header = K::header(p);
         K::rest(p, &header, &mut to.rest[panel]);
         for j in 0..8 {
             let run = p.add(K::HEADER + K::RUN * j);
-            prefetch(run, K::RUN);
+            prefetch_ahead(run, K::RUN);
             for half in 0..2 {
                 let sub = 2 * j + half;
                 to.scales[sub][panel] = K::scales(&header, sub);
