@@ -20,7 +20,7 @@ fn encoded(isa: Isa, kind: ActKind, x: &[f32]) -> Vec<u8> {
 
 fn products(format: &Format, isa: Isa, panel: &[u8], cols: usize, acts: &[&[u8]]) -> Vec<[u32; PANEL]> {
     let mut out = vec![[0.0; PANEL]; acts.len()];
-    format.product(isa)(panel, cols, acts, &mut out);
+    format.product(isa)(panel, cols, acts, &[], &mut out);
     out.into_iter().map(|column| column.map(bits)).collect()
 }
 
