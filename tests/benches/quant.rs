@@ -68,9 +68,10 @@ fn product<const N: usize>(bencher: Bencher, name: &str) {
     let acts: Vec<&[u8]> = acts.iter().map(Vec::as_slice).collect();
     let product = f.product(isa);
     bencher.counter(BytesCount::new(matrix.len())).bench_local(|| {
-        let mut out = [[0.0; PANEL]; N];
-        for panel in matrix.chunks_exact(panel_bytes) {
-            product(panel, COLS, black_box(&acts), &mut out);
+        let mut out = [[[0.0; PANEL]; N]; 8];
+        for panels in matrix.chunks_exact(8 * panel_bytes) {
+            let next = &matrix[..0];
+            product(panels, COLS, black_box(&acts), next, out.as_flattened_mut());
             black_box(&out);
         }
     });

@@ -8,14 +8,15 @@
 use std::ops::Range;
 
 use super::Core;
-use super::memory::prefetch;
 use super::pool::Disjoint;
 use super::tensor::{Columns, CpuTensor};
 use super::weight::CpuWeight;
-use crate::quant::{AHEAD, COLUMNS_MAX, Isa, PANEL, act_bytes, encode};
+use crate::quant::{COLUMNS_MAX, Isa, PANEL, act_bytes, encode};
 
 /// Most panels of an item: with K = 2048 and 4.5 bits a weight, 74 KB that stay in L2 for all columns.
 const ITEM_PANELS: usize = 8;
+/// Panels of one call of a product: its results are then 2 KiB.
+const CALL_PANELS: usize = 8;
 /// Most columns of a wide product: its results are then 4 KiB, which stay in L1 with 5 KiB of decoded weights.
 pub(super) const WIDE_COLUMNS: usize = 64;
 /// Items a thread should find, so that the last ones are a small part of the whole.
@@ -42,8 +43,8 @@ pub(super) struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Gives `sink(panel, i, result)` every product of the panels with columns `column(i)`, `i` of `0..count`. The beginning of
-    /// `next`, which is likely read afterwards, is asked for before the last panel.
+    /// Gives `sink(panel, i, result)` every product of the panels with columns `column(i)`, `i` of `0..count`. `next` is what
+    /// is likely read afterwards.
     pub(super) fn products(
         &self,
         isa: Isa,
@@ -74,17 +75,19 @@ impl Part<'_> {
             }
         }
         let product = w.format.product(isa);
-        let mut results = [[0.0; PANEL]; COLUMNS_MAX];
+        let mut results = [[0.0; PANEL]; COLUMNS_MAX * CALL_PANELS];
         for group in balanced(count, COLUMNS_MAX) {
             let acts = gathered::<COLUMNS_MAX>(columns, group.clone().map(&column));
-            let (acts, results) = (&acts[..group.len()], &mut results[..group.len()]);
-            for panel in panels.clone() {
-                if panel + 1 == panels.end {
-                    prefetch(&next[..next.len().min(AHEAD)]);
-                }
-                product(w.panel(expert, panel), w.cols, acts, results);
-                for (i, result) in group.clone().zip(results.iter()) {
-                    sink(panel, i, result);
+            let acts = &acts[..group.len()];
+            for start in panels.clone().step_by(CALL_PANELS) {
+                let end = panels.end.min(start + CALL_PANELS);
+                let next = if end < panels.end { w.panel(expert, end) } else { next };
+                let results = &mut results[..(end - start) * acts.len()];
+                product(w.panels_of(expert, start..end), w.cols, acts, next, results);
+                for (panel, results) in (start..end).zip(results.chunks_exact(acts.len())) {
+                    for (i, result) in group.clone().zip(results) {
+                        sink(panel, i, result);
+                    }
                 }
             }
         }
@@ -92,7 +95,7 @@ impl Part<'_> {
 }
 
 /// Panels of an item: an even number if `columns` may call for wide products, which take them in pairs.
-pub(super) fn paired(panels: usize, columns: usize) -> usize {
+fn paired(panels: usize, columns: usize) -> usize {
     if columns > COLUMNS_MAX { panels.next_multiple_of(2) } else { panels }
 }
 
@@ -119,10 +122,9 @@ impl Core {
         let shared: Vec<_> = outs.iter_mut().map(|o| Disjoint::new(o)).collect();
         let items = self.items(weights, x.rows);
         let isa = self.env.isa;
-        // What is behind an item is asked for by the kernels.
         let next = |i: usize| match items.get(i + 1) {
-            Some(next) if next.weight != items[i].weight => weights[next.weight].panel(0, next.panels.start),
-            _ => &[],
+            Some(next) => weights[next.weight].panel(0, next.panels.start),
+            None => &[],
         };
         self.pool.for_each_near(items.len(), |_, i| {
             let Item { weight: at, ref panels } = items[i];
@@ -138,7 +140,10 @@ impl Core {
                     let len = PANEL.min(w.rows - first);
                     // SAFETY: an item writes only its panels' rows of its weight's output, and is done once.
                     let to = unsafe { shared[at].slice(row * w.rows + first, len) };
-                    to.copy_from_slice(&result[..len]);
+                    match <&mut [f32; PANEL]>::try_from(&mut *to) {
+                        Ok(to) => *to = *result,
+                        Err(_) => to.copy_from_slice(&result[..len]),
+                    }
                 },
             );
         });

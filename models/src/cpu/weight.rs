@@ -4,6 +4,7 @@
 //! Rows are padded to whole panels with zeros, so the size is the file's, rounded up to 8 rows a matrix.
 //! A table that is also the head is one copy: the gather unpacks single rows of panels.
 
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::Core;
@@ -40,9 +41,14 @@ impl CpuWeight {
 
     /// Panel `panel` of matrix `expert`.
     pub(super) fn panel(&self, expert: usize, panel: usize) -> &[u8] {
+        self.panels_of(expert, panel..panel + 1)
+    }
+
+    /// Panels of matrix `expert`, which lie one behind the other.
+    pub(super) fn panels_of(&self, expert: usize, panels: Range<usize>) -> &[u8] {
         let len = PANEL * self.row_bytes;
-        let at = (expert * self.panels() + panel) * len;
-        &self.bytes[at..at + len]
+        let first = expert * self.panels();
+        &self.bytes[(first + panels.start) * len..(first + panels.end) * len]
     }
 
     /// Bytes that a product with one matrix reads.

@@ -9,7 +9,7 @@
 
 use super::act::{Q8X256_BYTES, Q8X256_D};
 use super::block32::dot4;
-use super::{Format, PANEL, blocks, half_at, single_at};
+use super::{Format, PANEL, blocks, half_at, in_turn, single_at};
 
 /// What one row has in a block.
 #[derive(Clone, Copy)]
@@ -104,27 +104,35 @@ pub(super) fn unpack<B: Block256>(panel: &[u8], row: usize, dst: &mut [u8]) {
     }
 }
 
-pub(super) fn scalar<B: Block256>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-    B::FORMAT.check(panel, cols, acts, out);
+pub(super) fn scalar<B: Block256>(
+    panels: &[u8],
+    cols: usize,
+    acts: &[&[u8]],
+    next: &[u8],
+    out: &mut [[f32; PANEL]],
+) {
+    B::FORMAT.check(panels, cols, acts, out);
     out.fill([0.0; PANEL]);
-    for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
-        for r in 0..PANEL {
-            let fields = B::panel_fields(block, r);
-            let weights = fields.codes.map(|w| w.to_le_bytes().map(|code| i32::from(B::value(code))));
-            let (d, dmin) = (half_at(&fields.d, 0), half_at(&fields.dmin, 0));
-            for (act, out) in acts.iter().zip(&mut *out) {
-                let act = &act[b * Q8X256_BYTES..(b + 1) * Q8X256_BYTES];
-                let (mut isum, mut msum) = (0, 0);
-                for (i, (w, q)) in weights.iter().zip(act.as_chunks().0).enumerate() {
-                    let sub = i * B::SUBS / 64;
-                    isum += i32::from(B::scale(fields.scales[sub])) * dot4(w, q);
-                    msum += i32::from(fields.mins[sub]) * dot4(&[1; 4], q);
+    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+        for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
+            for r in 0..PANEL {
+                let fields = B::panel_fields(block, r);
+                let weights = fields.codes.map(|w| w.to_le_bytes().map(|code| i32::from(B::value(code))));
+                let (d, dmin) = (half_at(&fields.d, 0), half_at(&fields.dmin, 0));
+                for (act, out) in acts.iter().zip(&mut *out) {
+                    let act = &act[b * Q8X256_BYTES..(b + 1) * Q8X256_BYTES];
+                    let (mut isum, mut msum) = (0, 0);
+                    for (i, (w, q)) in weights.iter().zip(act.as_chunks().0).enumerate() {
+                        let sub = i * B::SUBS / 64;
+                        isum += i32::from(B::scale(fields.scales[sub])) * dot4(w, q);
+                        msum += i32::from(fields.mins[sub]) * dot4(&[1; 4], q);
+                    }
+                    let mut value = isum as f32 * d;
+                    if B::MINS {
+                        value = (-(msum as f32)).mul_add(dmin, value);
+                    }
+                    out[r] = value.mul_add(single_at(act, Q8X256_D), out[r]);
                 }
-                let mut value = isum as f32 * d;
-                if B::MINS {
-                    value = (-(msum as f32)).mul_add(dmin, value);
-                }
-                out[r] = value.mul_add(single_at(act, Q8X256_D), out[r]);
             }
         }
     }
@@ -142,7 +150,7 @@ mod avx2 {
     use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
     use crate::quant::avx2::{available, dword, load, single};
     use crate::quant::by_columns;
-    use crate::quant::prefetch::prefetch_ahead;
+    use crate::quant::prefetch::{Ahead, prefetch};
 
     /// How many words of codes a 16-bit sum takes before it meets its scale.
     #[derive(Clone, Copy, PartialEq, Eq)]
@@ -218,16 +226,19 @@ mod avx2 {
     }
 
     pub(in crate::quant) fn product<K: Kernel>(
-        panel: &[u8],
+        panels: &[u8],
         cols: usize,
         acts: &[&[u8]],
+        next: &[u8],
         out: &mut [[f32; PANEL]],
     ) {
         const { assert!(K::HEADER + 8 * K::RUN == PANEL * K::FORMAT.block_bytes) };
-        let count = K::FORMAT.check(panel, cols, acts, out);
+        let count = K::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no AVX2 on this processor");
-        // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_columns!(acts, tile[K](panel.as_ptr(), count, acts, out)) }
+        for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+            // SAFETY: the processor has the features; `check` asserted the lengths.
+            unsafe { by_columns!(acts, tile[K](panel.as_ptr(), next, count, acts, out)) }
+        }
     }
 
     /// # Safety
@@ -236,6 +247,7 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<K: Kernel, const N: usize>(
         p: *const u8,
+        next: *const u8,
         count: usize,
         acts: &[&[u8]],
         out: &mut [[f32; PANEL]],
@@ -246,16 +258,18 @@ mod avx2 {
         }
         let mut sums = [_mm256_setzero_ps(); N];
         let mut rest = Rest::new();
+        let bytes = PANEL * K::FORMAT.block_bytes;
+        let ahead = Ahead::new(p, next, count, bytes);
         for b in 0..count {
             // SAFETY: b < count, which bounds the panel and every column.
             unsafe {
-                let p = p.add(b * PANEL * K::FORMAT.block_bytes);
-                prefetch_ahead(p, K::HEADER);
+                let (p, ahead) = (p.add(b * bytes), ahead.of(b));
+                prefetch(ahead, K::HEADER);
                 let header = K::header(p);
                 let mut isums = [_mm256_setzero_si256(); N];
                 for j in 0..8 {
                     let run = p.add(K::HEADER + K::RUN * j);
-                    prefetch_ahead(run, K::RUN);
+                    prefetch(ahead.wrapping_add(K::HEADER + K::RUN * j), K::RUN);
                     add_run::<K, N>(
                         run,
                         &header,

@@ -8,7 +8,7 @@
 //! `acc = fma(isum * d, d_act, acc)`, or with m `acc = fma(fma(m, sum of q, isum * d), d_act, acc)`.
 
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM};
-use super::{Format, PANEL, blocks, half_at, put_word, single_at, word};
+use super::{Format, PANEL, blocks, half_at, in_turn, put_word, single_at, word};
 
 /// A format with blocks of 32. Codes come as eight words of four, in order of k.
 pub(super) trait Block32 {
@@ -125,24 +125,32 @@ pub(super) fn unpack<B: Block32>(panel: &[u8], row: usize, dst: &mut [u8]) {
     }
 }
 
-pub(super) fn scalar<B: Block32>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-    B::FORMAT.check(panel, cols, acts, out);
+pub(super) fn scalar<B: Block32>(
+    panels: &[u8],
+    cols: usize,
+    acts: &[&[u8]],
+    next: &[u8],
+    out: &mut [[f32; PANEL]],
+) {
+    B::FORMAT.check(panels, cols, acts, out);
     out.fill([0.0; PANEL]);
-    for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
-        let (factors, body) = block.split_at(PANEL * header::<B>());
-        for r in 0..PANEL {
-            let weights = B::panel_codes(body, r).map(|codes| values::<B>(codes).map(i32::from));
-            let d = B::factor(factors, B::FACTOR_BYTES * r);
-            for (act, out) in acts.iter().zip(&mut *out) {
-                let act = &act[b * Q8X32_BYTES..(b + 1) * Q8X32_BYTES];
-                let q = act.as_chunks::<4>().0;
-                let isum: i32 = weights.iter().zip(q).map(|(w, q)| dot4(w, q)).sum();
-                let mut value = isum as f32 * d;
-                if B::FACTORS == 2 {
-                    let m = B::factor(factors, B::FACTOR_BYTES * (PANEL + r));
-                    value = m.mul_add(single_at(act, Q8X32_SUM), value);
+    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+        for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
+            let (factors, body) = block.split_at(PANEL * header::<B>());
+            for r in 0..PANEL {
+                let weights = B::panel_codes(body, r).map(|codes| values::<B>(codes).map(i32::from));
+                let d = B::factor(factors, B::FACTOR_BYTES * r);
+                for (act, out) in acts.iter().zip(&mut *out) {
+                    let act = &act[b * Q8X32_BYTES..(b + 1) * Q8X32_BYTES];
+                    let q = act.as_chunks::<4>().0;
+                    let isum: i32 = weights.iter().zip(q).map(|(w, q)| dot4(w, q)).sum();
+                    let mut value = isum as f32 * d;
+                    if B::FACTORS == 2 {
+                        let m = B::factor(factors, B::FACTOR_BYTES * (PANEL + r));
+                        value = m.mul_add(single_at(act, Q8X32_SUM), value);
+                    }
+                    out[r] = value.mul_add(single_at(act, Q8X32_D), out[r]);
                 }
-                out[r] = value.mul_add(single_at(act, Q8X32_D), out[r]);
             }
         }
     }
@@ -165,7 +173,7 @@ mod avx2 {
     use crate::quant::act::Q8X32_PAIRS;
     use crate::quant::avx2::{available, dword, halves, high_nibbles, load, low_nibbles, single};
     use crate::quant::by_columns;
-    use crate::quant::prefetch::prefetch_ahead;
+    use crate::quant::prefetch::{Ahead, prefetch};
 
     /// How a format's codes meet activations.
     pub(in crate::quant) trait Kernel: Block32 {
@@ -288,15 +296,18 @@ mod avx2 {
     }
 
     pub(in crate::quant) fn product<B: Kernel>(
-        panel: &[u8],
+        panels: &[u8],
         cols: usize,
         acts: &[&[u8]],
+        next: &[u8],
         out: &mut [[f32; PANEL]],
     ) {
-        let count = B::FORMAT.check(panel, cols, acts, out);
+        let count = B::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no AVX2 on this processor");
-        // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_columns!(acts, tile[B](panel.as_ptr(), count, acts, out)) }
+        for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+            // SAFETY: the processor has the features; `check` asserted the lengths.
+            unsafe { by_columns!(acts, tile[B](panel.as_ptr(), next, count, acts, out)) }
+        }
     }
 
     /// d of eight rows, and m if there is one.
@@ -341,6 +352,7 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<B: Kernel, const N: usize>(
         p: *const u8,
+        next: *const u8,
         count: usize,
         acts: &[&[u8]],
         out: &mut [[f32; PANEL]],
@@ -351,17 +363,13 @@ mod avx2 {
             *x = act.as_ptr();
         }
         let mut sums = [_mm256_setzero_ps(); N];
+        let ahead = Ahead::new(p, next, count, bytes);
         for b in 0..count {
             // SAFETY: b < count, which bounds the panel and every column.
             unsafe {
                 let p = p.add(b * bytes);
-                // Blocks of 136 to 272 bytes: some line twice now and then, none missed.
-                prefetch_ahead(p, 64);
-                prefetch_ahead(p.wrapping_add(64), 64);
-                prefetch_ahead(p.wrapping_add(128), 64);
-                if bytes > 192 {
-                    prefetch_ahead(p.wrapping_add(192), 64);
-                }
+                // A line at the end may be asked for twice, none is missed.
+                prefetch(ahead.of(b), bytes);
                 let factors = factors::<B>(p);
                 let dots = B::dots(p.add(PANEL * header::<B>()), &x);
                 for ((x, dot), sum) in x.iter_mut().zip(dots).zip(&mut sums) {

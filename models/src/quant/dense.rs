@@ -2,7 +2,7 @@
 //!
 //! Panel: for each k the eight rows' values.
 
-use super::{ActKind, Format, GgmlType, PANEL, half_at, single_at};
+use super::{ActKind, Format, GgmlType, PANEL, half_at, in_turn, single_at};
 
 pub(super) const F32: Format = Format {
     ty: GgmlType::F32,
@@ -137,26 +137,28 @@ fn unpack<D: Dense, const B: usize>(panel: &[u8], row: usize, dst: &mut [u8]) {
     }
 }
 
-fn scalar<D: Dense>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-    D::FORMAT.check(panel, cols, acts, out);
-    for (act, out) in acts.iter().zip(out) {
-        let mut sums = [[0f32; PANEL]; 2];
-        for (k, weights) in panel.chunks_exact(PANEL * D::FORMAT.block_bytes).enumerate() {
-            let x = single_at(act, 4 * k);
-            for (r, sum) in sums[k % 2].iter_mut().enumerate() {
-                *sum = D::at(weights, r * D::FORMAT.block_bytes).mul_add(x, *sum);
+fn scalar<D: Dense>(panels: &[u8], cols: usize, acts: &[&[u8]], next: &[u8], out: &mut [[f32; PANEL]]) {
+    D::FORMAT.check(panels, cols, acts, out);
+    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+        for (act, out) in acts.iter().zip(out) {
+            let mut sums = [[0f32; PANEL]; 2];
+            for (k, weights) in panel.chunks_exact(PANEL * D::FORMAT.block_bytes).enumerate() {
+                let x = single_at(act, 4 * k);
+                for (r, sum) in sums[k % 2].iter_mut().enumerate() {
+                    *sum = D::at(weights, r * D::FORMAT.block_bytes).mul_add(x, *sum);
+                }
             }
-        }
-        let [even, odd] = sums;
-        for (out, (even, odd)) in out.iter_mut().zip(even.iter().zip(odd)) {
-            *out = even + odd;
+            let [even, odd] = sums;
+            for (out, (even, odd)) in out.iter_mut().zip(even.iter().zip(odd)) {
+                *out = even + odd;
+            }
         }
     }
 }
 
-/// A panel times a number of columns.
+/// A panel, which another follows, times a number of columns.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-type Tile = unsafe fn(*const u8, usize, &[&[u8]], &mut [[f32; PANEL]]);
+type Tile = unsafe fn(*const u8, *const u8, usize, &[&[u8]], &mut [[f32; PANEL]]);
 
 /// A product by tiles for one to six columns: of six the registers hold the sums, even and odd, of either instruction set.
 ///
@@ -164,13 +166,22 @@ type Tile = unsafe fn(*const u8, usize, &[&[u8]], &mut [[f32; PANEL]]);
 /// What the tiles ask for, of at most eight columns.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[expect(unsafe_code, reason = "calls kernels")]
-unsafe fn by_six(tiles: [Tile; 6], panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+unsafe fn by_six(
+    tiles: [Tile; 6],
+    panels: &[u8],
+    cols: usize,
+    acts: &[&[u8]],
+    next: &[u8],
+    out: &mut [[f32; PANEL]],
+) {
     let (first, rest) = acts.split_at(if acts.len() > tiles.len() { 4 } else { acts.len() });
-    let (out, tail) = out.split_at_mut(first.len());
-    for (acts, out) in [(first, out), (rest, tail)] {
-        if let Some(last) = acts.len().checked_sub(1) {
-            // SAFETY: the caller's promise.
-            unsafe { tiles[last](panel.as_ptr(), cols, acts, out) }
+    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+        let (out, tail) = out.split_at_mut(first.len());
+        for (acts, out) in [(first, out), (rest, tail)] {
+            if let Some(last) = acts.len().checked_sub(1) {
+                // SAFETY: the caller's promise.
+                unsafe { tiles[last](panel.as_ptr(), next, cols, acts, out) }
+            }
         }
     }
 }
@@ -182,7 +193,7 @@ mod avx2 {
 
     use super::*;
     use crate::quant::avx2::{available, halves, single};
-    use crate::quant::prefetch::prefetch_ahead;
+    use crate::quant::prefetch::{Ahead, prefetch};
 
     /// Eight values from `p`.
     pub(super) trait Load: Dense {
@@ -219,12 +230,18 @@ mod avx2 {
         }
     }
 
-    pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-        D::FORMAT.check(panel, cols, acts, out);
+    pub(super) fn product<D: Load>(
+        panels: &[u8],
+        cols: usize,
+        acts: &[&[u8]],
+        next: &[u8],
+        out: &mut [[f32; PANEL]],
+    ) {
+        D::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no AVX2 on this processor");
         let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
         // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_six(tiles, panel, cols, acts, out) }
+        unsafe { by_six(tiles, panels, cols, acts, next, out) }
     }
 
     /// # Safety
@@ -233,6 +250,7 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<D: Load, const N: usize>(
         p: *const u8,
+        next: *const u8,
         cols: usize,
         acts: &[&[u8]],
         out: &mut [[f32; PANEL]],
@@ -244,15 +262,13 @@ mod avx2 {
             *x = act.as_ptr();
         }
         let mut sums = [[_mm256_setzero_ps(); 2]; N];
+        let ahead = Ahead::new(p, next, cols / UNROLL, UNROLL * step);
         let mut k = 0;
         // SAFETY: k < cols, which bounds the panel and every column.
         unsafe {
             while k + UNROLL <= cols {
                 let p = p.add(k * step);
-                prefetch_ahead(p, 64);
-                if step == 32 {
-                    prefetch_ahead(p.wrapping_add(64), 64);
-                }
+                prefetch(ahead.of(k / UNROLL), UNROLL * step);
                 for i in 0..UNROLL {
                     let w = D::load(p.add(i * step));
                     for (x, sums) in x.iter().zip(&mut sums) {
@@ -284,7 +300,7 @@ mod neon {
 
     use super::*;
     use crate::quant::neon::{available, halves, load, single};
-    use crate::quant::prefetch::prefetch_ahead;
+    use crate::quant::prefetch::{Ahead, prefetch};
 
     /// Four values from `p`.
     pub(super) trait Load: Dense {
@@ -321,12 +337,18 @@ mod neon {
         }
     }
 
-    pub(super) fn product<D: Load>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-        D::FORMAT.check(panel, cols, acts, out);
+    pub(super) fn product<D: Load>(
+        panels: &[u8],
+        cols: usize,
+        acts: &[&[u8]],
+        next: &[u8],
+        out: &mut [[f32; PANEL]],
+    ) {
+        D::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no dot products of bytes on this processor");
         let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
         // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_six(tiles, panel, cols, acts, out) }
+        unsafe { by_six(tiles, panels, cols, acts, next, out) }
     }
 
     /// # Safety
@@ -335,6 +357,7 @@ mod neon {
     #[target_feature(enable = "neon")]
     unsafe fn tile<D: Load, const N: usize>(
         p: *const u8,
+        next: *const u8,
         cols: usize,
         acts: &[&[u8]],
         out: &mut [[f32; PANEL]],
@@ -352,8 +375,9 @@ mod neon {
                 *b = vfmaq_n_f32(*b, second, x);
             }
         };
+        let ahead = Ahead::new(p, next, cols / 2, 2 * step);
         for k in (1..cols).step_by(2) {
-            prefetch_ahead(p.wrapping_add((k - 1) * step), 2 * step);
+            prefetch(ahead.of(k / 2), 2 * step);
             add(k - 1, 0);
             add(k, 1);
         }

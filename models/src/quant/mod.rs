@@ -52,10 +52,6 @@ pub(crate) use prefetch::prefetch;
 /// Rows in a panel of packed weights.
 pub const PANEL: usize = 8;
 
-/// How far ahead of its reads a kernel asks for its panel, in bytes. At 25 GB/s a core 4 KiB are 160 ns: a memory's latency.
-/// (One column of Q4_K, Q6_K and Q4_1 on two cores of Zen 4: 44 to 47 GB/s with 1 to 1.5 KiB, 48 to 51 with 3 to 6.)
-pub const AHEAD: usize = 4096;
-
 /// Most activation columns one call of a [`PanelProduct`] takes.
 pub const COLUMNS_MAX: usize = 8;
 
@@ -152,14 +148,14 @@ impl Isa {
     }
 }
 
-/// `out[c][r]` = dot product of the panel's row r with activation column c, over `cols` elements.
+/// `out[p * acts.len() + c][r]` = dot product of row r of panel p with activation column c, over `cols` elements.
 ///
-/// `panel` is one packed panel, `acts[c]` one encoded column; at most [`COLUMNS_MAX`] columns,
-/// `out.len() == acts.len()`.
+/// `panels` are packed panels one behind the other, as many as there are results for; `acts[c]` is one encoded column, of at
+/// most [`COLUMNS_MAX`]. `next` is what will be read afterwards, if that is known: its beginning is asked for in time.
 ///
 /// # Panics
 /// If lengths do not fit each other, or the processor lacks the instructions.
-pub type PanelProduct = fn(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]);
+pub type PanelProduct = fn(panels: &[u8], cols: usize, acts: &[&[u8]], next: &[u8], out: &mut [[f32; PANEL]]);
 
 /// `out[c][p][r]` = dot product of row r of `panels[p]` with activation column c: a [`PanelProduct`] of two panels and
 /// any number of columns, with the same bits. It decodes weights once, so it pays above [`COLUMNS_MAX`] columns; beyond
@@ -343,16 +339,43 @@ impl Format {
         }
     }
 
-    /// Asserts what [`PanelProduct`] and its kernels rely on; returns the number of blocks in a row.
-    fn check(&self, panel: &[u8], cols: usize, acts: &[&[u8]], out: &[[f32; PANEL]]) -> usize {
-        assert!(acts.len() <= COLUMNS_MAX && acts.len() == out.len(), "one result per column, at most 8");
+    /// Bytes of a panel; asserts that rows of `cols` elements are whole blocks.
+    fn panel_bytes(&self, cols: usize) -> usize {
         assert!(cols.is_multiple_of(self.block), "rows are whole blocks");
-        let panel_bytes = (cols / self.block).checked_mul(self.block_bytes * PANEL);
-        assert!(panel_bytes == Some(panel.len()), "a panel is {PANEL} rows");
+        let bytes = (cols / self.block).checked_mul(self.block_bytes * PANEL);
+        bytes.expect("a panel fits the address space")
+    }
+
+    /// Asserts what [`PanelProduct`] and its kernels rely on; returns the number of blocks in a row.
+    fn check(&self, panels: &[u8], cols: usize, acts: &[&[u8]], out: &[[f32; PANEL]]) -> usize {
+        let count = out.len() / acts.len().max(1);
+        assert!(
+            acts.len() <= COLUMNS_MAX && count * acts.len() == out.len(),
+            "a result per column, at most 8"
+        );
+        let bytes = self.panel_bytes(cols).checked_mul(count);
+        assert!(acts.is_empty() || bytes == Some(panels.len()), "as many panels as results");
         let bytes = act_bytes(self.act, cols);
         assert!(acts.iter().all(|a| a.len() == bytes), "encoded columns have the row's length");
         cols / self.block
     }
+}
+
+/// The panels of a checked call: each with what is read after it, and its results.
+fn in_turn<'a>(
+    panels: &'a [u8],
+    next: &'a [u8],
+    columns: usize,
+    out: &'a mut [[f32; PANEL]],
+) -> impl Iterator<Item = (&'a [u8], *const u8, &'a mut [[f32; PANEL]])> {
+    let count = out.len() / columns.max(1);
+    let bytes = panels.len() / count.max(1);
+    out.chunks_exact_mut(columns.max(1)).enumerate().map(move |(i, out)| {
+        let (panel, rest) = panels[i * bytes..].split_at(bytes);
+        // Where nothing is known to follow, what is in the cache is asked for.
+        let then = [rest, next, panel].into_iter().find(|bytes| !bytes.is_empty());
+        (panel, then.unwrap_or(panel).as_ptr(), out)
+    })
 }
 
 /// Asserts the lengths of a dequantisation and pairs blocks with their values.

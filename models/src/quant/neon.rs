@@ -16,8 +16,8 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS, Q8X256_SUMS};
 use super::block32::{self, Block32};
 use super::block256::Block256;
-use super::prefetch::prefetch_ahead;
-use super::{PANEL, by_columns};
+use super::prefetch::{Ahead, prefetch};
+use super::{PANEL, by_columns, in_turn};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
@@ -81,11 +81,19 @@ pub(super) trait Kernel256: Block256 {
 }
 
 /// A panel product of a format with blocks of 32.
-pub(super) fn product32<B: Kernel32>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
-    let count = B::FORMAT.check(panel, cols, acts, out);
+pub(super) fn product32<B: Kernel32>(
+    panels: &[u8],
+    cols: usize,
+    acts: &[&[u8]],
+    next: &[u8],
+    out: &mut [[f32; PANEL]],
+) {
+    let count = B::FORMAT.check(panels, cols, acts, out);
     assert!(available(), "no dot products of bytes on this processor");
-    // SAFETY: the processor has the features; `check` asserted the lengths.
-    unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), count, acts, out)) }
+    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), next, count, acts, out)) }
+    }
 }
 
 /// # Safety
@@ -94,6 +102,7 @@ pub(super) fn product32<B: Kernel32>(panel: &[u8], cols: usize, acts: &[&[u8]], 
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn tile32<B: Kernel32, const N: usize>(
     p: *const u8,
+    next: *const u8,
     count: usize,
     acts: &[&[u8]],
     out: &mut [[f32; PANEL]],
@@ -101,11 +110,12 @@ unsafe fn tile32<B: Kernel32, const N: usize>(
     let bytes = PANEL * B::FORMAT.block_bytes;
     let mut x: [*const u8; N] = pointers(acts);
     let mut sums = [[vdupq_n_f32(0.0); N]; 2];
+    let ahead = Ahead::new(p, next, count, bytes);
     for b in 0..count {
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
             let p = p.add(b * bytes);
-            prefetch_ahead(p, bytes);
+            prefetch(ahead.of(b), bytes);
             for (half, sums) in sums.iter_mut().enumerate() {
                 let d = B::factor_of_rows(p.add(B::FACTOR_BYTES * 4 * half));
                 let values = B::values(p.add(PANEL * block32::header::<B>() + 16 * half));
@@ -127,12 +137,20 @@ unsafe fn tile32<B: Kernel32, const N: usize>(
 }
 
 /// A panel product of a format with blocks of 256.
-pub(super) fn product256<K: Kernel256>(panel: &[u8], cols: usize, acts: &[&[u8]], out: &mut [[f32; PANEL]]) {
+pub(super) fn product256<K: Kernel256>(
+    panels: &[u8],
+    cols: usize,
+    acts: &[&[u8]],
+    next: &[u8],
+    out: &mut [[f32; PANEL]],
+) {
     const { assert!(K::HEADER + 8 * K::RUN == PANEL * K::FORMAT.block_bytes) };
-    let count = K::FORMAT.check(panel, cols, acts, out);
+    let count = K::FORMAT.check(panels, cols, acts, out);
     assert!(available(), "no dot products of bytes on this processor");
-    // SAFETY: the processor has the features; `check` asserted the lengths.
-    unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), count, acts, out)) }
+    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), next, count, acts, out)) }
+    }
 }
 
 /// # Safety
@@ -141,6 +159,7 @@ pub(super) fn product256<K: Kernel256>(panel: &[u8], cols: usize, acts: &[&[u8]]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn tile256<K: Kernel256, const N: usize>(
     p: *const u8,
+    next: *const u8,
     count: usize,
     acts: &[&[u8]],
     out: &mut [[f32; PANEL]],
@@ -148,12 +167,13 @@ unsafe fn tile256<K: Kernel256, const N: usize>(
     let bytes = PANEL * K::FORMAT.block_bytes;
     let mut x: [*const u8; N] = pointers(acts);
     let mut sums = [[vdupq_n_f32(0.0); N]; 2];
+    let ahead = Ahead::new(p, next, count, bytes);
     for b in 0..count {
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
             let p = p.add(b * bytes);
             for (half, sums) in sums.iter_mut().enumerate() {
-                prefetch_ahead(p.add(half * bytes / 2), bytes / 2);
+                prefetch(ahead.of(b).wrapping_add(half * bytes / 2), bytes / 2);
                 let isums = isums::<K, N>(p, half, &x);
                 let (d, dmin) = (halves(p.add(K::D + 8 * half)), halves(p.add(K::DMIN + 8 * half)));
                 for ((&act, isum), sum) in x.iter().zip(isums).zip(sums) {

@@ -301,7 +301,7 @@ fn product(
 ) -> Vec<[u32; PANEL]> {
     let acts: Vec<&[u8]> = made.acts[columns].iter().map(Vec::as_slice).collect();
     let mut out = vec![[f32::NAN; PANEL]; acts.len()];
-    f.product(isa)(&made.panel, case.cols, &acts, &mut out);
+    f.product(isa)(&made.panel, case.cols, &acts, &[], &mut out);
     out.into_iter().map(|c| c.map(f32::to_bits)).collect()
 }
 
@@ -323,6 +323,26 @@ proptest! {
         }
     }
 
+    /// The law for a list of panels: each has the result it has alone, whatever is read next.
+    #[test]
+    fn panels_in_one_call_have_their_own_products(case in cases(), panels in 0usize..5) {
+        let f = format(case.ty);
+        let made: Vec<Made> = (0..panels as u64).map(|i| make(&Case { seed: case.seed ^ i, ..case.clone() })).collect();
+        let bytes = made.iter().flat_map(|m| m.panel.iter().copied()).collect::<Vec<u8>>();
+        let columns = make(&case).acts;
+        let acts: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
+        for isa in isas() {
+            let mut out = vec![[f32::NAN; PANEL]; panels * acts.len()];
+            f.product(isa)(&bytes, case.cols, &acts, &columns[0], &mut out);
+            for (m, out) in made.iter().zip(out.chunks_exact(acts.len())) {
+                let mut expected = vec![[f32::NAN; PANEL]; acts.len()];
+                (f.scalar)(&m.panel, case.cols, &acts, &[], &mut expected);
+                let bits = |values: &[[f32; PANEL]]| values.as_flattened().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                prop_assert_eq!(bits(out), bits(&expected), "{:?}", isa);
+            }
+        }
+    }
+
     /// The law for two panels and many columns.
     #[test]
     fn wide_products_have_the_bits_of_panel_products(case in cases(), columns in 0usize..20) {
@@ -335,7 +355,7 @@ proptest! {
             for (c, out) in out.into_iter().enumerate() {
                 for (panel, out) in [&first.panel, &second.panel].into_iter().zip(out) {
                     let mut expected = [[0.0; PANEL]];
-                    (f.scalar)(panel, case.cols, &acts[c..=c], &mut expected);
+                    (f.scalar)(panel, case.cols, &acts[c..=c], &[], &mut expected);
                     prop_assert_eq!(out.map(f32::to_bits), expected[0].map(f32::to_bits), "column {}", c);
                 }
             }
@@ -541,7 +561,9 @@ fn wrong_lengths_are_refused_before_any_kernel_runs() {
             let (panel, act) = (vec![0; PANEL * row], vec![0; act_bytes(f.act, 256)]);
             let call = |panel: &[u8], act: &[u8], columns: usize, results: usize| {
                 let mut out = vec![[0.0; PANEL]; results];
-                std::panic::catch_unwind(move || f.product(isa)(panel, 256, &vec![act; columns], &mut out))
+                std::panic::catch_unwind(move || {
+                    f.product(isa)(panel, 256, &vec![act; columns], &[], &mut out)
+                })
             };
             assert!(call(&panel, &act, 1, 1).is_ok());
             assert!(call(&panel, &act, 0, 0).is_ok());

@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 
 use super::act::{Q8X32_BYTES, Q8X32_PAIRS, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
 use super::avx2::{self, dword, single};
-use super::prefetch::prefetch_ahead;
-use super::{PANEL, block32, block256, by_columns};
+use super::prefetch::{Ahead, prefetch};
+use super::{PANEL, block32, block256, by_columns, in_turn};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
@@ -24,15 +24,18 @@ pub(super) fn available() -> bool {
 
 /// A panel product of a format with blocks of 32.
 pub(super) fn product32<B: block32::Kernel>(
-    panel: &[u8],
+    panels: &[u8],
     cols: usize,
     acts: &[&[u8]],
+    next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    let count = B::FORMAT.check(panel, cols, acts, out);
+    let count = B::FORMAT.check(panels, cols, acts, out);
     assert!(available(), "no AVX-512 VNNI on this processor");
-    // SAFETY: the processor has the features; `check` asserted the lengths.
-    unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), count, acts, out)) }
+    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), next, count, acts, out)) }
+    }
 }
 
 /// # Safety
@@ -41,6 +44,7 @@ pub(super) fn product32<B: block32::Kernel>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile32<B: block32::Kernel, const N: usize>(
     p: *const u8,
+    next: *const u8,
     count: usize,
     acts: &[&[u8]],
     out: &mut [[f32; PANEL]],
@@ -51,12 +55,13 @@ unsafe fn tile32<B: block32::Kernel, const N: usize>(
         *x = act.as_ptr();
     }
     let mut sums = [_mm256_setzero_ps(); N];
+    let ahead = Ahead::new(p, next, count, bytes);
     for b in 0..count {
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
             let p = p.add(b * bytes);
             // A line at the end may be asked for twice, none is missed.
-            prefetch_ahead(p, bytes);
+            prefetch(ahead.of(b), bytes);
             let factors = block32::factors::<B>(p);
             let codes = B::words(p.add(PANEL * block32::header::<B>()));
             for (act, sum) in x.iter_mut().zip(&mut sums) {
@@ -80,15 +85,18 @@ unsafe fn tile32<B: block32::Kernel, const N: usize>(
 
 /// A panel product of a format with blocks of 256.
 pub(super) fn product256<K: block256::Kernel>(
-    panel: &[u8],
+    panels: &[u8],
     cols: usize,
     acts: &[&[u8]],
+    next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    let count = K::FORMAT.check(panel, cols, acts, out);
+    let count = K::FORMAT.check(panels, cols, acts, out);
     assert!(available(), "no AVX-512 VNNI on this processor");
-    // SAFETY: the processor has the features; `check` asserted the lengths.
-    unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), count, acts, out)) }
+    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+        // SAFETY: the processor has the features; `check` asserted the lengths.
+        unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), next, count, acts, out)) }
+    }
 }
 
 /// # Safety
@@ -97,31 +105,34 @@ pub(super) fn product256<K: block256::Kernel>(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile256<K: block256::Kernel, const N: usize>(
     p: *const u8,
+    next: *const u8,
     count: usize,
     acts: &[&[u8]],
     out: &mut [[f32; PANEL]],
 ) {
-    let words = 64 / K::SUBS;
+    let (words, bytes) = (64 / K::SUBS, PANEL * K::FORMAT.block_bytes);
     let mut x = [std::ptr::null(); N];
     for (x, act) in x.iter_mut().zip(acts) {
         *x = act.as_ptr();
     }
     let mut sums = [_mm256_setzero_ps(); N];
     let mut rest = block256::Rest::new();
+    let ahead = Ahead::new(p, next, count, bytes);
     for b in 0..count {
         // SAFETY: b < count, which bounds the panel and every column.
         unsafe {
-            let p = p.add(b * PANEL * K::FORMAT.block_bytes);
-            prefetch_ahead(p, K::HEADER);
+            let (p, ahead) = (p.add(b * bytes), ahead.of(b));
+            prefetch(ahead, K::HEADER);
             let header = K::header(p);
             let mut isums = [_mm256_setzero_si256(); N];
             for j in 0..8 {
                 let run = p.add(K::HEADER + K::RUN * j);
-                prefetch_ahead(run, K::RUN);
+                prefetch(ahead.wrapping_add(K::HEADER + K::RUN * j), K::RUN);
                 let codes = [K::codes(run, 0), K::codes(run, 1)];
                 for (part, codes) in codes.as_flattened().chunks_exact(words).enumerate() {
                     let sub = j * K::SUBS / 8 + part;
-                    let scale = _mm256_srai_epi32::<16>(K::scales(&header, sub * words / 4));
+                    let pairs = K::scales(&header, sub * words / 4);
+                    let scale = _mm256_srai_epi32::<16>(pairs);
                     for (x, isum) in x.iter().zip(&mut isums) {
                         let act = x.add(b * Q8X256_BYTES);
                         let mut sum = start::<K>(act, sub);
@@ -133,6 +144,11 @@ unsafe fn tile256<K: block256::Kernel, const N: usize>(
                             );
                         }
                         *isum = _mm256_add_epi32(*isum, _mm256_mullo_epi32(sum, scale));
+                        if K::SUMS == block256::Sums::Biased {
+                            // What the codes have too much, from the sums of 16, which are times -32.
+                            const { assert!(!matches!(K::SUMS, block256::Sums::Biased) || K::SUBS == 16) };
+                            *isum = _mm256_dpwssd_epi32(*isum, pairs, dword(act.add(Q8X256_PAIRS + 4 * sub)));
+                        }
                     }
                 }
             }
@@ -159,8 +175,8 @@ fn unsigned<K: block256::Kernel>(w: __m256i) -> __m256i {
     }
 }
 
-/// What sub-block `sub`'s sum starts at: what the codes have too much, times the activations, from their pair sums of 16,
-/// which are times -32.
+/// What sub-block `sub`'s sum starts at: the 128 that signed codes have too much here, times the activations, from their pair
+/// sums of 16, which are times -32.
 ///
 /// # Safety
 /// `act` is an activation block.
@@ -170,11 +186,7 @@ unsafe fn start<K: block256::Kernel>(act: *const u8, sub: usize) -> __m256i {
     // SAFETY: the pair sums lie within the activation block.
     let pairs = |sub: usize| unsafe { dword(act.add(Q8X256_PAIRS + 4 * sub)) };
     match K::SUMS {
-        block256::Sums::Run | block256::Sums::Half => _mm256_setzero_si256(),
-        block256::Sums::Biased => {
-            const { assert!(!matches!(K::SUMS, block256::Sums::Biased) || K::SUBS == 16) };
-            _mm256_madd_epi16(pairs(sub), _mm256_set1_epi16(1))
-        }
+        block256::Sums::Run | block256::Sums::Half | block256::Sums::Biased => _mm256_setzero_si256(),
         block256::Sums::Word => {
             const { assert!(!matches!(K::SUMS, block256::Sums::Word) || K::SUBS == 8) };
             let four = _mm256_set1_epi16(4);
