@@ -148,13 +148,15 @@ impl Core {
             self.spread(&attention, &items, partials, &mut out);
         } else {
             let (shared, env) = (Disjoint::new(&mut out), &self.env);
-            self.pool.for_each(items.len(), |worker, i| {
+            self.pool.for_each_near(items.len(), |worker, i| {
                 let (item, mut scratch) = (&items[i], env.scratch(worker));
                 let Scratch { state, partial, scores, wide } = &mut scratch.attention;
                 attention.start(item, state);
                 partial.resize(attention.partial_values(item), 0.0);
+                let then = items.get(i + 1).map(|item| (item, item.ranges.start));
                 for range in item.ranges.clone() {
-                    attention.range(env, item, range, (scores, wide), partial);
+                    let next = if range + 1 < item.ranges.end { Some((item, range + 1)) } else { then };
+                    attention.range(env, (item, range), next, (scores, wide), partial);
                     attention.merge(env, item, range, state, partial);
                 }
                 attention.finish(item, state, &shared);
@@ -179,13 +181,15 @@ impl Core {
             let len = attention.partial_values(&items[i]);
             (begins[i] + (range - items[i].ranges.start) * len, len)
         };
-        self.pool.for_each(pairs.len(), |worker, pair| {
+        self.pool.for_each_near(pairs.len(), |worker, pair| {
             let (i, range) = pairs[pair];
             let (at, len) = place(i, range);
             // SAFETY: `place` cuts the values into consecutive parts, and each pair is done once.
             let partial = unsafe { parts.slice(at, len) };
             let scratch = &mut env.scratch(worker).attention;
-            attention.range(env, &items[i], range, (&mut scratch.scores, &mut scratch.wide), partial);
+            let next = pairs.get(pair + 1).map(|&(i, range)| (&items[i], range));
+            let room = (&mut scratch.scores, &mut scratch.wide);
+            attention.range(env, (&items[i], range), next, room, partial);
         });
         self.pool.for_each(items.len(), |worker, i| {
             let state = &mut env.scratch(worker).attention.state;

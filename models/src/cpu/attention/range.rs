@@ -4,7 +4,6 @@ use super::super::lanes::{accumulate, dots, widen};
 use super::super::math::{self, per_isa};
 use super::super::memory::prefetch;
 use super::{Attention, Disjoint, Env, Item, RANGE, Range};
-use crate::step::BlockId;
 
 impl Attention<'_> {
     /// What merging begins with: nothing, or the sink.
@@ -23,12 +22,13 @@ impl Attention<'_> {
         }
     }
 
-    /// One range's partial results. A query that sees nothing of the range gets what [`Attention::merge`] skips.
+    /// One range's partial results. A query that sees nothing of the range gets what [`Attention::merge`] skips. `next` is
+    /// likely done afterwards.
     pub(super) fn range(
         &self,
         env: &Env,
-        item: &Item,
-        range: usize,
+        (item, range): (&Item, usize),
+        next: Option<(&Item, usize)>,
         (scores, wide): (&mut Vec<f32>, &mut Vec<f32>),
         partial: &mut [f32],
     ) {
@@ -43,16 +43,17 @@ impl Attention<'_> {
             maxima[i] = math::largest(scores);
             sums[i] = math::exp_sum(env.isa, scores, maxima[i]);
         }
-        self.values(env, item, range, (scores, wide), values);
+        self.values(env, (item, range), next, (scores, wide), values);
     }
 
     fn scores(&self, env: &Env, item: &Item, range: usize, wide: &mut [f32], scores: &mut [f32]) {
         let (dim, heads) = (self.key_dim, item.heads.len());
-        let (layer, scale) = (self.input.spec.slot as usize, self.input.spec.scale);
-        let keys = |block| self.pages.keys(block, layer, item.head);
-        let [row, _] = self.pages.row_bytes();
-        self.segments(item, range, row, keys, |page, at, len| {
+        let scale = self.input.spec.scale;
+        self.segments(self.keys(item, range), Some(self.values_of(item, range)), |page, at, len, ahead| {
+            let (first, second) = ahead.split_at(ahead.len() / 2);
+            prefetch(first);
             widen(env.isa, self.pages.page(), page, &mut wide[..len * dim], dim);
+            prefetch(second);
             for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
             {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
@@ -70,23 +71,21 @@ impl Attention<'_> {
     fn values(
         &self,
         env: &Env,
-        item: &Item,
-        range: usize,
+        (item, range): (&Item, usize),
+        next: Option<(&Item, usize)>,
         (scores, wide): (&[f32], &mut [f32]),
         values: &mut [f32],
     ) {
-        let (dim, heads, layer) = (self.value_dim, item.heads.len(), self.input.spec.slot as usize);
-        let latent = self.input.v.is_none();
-        let [key_bytes, value_bytes] = self.pages.row_bytes();
+        let (dim, heads) = (self.value_dim, item.heads.len());
         // A latent's value is the beginning of its key.
-        let (row, row_bytes) = if latent { (self.key_dim, key_bytes) } else { (dim, value_bytes) };
+        let row = if self.input.v.is_none() { self.key_dim } else { dim };
         values.fill(0.0);
-        let pages = |block| match latent {
-            true => self.pages.keys(block, layer, item.head),
-            false => self.pages.values(block, layer, item.head),
-        };
-        self.segments(item, range, row_bytes, pages, |page, at, len| {
+        let next = next.map(|(item, range)| self.keys(item, range));
+        self.segments(self.values_of(item, range), next, |page, at, len, ahead| {
+            let (first, second) = ahead.split_at(ahead.len() / 2);
+            prefetch(first);
             widen(env.isa, self.pages.page(), page, &mut wide[..len * row], row);
+            prefetch(second);
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
@@ -99,36 +98,65 @@ impl Attention<'_> {
         });
     }
 
-    /// Calls `work(rows, offset in the range, positions)` for stretches of one page, in order, over what the item's tokens
-    /// see of the range; `page` gives the rows of a block, of `row` bytes each. Two pages ahead are asked for: pages lie
-    /// apart, and no processor guesses where.
-    fn segments<'p>(
-        &self,
-        item: &Item,
-        range: usize,
-        row: usize,
-        page: impl Fn(BlockId) -> &'p [u8],
-        mut work: impl FnMut(&[u8], usize, usize),
-    ) {
-        let (block_tokens, base) = (self.input.block_tokens, range * RANGE);
-        let table = &self.input.batch.spans[item.span].tables[self.input.spec.group as usize];
-        let block = |at: usize| table.blocks[at / block_tokens - table.first as usize];
-        let mut at = base + self.seen(item.position, range).start;
-        let end = item.context().min(base + RANGE);
-        let ask = |at: usize| {
-            if at < end {
-                prefetch(&page(block(at))[..block_tokens.min(end - at) * row]);
-            }
+    /// The keys that an item reads of a range.
+    fn keys<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
+        Rows { item, range, values: false, bytes: self.pages.row_bytes()[0] }
+    }
+
+    /// Its values, which for a latent are where its keys are.
+    fn values_of<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
+        let values = self.input.v.is_some();
+        Rows { item, range, values, bytes: self.pages.row_bytes()[usize::from(values)] }
+    }
+
+    /// Positions that the item's tokens see of the range.
+    fn positions(&self, rows: &Rows<'_>) -> Range<usize> {
+        let base = rows.range * RANGE;
+        base + self.seen(rows.item.position, rows.range).start..rows.item.context().min(base + RANGE)
+    }
+
+    /// Those rows from position `at` on that lie in its page, at most `len`.
+    fn page(&self, rows: &Rows<'_>, at: usize, len: usize) -> &[u8] {
+        let (block_tokens, layer) = (self.input.block_tokens, self.input.spec.slot as usize);
+        let table = &self.input.batch.spans[rows.item.span].tables[self.input.spec.group as usize];
+        let block = table.blocks[at / block_tokens - table.first as usize];
+        let page = match rows.values {
+            true => self.pages.values(block, layer, rows.item.head),
+            false => self.pages.keys(block, layer, rows.item.head),
         };
-        ask(at - at % block_tokens + block_tokens);
+        let slot = at % block_tokens;
+        &page[slot * rows.bytes..slot.saturating_add(len).min(block_tokens) * rows.bytes]
+    }
+
+    /// Calls `work(rows, offset in the range, positions, ahead)` for stretches of one page, in order. `ahead` should be asked for:
+    /// rows two pages on, near the end those of `next`. Pages lie apart, and no processor guesses where.
+    fn segments(
+        &self,
+        rows: Rows<'_>,
+        next: Option<Rows<'_>>,
+        mut work: impl FnMut(&[u8], usize, usize, &[u8]),
+    ) {
+        let block_tokens = self.input.block_tokens;
+        let Range { start, end } = self.positions(&rows);
+        let next = next.map(|next| (self.positions(&next), next));
+        let ahead = |at: usize| match &next {
+            _ if at < end => self.page(&rows, at, end - at),
+            Some((positions, next)) => {
+                // As many pages into it as `at` is beyond the end.
+                let pages = at / block_tokens - end.div_ceil(block_tokens);
+                let first = positions.start - positions.start % block_tokens + pages * block_tokens;
+                let at = first.max(positions.start);
+                if at < positions.end { self.page(next, at, positions.end - at) } else { &[] }
+            }
+            None => &[],
+        };
+        let mut at = start;
         while at < end {
             let slot = at % block_tokens;
-            let next = at - slot + block_tokens;
-            let len = (next - at).min(end - at).min(self.segment);
-            if slot == 0 {
-                ask(next + block_tokens);
-            }
-            work(&page(block(at))[slot * row..(slot + len) * row], at - base, len);
+            let to = at - slot + block_tokens;
+            let len = (to - at).min(end - at).min(self.segment);
+            let ahead = if slot == 0 || at == start { ahead(to + block_tokens) } else { &[] };
+            work(self.page(&rows, at, len), at - rows.range * RANGE, len, ahead);
             at += len;
         }
     }
@@ -162,6 +190,15 @@ impl Attention<'_> {
             }
         }
     }
+}
+
+/// Keys or values of one key head, over one range of positions.
+struct Rows<'i> {
+    item: &'i Item,
+    range: usize,
+    values: bool,
+    /// Of a row.
+    bytes: usize,
 }
 
 /// What of `seen` lies in `at..at + len`; an empty range if nothing does.
