@@ -10,6 +10,28 @@ pub(super) fn prefetch<T>(values: &[T]) {
     crate::quant::prefetch(values.as_ptr().cast(), size_of_val(values));
 }
 
+/// What will be read soon, asked for a little at a time between computations: more than a core can wait for at once (24 lines
+/// on Zen 4) would stop it.
+pub(super) struct Ahead<'a> {
+    bytes: &'a [u8],
+    each: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// `bytes`, in so many turns.
+    pub(super) fn new(bytes: &'a [u8], turns: usize) -> Self {
+        Self { bytes, each: bytes.len().div_ceil(turns.max(1)) }
+    }
+
+    /// Asks for the next part.
+    #[inline(always)]
+    pub(super) fn turn(&mut self) {
+        let (now, later) = self.bytes.split_at(self.each.min(self.bytes.len()));
+        prefetch(now);
+        self.bytes = later;
+    }
+}
+
 /// Linux' huge page on x86-64 and most arm64.
 pub(super) const HUGE: usize = 2 << 20;
 

@@ -2,7 +2,7 @@
 
 use super::super::lanes::{accumulate, dots, widen};
 use super::super::math::{self, per_isa};
-use super::super::memory::prefetch;
+use super::super::memory::Ahead;
 use super::{Attention, Disjoint, Env, Item, RANGE, Range};
 
 impl Attention<'_> {
@@ -50,10 +50,9 @@ impl Attention<'_> {
         let (dim, heads) = (self.key_dim, item.heads.len());
         let scale = self.input.spec.scale;
         self.segments(self.keys(item, range), Some(self.values_of(item, range)), |page, at, len, ahead| {
-            let (first, second) = ahead.split_at(ahead.len() / 2);
-            prefetch(first);
             widen(env.isa, self.pages.page(), page, &mut wide[..len * dim], dim);
-            prefetch(second);
+            let turns = len.div_ceil(4) * heads.div_ceil(3) * item.tokens.len();
+            let ahead = &mut Ahead::new(ahead, turns);
             for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
             {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
@@ -62,7 +61,7 @@ impl Attention<'_> {
                 }
                 let keys = &wide[(seen.start - at) * dim..(seen.end - at) * dim];
                 let q = &self.input.q.row(item.tokens.start + token)[item.heads.start * dim..][..heads * dim];
-                dots(env.isa, q, keys, dim, scale, &mut scores[seen.start..], RANGE);
+                dots(env.isa, q, keys, dim, scale, (&mut scores[seen.start..], RANGE), ahead);
             }
         });
     }
@@ -82,10 +81,9 @@ impl Attention<'_> {
         values.fill(0.0);
         let next = next.map(|(item, range)| self.keys(item, range));
         self.segments(self.values_of(item, range), next, |page, at, len, ahead| {
-            let (first, second) = ahead.split_at(ahead.len() / 2);
-            prefetch(first);
             widen(env.isa, self.pages.page(), page, &mut wide[..len * row], row);
-            prefetch(second);
+            let turns = dim.div_ceil(32) * heads.div_ceil(3) * item.tokens.len();
+            let ahead = &mut Ahead::new(ahead, turns);
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
@@ -93,7 +91,7 @@ impl Attention<'_> {
                 }
                 let rows = &wide[(seen.start - at) * row..(seen.end - at) * row];
                 let scores = &scores[token * heads * RANGE..][..heads * RANGE];
-                accumulate(env.isa, (scores, RANGE), seen, (rows, row), values, dim);
+                accumulate(env.isa, (scores, RANGE), seen, (rows, row), (values, dim), ahead);
             }
         });
     }
