@@ -96,7 +96,7 @@ impl Env {
 
 /// The panels of an output among so many workers: each has a stretch, in parts of a half of it, a quarter and so on. A part is
 /// read from one expert after the other, so large ones are long runs of memory; the last ones are what can be taken over to
-/// even out the threads. (32 sequences of 12 layers: 3 to 10 % less than with parts of one size, small or large.)
+/// even out the threads. (tests/benches/RESULTS.md has what that brings.)
 fn halved(panels: usize, workers: usize) -> Vec<Range<usize>> {
     let even = |panel: usize| if panel < panels { panel & !1 } else { panels };
     let parts = |worker: usize| {

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::math::{self, per_isa, sum8};
-use super::memory::Ahead;
+use super::memory::Upcoming;
 use crate::kv::{BLOCK, PageType, SCALE, widen_block};
 
 /// Eight values. Every implementation gives the same bits.
@@ -242,7 +242,7 @@ per_isa! {
 
 per_isa! {
     /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
-    /// first as many values as there are keys are written. `ahead` has a turn for every four keys and three queries. (Rows are split off, not counted: a division costs as much
+    /// first as many values as there are keys are written. `upcoming` has a turn for every four keys and three queries. (Rows are split off, not counted: a division costs as much
     /// as a key.)
     pub(super) fn dots[L](
         q: &[f32],
@@ -250,7 +250,7 @@ per_isa! {
         dim: usize,
         scale: f32,
         out: (&mut [f32], usize),
-        ahead: &mut Ahead<'_>,
+        upcoming: &mut Upcoming<'_>,
     ) {
         let (out, stride) = out;
         let (mut q, mut out) = (q, out);
@@ -262,7 +262,7 @@ per_isa! {
             let (third, rest) = rest.split_at_mut(stride.min(rest.len()));
             let (a, b) = three.split_at(dim);
             let (b, c) = b.split_at(dim);
-            dots_of::<L, 3>([a, b, c], keys, scale, [first, second, third], ahead);
+            dots_of::<L, 3>([a, b, c], keys, scale, [first, second, third], upcoming);
             (q, out) = (more, rest);
         }
         while q.len() >= 2 * dim {
@@ -270,11 +270,11 @@ per_isa! {
             let (first, second) = out.split_at_mut(stride);
             let (second, rest) = second.split_at_mut(stride.min(second.len()));
             let (a, b) = two.split_at(dim);
-            dots_of::<L, 2>([a, b], keys, scale, [first, second], ahead);
+            dots_of::<L, 2>([a, b], keys, scale, [first, second], upcoming);
             (q, out) = (more, rest);
         }
         if !q.is_empty() {
-            dots_of::<L, 1>([q], keys, scale, [out], ahead);
+            dots_of::<L, 1>([q], keys, scale, [out], upcoming);
         }
     }
 }
@@ -286,12 +286,12 @@ fn dots_of<L: Lanes, const N: usize>(
     keys: &[f32],
     scale: f32,
     mut out: [&mut [f32]; N],
-    ahead: &mut Ahead<'_>,
+    upcoming: &mut Upcoming<'_>,
 ) {
     let dim = q[0].len();
     let (mut keys, mut at) = (keys, 0);
     while keys.len() >= 4 * dim {
-        ahead.turn();
+        upcoming.turn();
         let (four, more) = keys.split_at(4 * dim);
         let (a, b) = four.split_at(2 * dim);
         let ((a, b), (c, d)) = (a.split_at(dim), b.split_at(dim));
@@ -351,14 +351,14 @@ fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f3
 
 per_isa! {
     /// `to[h] += weights[h][j] * values[j]` for ascending j of `range`: `to` has rows of `dim`, weights and values of what is
-    /// beside them, and the first row of values is that of the range's first. `ahead` has a turn for
+    /// beside them, and the first row of values is that of the range's first. `upcoming` has a turn for
     /// every 32 values of three rows.
     pub(super) fn accumulate[L](
         weights: (&[f32], usize),
         range: std::ops::Range<usize>,
         values: (&[f32], usize),
         to: (&mut [f32], usize),
-        ahead: &mut Ahead<'_>,
+        upcoming: &mut Upcoming<'_>,
     ) {
         let ((weights, weights_stride), (values, stride)) = (weights, values);
         let (mut to, dim) = to;
@@ -369,7 +369,7 @@ per_isa! {
             let (a, b) = three.split_at_mut(dim);
             let (b, c) = b.split_at_mut(dim);
             if let [Some(x), Some(y), Some(z)] = std::array::from_fn(|_| weights.next()) {
-                accumulate_of::<L, 3>([x, y, z], values, stride, [a, b, c], ahead);
+                accumulate_of::<L, 3>([x, y, z], values, stride, [a, b, c], upcoming);
             }
             to = rest;
         }
@@ -377,12 +377,12 @@ per_isa! {
             let (two, rest) = to.split_at_mut(2 * dim);
             let (a, b) = two.split_at_mut(dim);
             if let [Some(x), Some(y)] = std::array::from_fn(|_| weights.next()) {
-                accumulate_of::<L, 2>([x, y], values, stride, [a, b], ahead);
+                accumulate_of::<L, 2>([x, y], values, stride, [a, b], upcoming);
             }
             to = rest;
         }
         if let (false, Some(x)) = (to.is_empty(), weights.next()) {
-            accumulate_of::<L, 1>([x], values, stride, [to], ahead);
+            accumulate_of::<L, 1>([x], values, stride, [to], upcoming);
         }
     }
 }
@@ -394,7 +394,7 @@ fn accumulate_of<L: Lanes, const N: usize>(
     values: &[f32],
     stride: usize,
     to: [&mut [f32]; N],
-    ahead: &mut Ahead<'_>,
+    upcoming: &mut Upcoming<'_>,
 ) {
     let dim = to[0].len();
     let mut to = to;
@@ -402,12 +402,13 @@ fn accumulate_of<L: Lanes, const N: usize>(
     if N == 1 {
         // One row alone: eight chains hide the latency of the addition.
         while at + 64 <= dim {
+            upcoming.turn();
             accumulate_lanes::<L, N, 8>(weights, values, stride, at, &mut to);
             at += 64;
         }
     }
     while at + 32 <= dim {
-        ahead.turn();
+        upcoming.turn();
         accumulate_lanes::<L, N, 4>(weights, values, stride, at, &mut to);
         at += 32;
     }

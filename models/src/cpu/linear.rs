@@ -208,7 +208,7 @@ impl Core {
     }
 
     /// So many that every thread finds [`ITEMS_PER_THREAD`] items; at least one.
-    pub(super) fn panels_per_item(&self, panels: usize) -> usize {
+    fn panels_per_item(&self, panels: usize) -> usize {
         (panels / (self.pool.threads() * ITEMS_PER_THREAD)).max(1)
     }
 }

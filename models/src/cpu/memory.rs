@@ -10,14 +10,14 @@ pub(super) fn prefetch<T>(values: &[T]) {
     crate::quant::prefetch(values.as_ptr().cast(), size_of_val(values));
 }
 
-/// What will be read soon, asked for a little at a time between computations: more than a core can wait for at once (24 lines
-/// on Zen 4) would stop it.
-pub(super) struct Ahead<'a> {
+/// What will be read soon, asked for a little at a time between computations: a core waits for so many lines at once, and more
+/// would stop it.
+pub(super) struct Upcoming<'a> {
     bytes: &'a [u8],
     each: usize,
 }
 
-impl<'a> Ahead<'a> {
+impl<'a> Upcoming<'a> {
     /// `bytes`, in so many turns.
     pub(super) fn new(bytes: &'a [u8], turns: usize) -> Self {
         Self { bytes, each: bytes.len().div_ceil(turns.max(1)) }
@@ -29,6 +29,11 @@ impl<'a> Ahead<'a> {
         let (now, later) = self.bytes.split_at(self.each.min(self.bytes.len()));
         prefetch(now);
         self.bytes = later;
+    }
+
+    /// Asks for what is left: there may be fewer turns than were counted on.
+    pub(super) fn rest(self) {
+        prefetch(self.bytes);
     }
 }
 

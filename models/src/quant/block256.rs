@@ -9,7 +9,7 @@
 
 use super::act::{Q8X256_BYTES, Q8X256_D};
 use super::block32::dot4;
-use super::{Format, PANEL, blocks, half_at, in_turn, single_at};
+use super::{Format, PANEL, blocks, half_at, single_at};
 
 /// What one row has in a block.
 #[derive(Clone, Copy)]
@@ -111,9 +111,8 @@ pub(super) fn scalar<B: Block256>(
     next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    B::FORMAT.check(panels, cols, acts, out);
-    out.fill([0.0; PANEL]);
-    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+    for (panel, _, out) in B::FORMAT.in_turn(panels, cols, acts, next, out) {
+        out.fill([0.0; PANEL]);
         for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
             for r in 0..PANEL {
                 let fields = B::panel_fields(block, r);
@@ -233,10 +232,10 @@ mod avx2 {
         out: &mut [[f32; PANEL]],
     ) {
         const { assert!(K::HEADER + 8 * K::RUN == PANEL * K::FORMAT.block_bytes) };
-        let count = K::FORMAT.check(panels, cols, acts, out);
+        let count = cols / K::FORMAT.block;
         assert!(available(), "no AVX2 on this processor");
-        for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-            // SAFETY: the processor has the features; `check` asserted the lengths.
+        for (panel, next, out) in K::FORMAT.in_turn(panels, cols, acts, next, out) {
+            // SAFETY: the processor has the features; `in_turn` asserted the lengths.
             unsafe { by_columns!(acts, tile[K](panel.as_ptr(), next, count, acts, out)) }
         }
     }

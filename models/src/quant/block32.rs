@@ -8,7 +8,7 @@
 //! `acc = fma(isum * d, d_act, acc)`, or with m `acc = fma(fma(m, sum of q, isum * d), d_act, acc)`.
 
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM};
-use super::{Format, PANEL, blocks, half_at, in_turn, put_word, single_at, word};
+use super::{Format, PANEL, blocks, half_at, put_word, single_at, word};
 
 /// A format with blocks of 32. Codes come as eight words of four, in order of k.
 pub(super) trait Block32 {
@@ -132,9 +132,8 @@ pub(super) fn scalar<B: Block32>(
     next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    B::FORMAT.check(panels, cols, acts, out);
-    out.fill([0.0; PANEL]);
-    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+    for (panel, _, out) in B::FORMAT.in_turn(panels, cols, acts, next, out) {
+        out.fill([0.0; PANEL]);
         for (b, block) in panel.chunks_exact(PANEL * B::FORMAT.block_bytes).enumerate() {
             let (factors, body) = block.split_at(PANEL * header::<B>());
             for r in 0..PANEL {
@@ -302,10 +301,10 @@ mod avx2 {
         next: &[u8],
         out: &mut [[f32; PANEL]],
     ) {
-        let count = B::FORMAT.check(panels, cols, acts, out);
+        let count = cols / B::FORMAT.block;
         assert!(available(), "no AVX2 on this processor");
-        for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-            // SAFETY: the processor has the features; `check` asserted the lengths.
+        for (panel, next, out) in B::FORMAT.in_turn(panels, cols, acts, next, out) {
+            // SAFETY: the processor has the features; `in_turn` asserted the lengths.
             unsafe { by_columns!(acts, tile[B](panel.as_ptr(), next, count, acts, out)) }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Panel: for each k the eight rows' values.
 
-use super::{ActKind, Format, GgmlType, PANEL, half_at, in_turn, single_at};
+use super::{ActKind, Format, GgmlType, PANEL, half_at, single_at};
 
 pub(super) const F32: Format = Format {
     ty: GgmlType::F32,
@@ -138,8 +138,7 @@ fn unpack<D: Dense, const B: usize>(panel: &[u8], row: usize, dst: &mut [u8]) {
 }
 
 fn scalar<D: Dense>(panels: &[u8], cols: usize, acts: &[&[u8]], next: &[u8], out: &mut [[f32; PANEL]]) {
-    D::FORMAT.check(panels, cols, acts, out);
-    for (panel, _, out) in in_turn(panels, next, acts.len(), out) {
+    for (panel, _, out) in D::FORMAT.in_turn(panels, cols, acts, next, out) {
         for (act, out) in acts.iter().zip(out) {
             let mut sums = [[0f32; PANEL]; 2];
             for (k, weights) in panel.chunks_exact(PANEL * D::FORMAT.block_bytes).enumerate() {
@@ -163,10 +162,10 @@ type Tile = unsafe fn(*const u8, *const u8, usize, &[&[u8]], &mut [[f32; PANEL]]
 /// A product by tiles for one to six columns: of six the registers hold the sums, even and odd, of either instruction set.
 ///
 /// # Safety
-/// What the tiles ask for, of at most eight columns.
+/// The processor has what the tiles ask for.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[expect(unsafe_code, reason = "calls kernels")]
-unsafe fn by_six(
+unsafe fn by_six<D: Dense>(
     tiles: [Tile; 6],
     panels: &[u8],
     cols: usize,
@@ -175,11 +174,11 @@ unsafe fn by_six(
     out: &mut [[f32; PANEL]],
 ) {
     let (first, rest) = acts.split_at(if acts.len() > tiles.len() { 4 } else { acts.len() });
-    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
+    for (panel, next, out) in D::FORMAT.in_turn(panels, cols, acts, next, out) {
         let (out, tail) = out.split_at_mut(first.len());
         for (acts, out) in [(first, out), (rest, tail)] {
             if let Some(last) = acts.len().checked_sub(1) {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller's promise; `in_turn` asserted the lengths.
                 unsafe { tiles[last](panel.as_ptr(), next, cols, acts, out) }
             }
         }
@@ -237,11 +236,10 @@ mod avx2 {
         next: &[u8],
         out: &mut [[f32; PANEL]],
     ) {
-        D::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no AVX2 on this processor");
         let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
-        // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_six(tiles, panels, cols, acts, next, out) }
+        // SAFETY: the processor has the features.
+        unsafe { by_six::<D>(tiles, panels, cols, acts, next, out) }
     }
 
     /// # Safety
@@ -344,11 +342,10 @@ mod neon {
         next: &[u8],
         out: &mut [[f32; PANEL]],
     ) {
-        D::FORMAT.check(panels, cols, acts, out);
         assert!(available(), "no dot products of bytes on this processor");
         let tiles = [tile::<D, 1>, tile::<D, 2>, tile::<D, 3>, tile::<D, 4>, tile::<D, 5>, tile::<D, 6>];
-        // SAFETY: the processor has the features; `check` asserted the lengths.
-        unsafe { by_six(tiles, panels, cols, acts, next, out) }
+        // SAFETY: the processor has the features.
+        unsafe { by_six::<D>(tiles, panels, cols, acts, next, out) }
     }
 
     /// # Safety

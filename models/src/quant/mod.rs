@@ -346,36 +346,30 @@ impl Format {
         bytes.expect("a panel fits the address space")
     }
 
-    /// Asserts what [`PanelProduct`] and its kernels rely on; returns the number of blocks in a row.
-    fn check(&self, panels: &[u8], cols: usize, acts: &[&[u8]], out: &[[f32; PANEL]]) -> usize {
-        let count = out.len() / acts.len().max(1);
-        assert!(
-            acts.len() <= COLUMNS_MAX && count * acts.len() == out.len(),
-            "a result per column, at most 8"
-        );
-        let bytes = self.panel_bytes(cols).checked_mul(count);
-        assert!(acts.is_empty() || bytes == Some(panels.len()), "as many panels as results");
-        let bytes = act_bytes(self.act, cols);
-        assert!(acts.iter().all(|a| a.len() == bytes), "encoded columns have the row's length");
-        cols / self.block
+    /// The panels of a call, one by one: each with what is read after it, and its results. Asserts what [`PanelProduct`] and its
+    /// kernels rely on.
+    fn in_turn<'a>(
+        &self,
+        panels: &'a [u8],
+        cols: usize,
+        acts: &[&[u8]],
+        next: &'a [u8],
+        out: &'a mut [[f32; PANEL]],
+    ) -> impl Iterator<Item = (&'a [u8], *const u8, &'a mut [[f32; PANEL]])> {
+        let (columns, bytes) = (acts.len().max(1), self.panel_bytes(cols));
+        assert!(acts.len() <= COLUMNS_MAX, "at most {COLUMNS_MAX} columns");
+        let count = if acts.is_empty() { panels.len() / bytes.max(1) } else { out.len() / columns };
+        assert!(count * acts.len() == out.len(), "a result per panel and column");
+        assert!(count.checked_mul(bytes) == Some(panels.len()), "as many panels as results");
+        let act_bytes = act_bytes(self.act, cols);
+        assert!(acts.iter().all(|a| a.len() == act_bytes), "encoded columns have the row's length");
+        out.chunks_exact_mut(columns).enumerate().map(move |(i, out)| {
+            let (panel, rest) = panels[i * bytes..].split_at(bytes);
+            // Where nothing is known to follow, what is in the cache is asked for.
+            let then = [rest, next, panel].into_iter().find(|bytes| !bytes.is_empty());
+            (panel, then.unwrap_or(panel).as_ptr(), out)
+        })
     }
-}
-
-/// The panels of a checked call: each with what is read after it, and its results.
-fn in_turn<'a>(
-    panels: &'a [u8],
-    next: &'a [u8],
-    columns: usize,
-    out: &'a mut [[f32; PANEL]],
-) -> impl Iterator<Item = (&'a [u8], *const u8, &'a mut [[f32; PANEL]])> {
-    let count = out.len() / columns.max(1);
-    let bytes = panels.len() / count.max(1);
-    out.chunks_exact_mut(columns.max(1)).enumerate().map(move |(i, out)| {
-        let (panel, rest) = panels[i * bytes..].split_at(bytes);
-        // Where nothing is known to follow, what is in the cache is asked for.
-        let then = [rest, next, panel].into_iter().find(|bytes| !bytes.is_empty());
-        (panel, then.unwrap_or(panel).as_ptr(), out)
-    })
 }
 
 /// Asserts the lengths of a dequantisation and pairs blocks with their values.
@@ -389,7 +383,7 @@ fn blocks<'a, const N: usize>(
     src.chunks_exact(block_bytes).zip(values)
 }
 
-/// Runs `$tile::<.., N>(panel, count, acts, out)` for the number of columns; none at all is nothing to do.
+/// Calls `$tile::<.., N>` with the arguments for the number of columns; none at all is nothing to do.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! by_columns {
     ($acts:ident, $tile:ident [$($t:ty),*] $args:tt) => {

@@ -17,7 +17,7 @@ use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_SUM, Q8X256_BYTES, Q8X256_D, Q8X256
 use super::block32::{self, Block32};
 use super::block256::Block256;
 use super::prefetch::{Ahead, prefetch};
-use super::{PANEL, by_columns, in_turn};
+use super::{PANEL, by_columns};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
@@ -88,10 +88,10 @@ pub(super) fn product32<B: Kernel32>(
     next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    let count = B::FORMAT.check(panels, cols, acts, out);
+    let count = cols / B::FORMAT.block;
     assert!(available(), "no dot products of bytes on this processor");
-    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-        // SAFETY: the processor has the features; `check` asserted the lengths.
+    for (panel, next, out) in B::FORMAT.in_turn(panels, cols, acts, next, out) {
+        // SAFETY: the processor has the features; `in_turn` asserted the lengths.
         unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), next, count, acts, out)) }
     }
 }
@@ -145,10 +145,10 @@ pub(super) fn product256<K: Kernel256>(
     out: &mut [[f32; PANEL]],
 ) {
     const { assert!(K::HEADER + 8 * K::RUN == PANEL * K::FORMAT.block_bytes) };
-    let count = K::FORMAT.check(panels, cols, acts, out);
+    let count = cols / K::FORMAT.block;
     assert!(available(), "no dot products of bytes on this processor");
-    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-        // SAFETY: the processor has the features; `check` asserted the lengths.
+    for (panel, next, out) in K::FORMAT.in_turn(panels, cols, acts, next, out) {
+        // SAFETY: the processor has the features; `in_turn` asserted the lengths.
         unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), next, count, acts, out)) }
     }
 }

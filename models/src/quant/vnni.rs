@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use super::act::{Q8X32_BYTES, Q8X32_PAIRS, Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
 use super::avx2::{self, dword, single};
 use super::prefetch::{Ahead, prefetch};
-use super::{PANEL, block32, block256, by_columns, in_turn};
+use super::{PANEL, block32, block256, by_columns};
 
 /// Whether this processor can run the kernels.
 pub(super) fn available() -> bool {
@@ -30,10 +30,10 @@ pub(super) fn product32<B: block32::Kernel>(
     next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    let count = B::FORMAT.check(panels, cols, acts, out);
+    let count = cols / B::FORMAT.block;
     assert!(available(), "no AVX-512 VNNI on this processor");
-    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-        // SAFETY: the processor has the features; `check` asserted the lengths.
+    for (panel, next, out) in B::FORMAT.in_turn(panels, cols, acts, next, out) {
+        // SAFETY: the processor has the features; `in_turn` asserted the lengths.
         unsafe { by_columns!(acts, tile32[B](panel.as_ptr(), next, count, acts, out)) }
     }
 }
@@ -91,10 +91,10 @@ pub(super) fn product256<K: block256::Kernel>(
     next: &[u8],
     out: &mut [[f32; PANEL]],
 ) {
-    let count = K::FORMAT.check(panels, cols, acts, out);
+    let count = cols / K::FORMAT.block;
     assert!(available(), "no AVX-512 VNNI on this processor");
-    for (panel, next, out) in in_turn(panels, next, acts.len(), out) {
-        // SAFETY: the processor has the features; `check` asserted the lengths.
+    for (panel, next, out) in K::FORMAT.in_turn(panels, cols, acts, next, out) {
+        // SAFETY: the processor has the features; `in_turn` asserted the lengths.
         unsafe { by_columns!(acts, tile256[K](panel.as_ptr(), next, count, acts, out)) }
     }
 }

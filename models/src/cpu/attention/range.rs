@@ -2,7 +2,7 @@
 
 use super::super::lanes::{accumulate, dots, widen};
 use super::super::math::{self, per_isa};
-use super::super::memory::Ahead;
+use super::super::memory::Upcoming;
 use super::{Attention, Disjoint, Env, Item, RANGE, Range};
 
 impl Attention<'_> {
@@ -52,7 +52,7 @@ impl Attention<'_> {
         self.segments(self.keys(item, range), Some(self.values_of(item, range)), |page, at, len, ahead| {
             widen(env.isa, self.pages.page(), page, &mut wide[..len * dim], dim);
             let turns = len.div_ceil(4) * heads.div_ceil(3) * item.tokens.len();
-            let ahead = &mut Ahead::new(ahead, turns);
+            let mut upcoming = Upcoming::new(ahead, turns);
             for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
             {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
@@ -61,8 +61,9 @@ impl Attention<'_> {
                 }
                 let keys = &wide[(seen.start - at) * dim..(seen.end - at) * dim];
                 let q = &self.input.q.row(item.tokens.start + token)[item.heads.start * dim..][..heads * dim];
-                dots(env.isa, q, keys, dim, scale, (&mut scores[seen.start..], RANGE), ahead);
+                dots(env.isa, q, keys, dim, scale, (&mut scores[seen.start..], RANGE), &mut upcoming);
             }
+            upcoming.rest();
         });
     }
 
@@ -83,7 +84,7 @@ impl Attention<'_> {
         self.segments(self.values_of(item, range), next, |page, at, len, ahead| {
             widen(env.isa, self.pages.page(), page, &mut wide[..len * row], row);
             let turns = dim.div_ceil(32) * heads.div_ceil(3) * item.tokens.len();
-            let ahead = &mut Ahead::new(ahead, turns);
+            let mut upcoming = Upcoming::new(ahead, turns);
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
@@ -91,8 +92,9 @@ impl Attention<'_> {
                 }
                 let rows = &wide[(seen.start - at) * row..(seen.end - at) * row];
                 let scores = &scores[token * heads * RANGE..][..heads * RANGE];
-                accumulate(env.isa, (scores, RANGE), seen, (rows, row), (values, dim), ahead);
+                accumulate(env.isa, (scores, RANGE), seen, (rows, row), (values, dim), &mut upcoming);
             }
+            upcoming.rest();
         });
     }
 
@@ -123,7 +125,7 @@ impl Attention<'_> {
             false => self.pages.keys(block, layer, rows.item.head),
         };
         let slot = at % block_tokens;
-        &page[slot * rows.bytes..slot.saturating_add(len).min(block_tokens) * rows.bytes]
+        &page[slot * rows.bytes..(slot + len).min(block_tokens) * rows.bytes]
     }
 
     /// Calls `work(rows, offset in the range, positions, ahead)` for stretches of one page, in order. `ahead` should be asked for:
