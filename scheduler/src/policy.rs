@@ -3,14 +3,16 @@
 //! One pass over all sequences, oldest first. A sequence with one token left to compute (decoding) has its token reserved before
 //! prompts get any; what is left of the budget goes to prompts in order. Blocks are taken from younger sequences if need be, never
 //! from older ones, and no younger sequence starts before an older one that could: so the oldest runnable
-//! sequence is in every plan (I5).
+//! sequence is in every plan (I5). A prompt whose beginning an older one computes in this very step waits for it and takes it
+//! from the prefix cache; its place is kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use frugal_models::step::{BlockCopy, Constrained, Row, Sample, Score, SeqId, StepInput};
 
 use crate::engine::Engine;
+use crate::kv::prefix::Key;
 use crate::ledger::RowTokens;
 use crate::request::{FinishReason, RequestId, Tick};
 
@@ -44,6 +46,8 @@ struct Draft {
     rows: Vec<Row>,
     planned: Vec<Planned>,
     prompt_budget: u32,
+    /// Blocks of prompts that will be known once the step is good.
+    coming: HashSet<Key>,
 }
 
 impl Engine {
@@ -72,10 +76,11 @@ impl Engine {
                 }
                 (_, Some(id)) => {
                     waiting = Some(SeqId(id.0 + 1));
-                    if self.waits_for_sibling(id) {
+                    let may = slots > 0 && draft.prompt_budget > 0;
+                    if self.waits_for_sibling(id) || may && self.waits_for_prefix(id, &draft) {
                         // Its place is kept, or younger requests would have to be thrown out for it.
                         slots = slots.saturating_sub(1);
-                    } else if slots > 0 && draft.prompt_budget > 0 && self.start(id, &mut draft, now) {
+                    } else if may && self.start(id, &mut draft, now) {
                         slots -= 1;
                     } else {
                         waiting = None;
@@ -133,6 +138,20 @@ impl Engine {
     fn waits_for_sibling(&self, id: SeqId) -> bool {
         let seq = &self.seqs[&id];
         seq.choice > 0 && !self.live[&seq.request].prefilled
+    }
+
+    /// Whether at least half of what the sequence could compute in this step is computed in it anyway, by an older one. So it
+    /// falls behind by no more than the step gains; and as its hit grows each time, it waits only so often.
+    fn waits_for_prefix(&mut self, id: SeqId, draft: &Draft) -> bool {
+        // State is set aside at one place of a prompt, which need not be where another one's beginning ends.
+        if draft.coming.is_empty() || self.kv.has_state() {
+            return false;
+        }
+        let Some(seq) = self.seqs.get_mut(&id) else { return false };
+        let limit = seq.hit_max();
+        let (hit, coming) = self.kv.coming(&mut seq.kv, &seq.tokens, limit, &draft.coming);
+        let want = (seq.goal() - hit).min(draft.prompt_budget);
+        coming > 0 && 2 * u64::from(coming) >= u64::from(want)
     }
 
     /// A sequence that holds blocks gets its row, if there are blocks for it (else it waits with what it has).
@@ -228,6 +247,9 @@ impl Engine {
         self.kv.grow(&mut seq.kv, end);
         draft.copies.extend(self.kv.restore(&seq.kv));
         let bt = self.geometry.block_tokens;
+        if live.share && count > 1 {
+            draft.coming.extend(self.kv.keys(&mut seq.kv, &seq.tokens, start, end));
+        }
         if live.share && start > 0 && start == seq.checkpoint_at(bt) {
             draft.copies.extend(self.kv.checkpoint(&mut seq.kv, &seq.tokens, start));
         }

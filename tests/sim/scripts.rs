@@ -272,6 +272,48 @@ fn a_fully_cached_prompt_computes_its_last_block() {
     assert_eq!(cached, [0, 8]);
 }
 
+/// Four prompts that begin alike come at once. The first is computed; the others wait one step for it, and compute what is their own.
+#[test]
+fn a_beginning_that_several_share_is_computed_once() {
+    let mut w = world(vec![group(GroupKind::Full, 80)], EngineOptions::default());
+    let with_end =
+        |end: u32| Request { prompt: (0..32).chain([end, end]).map(TokenId).collect(), ..request(0..0, 2) };
+    let ids = [50, 51, 52, 53].map(|end| w.take(with_end(end)));
+    let other = w.take(request(40..50, 2));
+    let first = w.step();
+    assert_eq!((first.input.rows.len(), first.input.tokens()), (2, 34 + 10), "others are not held up");
+    let second = w.step();
+    assert_eq!((second.input.rows.len(), second.input.tokens()), (5, 2 + 3 * 2));
+    w.run_to_end();
+    assert_eq!(ids.map(|id| w.report(id).cached_tokens), [0, 32, 32, 32]);
+    assert_eq!(w.report(other).cached_tokens, 0);
+}
+
+/// A prompt of which an older one computes but a small part does not wait for it.
+#[test]
+fn little_in_common_is_not_waited_for() {
+    let mut w = world(vec![group(GroupKind::Full, 80)], EngineOptions::default());
+    w.take(request(0..8, 2));
+    let long = w.take(request(0..40, 2));
+    assert_eq!(w.step().input.tokens(), 8 + 40);
+    w.run_to_end();
+    assert_eq!(w.report(long).cached_tokens, 0);
+}
+
+/// Places of those that wait for a beginning are kept: whoever is younger does not get them.
+#[test]
+fn waiting_for_a_beginning_keeps_the_place() {
+    let options = EngineOptions { max_seqs: 2, ..EngineOptions::default() };
+    let mut w = world(vec![group(GroupKind::Full, 80)], options);
+    w.take(request(0..30, 8));
+    let waits = w.take(request(0..30, 8));
+    let young = w.take(request(40..50, 2));
+    assert_eq!(w.step().input.rows.len(), 1);
+    w.run_to_end();
+    assert!(w.report(waits).queued_ns < w.report(young).queued_ns);
+    assert_eq!(w.report(waits).cached_tokens, 28);
+}
+
 /// Time in which nobody wanted anything is nobody's, also when no empty step has settled it.
 #[test]
 fn waiting_for_work_is_idle_time() {

@@ -10,11 +10,13 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
+
 use frugal_models::step::{BlockCopy, BlockId, Geometry, GroupKind, TokenId};
 
 use self::group::first_needed;
 use self::pool::{Pool, PoolCounts};
-use self::prefix::{Link, PrefixIndex};
+use self::prefix::{Key, Link, PrefixIndex};
 use self::table::{Pin, SeqKv};
 
 /// All cache groups' pools and the prefix cache over them.
@@ -69,6 +71,34 @@ impl KvCache {
             }
         }
         end
+    }
+
+    /// Of a sequence that holds nothing the positions that [`Self::adopt`] would take, and how many more it could take once
+    /// the blocks `coming` are known.
+    pub(crate) fn coming(
+        &self,
+        kv: &mut SeqKv,
+        tokens: &[TokenId],
+        limit: u32,
+        coming: &HashSet<Key>,
+    ) -> (u32, u32) {
+        let hit = self.longest_hit(kv, tokens, limit);
+        let limit = limit.min(tokens.len() as u32) / self.block_tokens;
+        let more = kv.chain[hit..limit as usize].iter().take_while(|key| coming.contains(key)).count();
+        (hit as u32 * self.block_tokens, more as u32 * self.block_tokens)
+    }
+
+    /// Keys of the blocks that become full between positions `start` and `end`.
+    pub(crate) fn keys<'a>(
+        &self,
+        kv: &'a mut SeqKv,
+        tokens: &[TokenId],
+        start: u32,
+        end: u32,
+    ) -> impl Iterator<Item = Key> + use<'a> {
+        let (start, end) = ((start / self.block_tokens) as usize, (end / self.block_tokens) as usize);
+        self.extend_chain(kv, tokens, end);
+        kv.chain[start..end].iter().copied()
     }
 
     fn longest_hit(&self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32) -> usize {
