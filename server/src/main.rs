@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod client;
 mod health;
 mod inspect;
 mod key;

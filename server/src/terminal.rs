@@ -43,6 +43,15 @@ fn scaled(count: u64, step: f64, units: &[&'static str]) -> (f64, &'static str) 
     (value, units.get(unit).copied().unwrap_or_default())
 }
 
+/// An amount: three digits at least, and no exponent.
+pub(crate) fn money(amount: f64) -> String {
+    let digits = match amount.abs() {
+        a if a > 0.0 && a < 1.0 => (2 - a.log10().floor() as i32).clamp(2, 15),
+        _ => 2,
+    };
+    format!("{amount:.*}", digits.unsigned_abs() as usize)
+}
+
 /// Rows of equal length under their headings, the first column to the left and the others to the right.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -80,6 +89,10 @@ mod tests {
         assert_eq!(parameters(999), "999");
         assert_eq!(parameters(30_532_122_624), "30.53 B");
         assert_eq!(parameters(u64::MAX), "18446.74 Q");
+        assert_eq!(
+            (money(12.3456), money(0.0), money(-0.5)),
+            ("12.35".into(), "0.00".into(), "-0.500".into())
+        );
     }
 
     #[test]

@@ -3,9 +3,7 @@
 //! On a terminal there is a prompt, and Ctrl-C ends the answer that is coming. Otherwise all of stdin is one message,
 //! stdout gets its answer alone, and the exit code says whether it came.
 
-mod client;
 mod show;
-mod sse;
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::time::Instant;
@@ -17,9 +15,9 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::client::Target;
 use self::show::{Show, Times, summary};
-use self::sse::{Delta, Events, Usage};
+use crate::client::Target;
+use crate::client::sse::{Delta, Events, Usage};
 
 /// Longest message from a pipe.
 const MESSAGE_BYTES_MAX: u64 = 16 << 20;
@@ -155,7 +153,7 @@ impl Conversation {
         set("stream", Some(true.into()));
         set("stream_options", Some(json!({ "include_usage": true })));
         Ok(Self {
-            target: Target::new(&chat.url, chat.ca_file.as_deref())?,
+            target: Target::new("--url", &chat.url, chat.ca_file.as_deref())?,
             api_key: chat.api_key.as_ref().map(|key| key.expose().to_owned()),
             fields,
             system: chat.system.clone(),
@@ -216,7 +214,7 @@ impl Conversation {
 
     async fn receive<W: io::Write>(&self, answer: &mut Answer, show: &mut Show<W>) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let mut stream = self.target.send(&self.request(), self.api_key.as_deref()).await?;
+        let mut stream = self.target.chat(&self.request(), self.api_key.as_deref()).await?;
         let mut events = Events::default();
         while let Some(bytes) = stream.next().await? {
             for data in events.push(&bytes)? {

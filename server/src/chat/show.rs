@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::sse::Usage;
-use crate::terminal::{printable, printable_line};
+use crate::client::sse::Usage;
+use crate::terminal::{money, printable, printable_line};
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -114,15 +114,6 @@ pub(super) fn summary(usage: Option<&Usage>, times: Times, end: &str) -> String 
     parts.join(", ")
 }
 
-/// Three digits at least, and no exponent.
-fn money(amount: f64) -> String {
-    let digits = match amount.abs() {
-        a if a > 0.0 && a < 1.0 => (2 - a.log10().floor() as i32).clamp(2, 15),
-        _ => 2,
-    };
-    format!("{amount:.*}", digits.unsigned_abs() as usize)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,15 +152,11 @@ mod tests {
     fn an_answers_effort_in_words() {
         let cost = |amount| Some((amount, "EUR".to_owned()));
         let times = Times { first: Some(Duration::from_millis(120)), last: Duration::from_millis(2120) };
-        let usage = Usage { tokens: 41, cost: cost(0.000_016_692_616) };
+        let usage = Usage { tokens: 41, prompt: None, cost: cost(0.000_016_692_616) };
         let text = "41 tokens, 20.0 tokens/s, first after 0.12 s, 0.0000167 EUR";
         assert_eq!(summary(Some(&usage), times, ""), text);
-        let one = Usage { tokens: 1, cost: None };
+        let one = Usage { tokens: 1, prompt: None, cost: None };
         assert_eq!(summary(Some(&one), times, ""), "1 tokens, first after 0.12 s");
         assert_eq!(summary(None, Times::default(), "stopped"), "stopped");
-        assert_eq!(
-            (money(12.3456), money(0.0), money(-0.5)),
-            ("12.35".into(), "0.00".into(), "-0.500".into())
-        );
     }
 }

@@ -1,10 +1,10 @@
-//! What a server streams is hostile to the client `frugal chat`: however it is cut, it is the same events, and each is
-//! read or an error.
+//! What a server streams is hostile to its clients `frugal chat` and `frugal load`: however it is cut, it is the same events,
+//! and each is read or an error.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../../server/src/chat/sse.rs"]
+#[path = "../../../server/src/client/sse.rs"]
 mod sse;
 
 use sse::{Delta, Events};

@@ -1,7 +1,9 @@
-//! One streamed request over HTTP/1.1. Dropping a [`Stream`] closes its connection, which ends the request at the
-//! server.
+//! Requests of a client to a server of OpenAI's API: one over each connection, in HTTP/1.1. Dropping a [`Stream`] closes its
+//! connection, which ends the request at the server.
 //!
 //! Absent on purpose: redirects, proxies, reuse of connections.
+
+pub(crate) mod sse;
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +13,8 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Uri};
+use hyper::http::request::Builder;
+use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,7 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::sse::error_message;
+use self::sse::error_message;
 use crate::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,27 +32,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// Where requests go.
-pub(super) struct Target {
+pub(crate) struct Target {
+    /// What gave the URL, for messages.
+    flag: &'static str,
     /// As it was given, for messages.
     url: String,
     /// Host and port to connect to.
     address: String,
     /// Host and port as the server knows them.
     host: String,
-    path: String,
+    /// Before `/v1`.
+    base: String,
     /// With https, and whose certificate is then wanted.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 impl Target {
-    /// From the address of a server, with or without `/v1`; with https it is trusted as the authorities in a file say.
-    pub(super) fn new(url: &str, ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let wrong = || format!("--url {url} is not the URL of a server, such as http://127.0.0.1:8000");
+    /// From the address of a server, with or without `/v1`, which `flag` gave; with https it is trusted as the authorities
+    /// in a file say.
+    pub(crate) fn new(flag: &'static str, url: &str, ca_file: Option<&Path>) -> anyhow::Result<Self> {
+        let wrong = || format!("{flag} {url} is not the URL of a server, such as http://127.0.0.1:8000");
         let uri: Uri = url.parse().with_context(wrong)?;
         let secure = uri.scheme_str() == Some("https");
         anyhow::ensure!((secure || uri.scheme_str() == Some("http")) && uri.query().is_none(), wrong());
         let authority = uri.authority().with_context(wrong)?;
-        anyhow::ensure!(!authority.as_str().contains('@'), "--url {url}: give a key with --api-key");
+        anyhow::ensure!(!authority.as_str().contains('@'), "{flag} {url}: give a key with --api-key");
         let tls = if secure {
             // An IPv6 address stands in brackets there, and nowhere else.
             let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -60,6 +67,7 @@ impl Target {
         let base = uri.path().trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         Ok(Self {
+            flag,
             url: url.to_owned(),
             address: format!(
                 "{}:{}",
@@ -67,45 +75,30 @@ impl Target {
                 authority.port_u16().unwrap_or(if secure { 443 } else { 80 })
             ),
             host: authority.as_str().to_owned(),
-            path: format!("{base}/v1/chat/completions"),
+            base: base.to_owned(),
             tls,
         })
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Asks for a chat completion, which `body` says is to be streamed, and waits for the head of the answer.
     ///
     /// # Errors
     /// If there is no server, or it refuses: then its words.
-    pub(super) async fn send(&self, body: &Value, api_key: Option<&str>) -> anyhow::Result<Stream> {
-        let unreachable = |why: &dyn std::fmt::Display| {
-            let url = &self.url;
-            anyhow::anyhow!(
-                "no server answers on {url} ({why}): start one with `frugal serve`, or name another with --url"
-            )
-        };
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
-        let socket = connected.map_err(|e| unreachable(&e))?.map_err(|e| unreachable(&e))?;
-        let (mut sender, connection) = match &self.tls {
-            None => exchange(socket).await?,
-            Some((connector, name)) => {
-                let agreed = timeout(CONNECT_TIMEOUT, connector.connect(name.clone(), socket)).await;
-                let agreed =
-                    agreed.with_context(|| format!("{} does not finish its TLS handshake", self.url))?;
-                let failed = |e| anyhow::anyhow!("no TLS with {}: {}", self.url, tls::reason(&e));
-                exchange(agreed.map_err(failed)?).await?
-            }
-        };
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(&self.path)
-            .header(HOST, &self.host)
+    pub(crate) async fn chat(&self, body: &Value, api_key: Option<&str>) -> anyhow::Result<Stream> {
+        let request = Request::post(format!("{}/v1/chat/completions", self.base))
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream");
+        self.send(request, body.to_string().into(), api_key).await
+    }
+
+    async fn send(&self, request: Builder, body: Bytes, api_key: Option<&str>) -> anyhow::Result<Stream> {
+        let mut request = request.header(HOST, &self.host);
         if let Some(key) = api_key {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
         }
-        let request = request.body(Full::new(Bytes::from(body.to_string())));
+        let request = request.body(Full::new(body));
         let request = request.context("the API key has characters that no header may have")?;
+        let (mut sender, connection) = self.connect().await?;
         let broken = || format!("{} broke the connection", self.url);
         let response = sender.send_request(request).await.with_context(broken)?;
         let status = response.status();
@@ -119,6 +112,28 @@ impl Target {
         match message {
             Some(message) => anyhow::bail!("{message}"),
             None => anyhow::bail!("{} answers with the status {status}", self.url),
+        }
+    }
+
+    async fn connect(&self) -> anyhow::Result<(http1::SendRequest<Full<Bytes>>, Closing)> {
+        let Self { flag, url, .. } = self;
+        let unreachable = |why: &dyn std::fmt::Display| {
+            anyhow::anyhow!(
+                "no server answers on {url} ({why}): start one with `frugal serve`, or name another with {flag}"
+            )
+        };
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
+        let socket = connected.map_err(|e| unreachable(&e))?.map_err(|e| unreachable(&e))?;
+        // The end of a long request would else wait for its beginning to arrive.
+        socket.set_nodelay(true).map_err(|e| unreachable(&e))?;
+        match &self.tls {
+            None => exchange(socket).await,
+            Some((connector, name)) => {
+                let agreed = timeout(CONNECT_TIMEOUT, connector.connect(name.clone(), socket)).await;
+                let agreed = agreed.with_context(|| format!("{url} does not finish its TLS handshake"))?;
+                let failed = |e| anyhow::anyhow!("no TLS with {url}: {}", tls::reason(&e));
+                exchange(agreed.map_err(failed)?).await
+            }
         }
     }
 }
@@ -136,14 +151,14 @@ async fn exchange(
 }
 
 /// The body of an answer.
-pub(super) struct Stream {
+pub(crate) struct Stream {
     body: Incoming,
     _connection: Closing,
 }
 
 impl Stream {
     /// More bytes; None at the end. Cancelling the future loses nothing.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.context("the server broke the connection")?;
             if let Ok(bytes) = frame.into_data() {
@@ -169,23 +184,24 @@ mod tests {
 
     #[test]
     fn a_servers_address_is_taken_with_and_without_the_version() {
-        let check = |url: &str, address: &str, host: &str, path: &str| {
-            let target = Target::new(url, None).unwrap();
+        let check = |url: &str, address: &str, host: &str, base: &str| {
+            let target = Target::new("--url", url, None).unwrap();
             assert_eq!(
-                (target.address.as_str(), target.host.as_str(), target.path.as_str()),
-                (address, host, path)
+                (target.address.as_str(), target.host.as_str(), target.base.as_str()),
+                (address, host, base)
             );
         };
-        check("http://127.0.0.1:8000", "127.0.0.1:8000", "127.0.0.1:8000", "/v1/chat/completions");
-        check("http://box/", "box:80", "box", "/v1/chat/completions");
-        check("https://box", "box:443", "box", "/v1/chat/completions");
-        check("https://[::1]:9", "[::1]:9", "[::1]:9", "/v1/chat/completions");
-        check("http://[::1]:9/v1", "[::1]:9", "[::1]:9", "/v1/chat/completions");
-        check("http://box/models/a/v1/", "box:80", "box", "/models/a/v1/chat/completions");
+        check("http://127.0.0.1:8000", "127.0.0.1:8000", "127.0.0.1:8000", "");
+        check("http://box/", "box:80", "box", "");
+        check("https://box", "box:443", "box", "");
+        check("https://[::1]:9", "[::1]:9", "[::1]:9", "");
+        check("http://[::1]:9/v1", "[::1]:9", "[::1]:9", "");
+        check("http://box/models/a/v1/", "box:80", "box", "/models/a");
         for wrong in
             ["", "127.0.0.1:8000", "box", "ftp://box", "http://", "http://a b", "http://k@box", "/v1"]
         {
-            assert!(Target::new(wrong, None).is_err(), "{wrong}");
+            let error = Target::new("--against", wrong, None).err().expect(wrong).to_string();
+            assert!(error.starts_with(&format!("--against {wrong}")), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A streamed chat completion, from bytes to what a person sees of it.
+//! A streamed chat completion, from bytes to what a client wants of it.
 //!
 //! Law: how the bytes are cut changes nothing. What a server sends is bounded by event, and what of it is not understood
 //! is passed over, as servers add fields.
@@ -10,7 +10,7 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// Cuts server-sent events out of a stream.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     line: Vec<u8>,
     data: Option<Vec<u8>>,
     /// The last byte ended a line as the first of two may.
@@ -22,7 +22,7 @@ impl Events {
     ///
     /// # Errors
     /// If an event is too long.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> anyhow::Result<Vec<String>> {
         let mut complete = Vec::new();
         for &byte in bytes {
             let after_return = std::mem::replace(&mut self.after_return, byte == b'\r');
@@ -62,26 +62,28 @@ impl Events {
 
 /// What an event says.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Delta {
+pub(crate) struct Delta {
     /// More of the answer.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// More of what precedes it.
-    pub(super) reasoning: String,
+    pub(crate) reasoning: String,
     /// Why the answer ended.
-    pub(super) finish: Option<String>,
+    pub(crate) finish: Option<String>,
     /// What it took.
-    pub(super) usage: Option<Usage>,
+    pub(crate) usage: Option<Usage>,
     /// Nothing follows.
-    pub(super) done: bool,
+    pub(crate) done: bool,
 }
 
 /// What an answer took.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Tokens of the answer.
-    pub(super) tokens: u64,
+    pub(crate) tokens: u64,
+    /// Tokens of what was asked, if the server counts them.
+    pub(crate) prompt: Option<u64>,
     /// Amount and currency, if the server has a price.
-    pub(super) cost: Option<(f64, String)>,
+    pub(crate) cost: Option<(f64, String)>,
 }
 
 impl Delta {
@@ -89,7 +91,7 @@ impl Delta {
     ///
     /// # Errors
     /// If it is an error, or no JSON.
-    pub(super) fn parse(data: &str) -> anyhow::Result<Self> {
+    pub(crate) fn parse(data: &str) -> anyhow::Result<Self> {
         if data.trim() == "[DONE]" {
             return Ok(Self { done: true, ..Self::default() });
         }
@@ -117,12 +119,13 @@ fn usage(usage: &Value) -> Option<Usage> {
     let cost = |amount: f64| (amount, currency().unwrap_or_else(|| "USD".to_owned()));
     Some(Usage {
         tokens: usage.get("completion_tokens")?.as_u64()?,
+        prompt: usage.get("prompt_tokens").and_then(Value::as_u64),
         cost: usage.get("cost").and_then(Value::as_f64).map(cost),
     })
 }
 
 /// The message of an error body or event.
-pub(super) fn error_message(body: &Value) -> Option<String> {
+pub(crate) fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error")?;
     let message = error.get("message").and_then(Value::as_str).or_else(|| error.as_str());
     let message = message.filter(|message| !message.trim().is_empty());
@@ -188,11 +191,11 @@ mod tests {
         assert_eq!(delta(of(json!({"content": null, "reasoning_content": "Hm"}))).reasoning, "Hm");
         let end = delta(json!({"choices": [{"delta": {}, "finish_reason": "length"}]}));
         assert_eq!(end.finish.as_deref(), Some("length"));
-        let cost = json!({"completion_tokens": 7, "cost": 1e-6, "cost_details": {"currency": "EUR"}});
+        let cost = json!({"prompt_tokens": 3, "completion_tokens": 7, "cost": 1e-6, "cost_details": {"currency": "EUR"}});
         let usage = delta(json!({"choices": [], "usage": cost})).usage.unwrap();
-        assert_eq!(usage, Usage { tokens: 7, cost: Some((1e-6, "EUR".to_owned())) });
+        assert_eq!(usage, Usage { tokens: 7, prompt: Some(3), cost: Some((1e-6, "EUR".to_owned())) });
         let free = delta(json!({"choices": [], "usage": {"completion_tokens": 7}})).usage.unwrap();
-        assert_eq!(free.cost, None);
+        assert_eq!((free.prompt, free.cost), (None, None));
         assert!(Delta::parse("[DONE]").unwrap().done);
         // Not of the expected types: passed over.
         assert_eq!(delta(json!({"choices": {"a": 1}, "usage": 3})), Delta::default());
