@@ -40,6 +40,17 @@ enum Sub {
     /// A machine's speed can change by half within minutes: compare two engines only with --against, which measures both
     /// in turns.
     Bench(BenchArgs),
+    /// Load a running server as many clients would: tokens a second, time to first token, pauses
+    ///
+    /// Each client sends its next streamed chat completion when its last one has ended, over a connection of its own, until
+    /// all requests of a level are done. Prompts are random words after a random number, answers are greedy and of a fixed
+    /// length. Any server of OpenAI's API will do, if it takes ignore_eos, as vLLM and llama.cpp do.
+    ///
+    /// Requests that fail are counted and not part of the figures. Ends with 1 if all of a level do.
+    ///
+    /// A machine's speed can change by half within minutes: compare two servers only with --against, which measures both
+    /// in turns.
+    Load(LoadArgs),
     /// Tell what a model file is, what it needs, and whether it can be served
     ///
     /// Reads the file's header, not its weights. Ends with 0 if the file can be served, memory permitting; with 3 if
@@ -157,6 +168,59 @@ pub struct Bench {
     /// Runs after the warm-up
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+struct LoadArgs {
+    #[command(flatten)]
+    load: Load,
+}
+
+/// What to load, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Load {
+    /// Server, with or without /v1
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_name = "URL")]
+    pub url: String,
+    /// Measure in turns with this server; both get the same prompts, which one server alone would cache
+    #[arg(long, value_name = "URL")]
+    pub against: Option<String>,
+    /// Turns with that server, of new prompts each
+    #[arg(long, default_value_t = 5, requires = "against", value_name = "N", value_parser = clap::value_parser!(u32).range(5..=100))]
+    pub rounds: u32,
+    /// Levels: numbers of clients at a time
+    #[arg(long, default_value = "1,4,16", value_delimiter = ',', value_name = "N,N,..", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub clients: Vec<u32>,
+    /// Requests of a level, of all its clients together
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub requests: u32,
+    /// Words of each prompt that are its own: about a token each
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub prompt: u32,
+    /// Words that all prompts begin with, as for measuring a prefix cache
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub prefix: u32,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub output: u32,
+    /// Model [default: the first that a server lists]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// API key, of both servers; also FRUGAL_API_KEY, which other users of this machine do not see
+    #[arg(long, value_name = "KEY", value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// PEM file with the authorities to trust with https, instead of those that browsers trust; also SSL_CERT_FILE
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Same seed, same prompts: a server that caches them is faster the second time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Longest request; what takes longer has failed
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub timeout: u32,
+    /// Print a line of JSON for each level instead of tables
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -279,6 +343,8 @@ pub enum Command {
     Chat(Chat),
     /// Measure.
     Bench(Box<Config>, Bench),
+    /// Load a server.
+    Load(Load),
     /// Look.
     Inspect(Box<Config>, Inspect),
     /// Probe.
@@ -314,16 +380,20 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
         Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
         Sub::Chat(ChatArgs { mut chat }) => {
-            let set = |wanted| {
-                env.iter().find(|(name, value)| name == wanted && !value.is_empty()).map(|(_, value)| value)
-            };
-            chat.api_key = chat.api_key.or(set(API_KEY_VARIABLE).cloned().map(Secret::new));
-            chat.ca_file = chat.ca_file.or(set(CA_FILE_VARIABLE).map(PathBuf::from));
+            chat.ca_file = authorities(chat.ca_file, &[&chat.url], &env)?;
+            chat.api_key = chat.api_key.or(set(&env, API_KEY_VARIABLE).map(Secret::new));
             Command::Chat(chat)
         }
         Sub::Bench(args) => {
             let layers = args.common.layers(env)?;
             Command::Bench(resolve(&layers)?, args.bench)
+        }
+        Sub::Load(LoadArgs { mut load }) => {
+            let urls: Vec<&str> = [&load.url].into_iter().chain(&load.against).map(String::as_str).collect();
+            load.ca_file = authorities(load.ca_file, &urls, &env)?;
+            load.api_key = load.api_key.or(set(&env, API_KEY_VARIABLE).map(Secret::new));
+            busy(&load)?;
+            Command::Load(load)
         }
         Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
             let layers = Common { model, config, set, threads: None, device: None }.layers(env)?;
@@ -345,6 +415,41 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             Command::Config(layers.to_toml())
         }
     })
+}
+
+/// What a variable is set to, if to anything.
+fn set<'a>(env: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+    env.iter().find(|(name, value)| name == wanted && !value.is_empty()).map(|(_, value)| value.as_str())
+}
+
+/// Whom to trust. A flag that nothing would come of is refused; the variable may be there for other programs.
+fn authorities(
+    flag: Option<PathBuf>,
+    urls: &[&str],
+    env: &[(String, String)],
+) -> Result<Option<PathBuf>, ConfigError> {
+    let plain = |url: &&str| url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    match flag {
+        Some(file) if urls.iter().all(plain) => Err(ConfigError::Flag {
+            flag: "--ca-file",
+            value: file.display().to_string(),
+            problem: format!("{} is not https, and shows no certificate", urls.join(" or ")),
+        }),
+        Some(file) => Ok(Some(file)),
+        None => Ok(set(env, CA_FILE_VARIABLE).map(PathBuf::from)),
+    }
+}
+
+/// A level is what it is called: all its clients have something to send.
+fn busy(load: &Load) -> Result<(), ConfigError> {
+    match load.clients.iter().find(|&&clients| clients > load.requests) {
+        None => Ok(()),
+        Some(clients) => Err(ConfigError::Flag {
+            flag: "--clients",
+            value: clients.to_string(),
+            problem: format!("more than there are requests (--requests {})", load.requests),
+        }),
+    }
 }
 
 /// By the XDG base directory specification: relative paths do not count.

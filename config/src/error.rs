@@ -53,6 +53,16 @@ pub enum ConfigError {
         /// What would be right.
         problem: String,
     },
+    /// A flag that does not fit what it is given with.
+    #[error("{flag} {value}: {problem}")]
+    Flag {
+        /// Its name.
+        flag: &'static str,
+        /// As written.
+        value: String,
+        /// Why not.
+        problem: String,
+    },
     /// Two values that cannot both hold.
     #[error("{} = {} ({}) contradicts {} = {} ({}): {problem}",
             first.key, first.value, first.origin, second.key, second.value, second.origin)]

@@ -109,7 +109,7 @@ fn text(measured: &Measured) -> String {
     format!("{}, {threads} threads, loaded in {load_s:.2} s\n\n{figures}", printable_line(model))
 }
 
-fn rounded(rate: f64) -> f64 {
+pub(crate) fn rounded(rate: f64) -> f64 {
     (rate * 100.0).round() / 100.0
 }
 
@@ -253,7 +253,7 @@ fn median_after_warm_up(runs: u32, mut run: impl FnMut() -> anyhow::Result<f64>)
 }
 
 /// None of nothing.
-fn median(mut rates: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut rates: Vec<f64>) -> Option<f64> {
     rates.sort_by(f64::total_cmp);
     let middle = rates.len() / 2;
     let upper = *rates.get(middle)?;

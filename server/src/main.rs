@@ -8,6 +8,7 @@ mod inspect;
 mod key;
 mod lifecycle;
 mod load;
+mod loadtest;
 mod logging;
 mod notify;
 mod reload;
@@ -55,6 +56,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
             let _written = logging::init(&config.log);
             bench::run(&config, &bench)?;
         }
+        Command::Load(load) => loadtest::run(&load)?,
         Command::Inspect(config, how) => {
             if !inspect::run(&config, &how)? {
                 return Ok(ExitCode::from(EXIT_NOT_SERVABLE));

@@ -51,7 +51,7 @@ pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
 }
 
 /// As many as connections need, where the system's default is too low and its limit is not.
-fn allow_descriptors(connections: usize) {
+pub(crate) fn allow_descriptors(connections: usize) {
     let needed = connections as u64 + DESCRIPTORS;
     let limits = getrlimit(Resource::Nofile);
     if limits.current.is_none_or(|current| current >= needed) {

@@ -34,6 +34,7 @@ fn help_texts() {
     insta::assert_snapshot!("help_serve", help(&["serve"]));
     insta::assert_snapshot!("help_chat", help(&["chat"]));
     insta::assert_snapshot!("help_bench", help(&["bench"]));
+    insta::assert_snapshot!("help_load", help(&["load"]));
     insta::assert_snapshot!("help_inspect", help(&["inspect"]));
     insta::assert_snapshot!("help_health", help(&["health"]));
     insta::assert_snapshot!("help_key", help(&["key"]));
@@ -66,21 +67,91 @@ fn the_cache_holds_what_is_asked_for() {
     }
 }
 
+/// What is to be done for arguments and variables.
+fn asked(args: &[&str], env: &[(&str, &str)]) -> Result<Command, ConfigError> {
+    let cli = Cli::try_parse_from([&["frugal"], args].concat()).expect("valid usage");
+    command(cli, env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+}
+
+fn load(args: &[&str], env: &[(&str, &str)]) -> Result<Load, ConfigError> {
+    match asked(&[&["load"], args].concat(), env)? {
+        Command::Load(load) => Ok(load),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_clients_key_comes_from_the_flag_or_the_environment() {
     let key = |args: &[&str], env: &[(&str, &str)]| {
-        let cli = Cli::try_parse_from([&["frugal", "chat"], args].concat()).expect("valid usage");
-        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        match command(cli, env) {
-            Ok(Command::Chat(chat)) => chat.api_key.map(|key| key.expose().to_owned()),
+        let chat = match asked(&[&["chat"], args].concat(), env) {
+            Ok(Command::Chat(chat)) => chat.api_key,
             other => panic!("{other:?}"),
-        }
+        };
+        assert_eq!(load(args, env).expect("valid usage").api_key, chat);
+        chat.map(|key| key.expose().to_owned())
     };
     let env = [("FRUGAL_API_KEY", "sk-1")];
     assert_eq!(key(&[], &[]), None);
     assert_eq!(key(&[], &[("FRUGAL_API_KEY", "")]), None);
     assert_eq!(key(&[], &env).as_deref(), Some("sk-1"));
     assert_eq!(key(&["--api-key", "sk-2"], &env).as_deref(), Some("sk-2"));
+}
+
+#[test]
+fn authorities_are_for_https() {
+    let file = |args: &[&str], env: &[(&str, &str)]| match asked(args, env) {
+        Ok(Command::Chat(Chat { ca_file, .. }) | Command::Load(Load { ca_file, .. })) => {
+            Ok(ca_file.map(|path| path.display().to_string()))
+        }
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    let (env, flag) = ([("SSL_CERT_FILE", "v.crt")], ["--ca-file", "f.crt"]);
+    let with = |args: &[&str]| file(&[args, &flag].concat(), &env);
+    for name in ["chat", "load"] {
+        assert_eq!(file(&[name], &env), Ok(Some("v.crt".to_owned())));
+        assert_eq!(file(&[name], &[("SSL_CERT_FILE", "")]), Ok(None));
+        assert_eq!(with(&[name, "--url", "https://box"]), Ok(Some("f.crt".to_owned())));
+        // What is wrong with it is said where it is read.
+        assert_eq!(with(&[name, "--url", "box"]), Ok(Some("f.crt".to_owned())));
+        let refused = "--ca-file f.crt: http://127.0.0.1:8000 is not https, and shows no certificate";
+        assert_eq!(with(&[name]), Err(refused.to_owned()));
+        assert!(with(&[name, "--url", "HTTP://box"]).is_err());
+    }
+    assert!(with(&["load", "--against", "http://box"]).unwrap_err().contains("127.0.0.1:8000 or http://box"));
+    assert_eq!(with(&["load", "--against", "https://box"]), Ok(Some("f.crt".to_owned())));
+}
+
+#[test]
+fn a_load_is_bounded() {
+    let defaults = load(&[], &[]).unwrap();
+    assert_eq!(
+        (defaults.clients, defaults.requests, defaults.prompt, defaults.output),
+        (vec![1, 4, 16], 32, 128, 64)
+    );
+    assert_eq!(load(&["--clients", "3,64", "--requests", "64"], &[]).unwrap().clients, [3, 64]);
+    let error = load(&["--clients", "4,64", "--requests", "63"], &[]).unwrap_err().to_string();
+    assert_eq!(error, "--clients 64: more than there are requests (--requests 63)");
+    let against = ["--against", "http://box"];
+    assert_eq!(load(&[&against[..], &["--rounds", "100"]].concat(), &[]).unwrap().rounds, 100);
+    for wrong in [
+        &["--clients", "0"][..],
+        &["--clients", "1,1025"],
+        &["--clients", ""],
+        &["--requests", "0"],
+        &["--requests", "100001"],
+        &["--prompt", "0"],
+        &["--prompt", "65537"],
+        &["--prefix", "65537"],
+        &["--output", "0"],
+        &["--timeout", "0"],
+        &["--rounds", "5"],
+        &["--rounds", "4", "--against", "http://box"],
+        &["--rounds", "101", "--against", "http://box"],
+        &["--seed", "-1"],
+    ] {
+        assert!(Cli::try_parse_from([&["frugal", "load"], wrong].concat()).is_err(), "{wrong:?}");
+    }
 }
 
 #[test]

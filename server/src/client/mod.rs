@@ -30,6 +30,8 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the body of a refusal, so much is read.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// Longest list of models.
+const MODELS_BYTES_MAX: usize = 4 << 20;
 
 /// Where requests go.
 pub(crate) struct Target {
@@ -80,6 +82,11 @@ impl Target {
         })
     }
 
+    /// As it was given.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Asks for a chat completion, which `body` says is to be streamed, and waits for the head of the answer.
     ///
     /// # Errors
@@ -89,6 +96,21 @@ impl Target {
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream");
         self.send(request, body.to_string().into(), api_key).await
+    }
+
+    /// The name of the first model that the server lists.
+    ///
+    /// # Errors
+    /// As for a chat, and if it lists none.
+    pub(crate) async fn first_model(&self, api_key: Option<&str>) -> anyhow::Result<String> {
+        let request = Request::get(format!("{}/v1/models", self.base)).header(ACCEPT, "application/json");
+        let stream = self.send(request, Bytes::new(), api_key).await?;
+        let list = Limited::new(stream.body, MODELS_BYTES_MAX).collect().await;
+        let list = list.map_err(|e| anyhow::anyhow!("{} breaks off its list of models: {e}", self.url))?;
+        let list: Value = serde_json::from_slice(&list.to_bytes()).unwrap_or_default();
+        let first = || list.get("data")?.get(0)?.get("id")?.as_str();
+        let first = first().with_context(|| format!("{} lists no model: name one with --model", self.url))?;
+        Ok(first.to_owned())
     }
 
     async fn send(&self, request: Builder, body: Bytes, api_key: Option<&str>) -> anyhow::Result<Stream> {

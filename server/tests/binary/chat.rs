@@ -43,16 +43,16 @@ fn answering(response: String) -> (String, JoinHandle<String>) {
     (url, thread)
 }
 
-fn streamed(events: &[Value]) -> String {
+pub(crate) fn streamed(events: &[Value]) -> String {
     let events: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
     format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{events}")
 }
 
-fn delta(delta: Value) -> Value {
+pub(crate) fn delta(delta: Value) -> Value {
     json!({ "choices": [{ "index": 0, "delta": delta }] })
 }
 
-fn finished() -> Value {
+pub(crate) fn finished() -> Value {
     json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] })
 }
 

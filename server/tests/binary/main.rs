@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod inspect;
 mod keys;
+mod load;
 mod notify;
 mod process;
 mod tls;

@@ -128,6 +128,12 @@ fn chat_speaks_tls_with_who_is_vouched_for() {
     ] {
         assert!(error.contains(says) && error.lines().count() == 1, "{error}");
     }
+    let url = format!("https://localhost:{port}");
+    let load = ["load", "--url", &url, "--clients", "1", "--requests", "1", "--prompt", "1", "--output", "2"];
+    let (code, _, error) = output(&[&load[..], &["--ca-file", &own]].concat(), &[]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let (code, error) = failure(&load, &[]);
+    assert!(code == 1 && error.contains("name one with --ca-file"), "{error}");
     assert_eq!(server.terminate(), 0);
 }
 

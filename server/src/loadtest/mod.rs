@@ -1,0 +1,172 @@
+//! `frugal load`: a running server, loaded as many clients would.
+//!
+//! A closed loop: `--clients` requests are under way at any time, each over a connection of its own, and the next begins when
+//! one ends. One thread does all of it, as the other cores may belong to the server.
+
+mod against;
+mod figures;
+mod measure;
+mod prompts;
+
+use std::io::{IsTerminal as _, Write as _};
+
+use anyhow::Context as _;
+use frugal_config::cli::Load;
+use serde_json::{Map, Value, json};
+
+use self::against::Round;
+use self::figures::{Figures, HEADINGS, LEGEND, clients};
+use self::measure::Server;
+use self::prompts::Prompts;
+use crate::serve::allow_descriptors;
+use crate::terminal::{printable_line, table};
+
+/// Measures and prints.
+pub(crate) fn run(load: &Load) -> anyhow::Result<()> {
+    allow_descriptors(load.clients.iter().copied().max().unwrap_or(1) as usize);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
+    runtime.block_on(async {
+        let test = Test {
+            load,
+            ours: Server::new("--url", &load.url, load).await?,
+            prompts: Prompts::new(load.seed, load.prompt, load.prefix),
+        };
+        match &load.against {
+            None => test.alone().await,
+            Some(url) => test.against(&Server::new("--against", url, load).await?).await,
+        }
+    })
+}
+
+/// What is measured, and with what.
+struct Test<'a> {
+    load: &'a Load,
+    ours: Server,
+    prompts: Prompts,
+}
+
+impl Test<'_> {
+    /// Lines as they come, or a table of what there is when nothing more will.
+    async fn alone(&self) -> anyhow::Result<()> {
+        let mut levels: Vec<Figures> = Vec::new();
+        let mut result = Ok(());
+        for level in 0..self.load.clients.len() {
+            let figures = self.measure(&self.ours, level, 0).await;
+            result = figures.check(self.ours.url());
+            if self.load.json {
+                let own = json!({ "url": self.ours.url(), "model": self.ours.model });
+                print(&self.line(&[own, json!(figures)]))?;
+            }
+            levels.push(figures);
+            if result.is_err() {
+                break;
+            }
+        }
+        if !self.load.json {
+            let rows: Vec<_> = levels.iter().map(Figures::row).collect();
+            let notes = levels.iter().flat_map(|level| level.notes(self.load.output));
+            let notes: String = notes.map(|note| format!("{note}\n")).collect();
+            let title = self.title(&[&self.ours]);
+            print(&format!("{title}\n\n{}\n{LEGEND}\n{notes}", table(&HEADINGS, &rows)))?;
+        }
+        result
+    }
+
+    /// A table or a line for each level, of what there is.
+    async fn against(&self, theirs: &Server) -> anyhow::Result<()> {
+        if !self.load.json {
+            print(&format!("{}\n", self.title(&[&self.ours, theirs])))?;
+        }
+        for (level, &count) in self.load.clients.iter().enumerate() {
+            let (mut rounds, mut result) = (Vec::new(), Ok(()));
+            for round in 0..self.load.rounds {
+                let turn = self.round(theirs, level, round).await;
+                result = turn.ours.check(self.ours.url()).and(turn.theirs.check(theirs.url()));
+                rounds.push(turn);
+                if result.is_err() {
+                    break;
+                }
+            }
+            if self.load.json {
+                let own = json!({
+                    "url": self.ours.url(), "model": self.ours.model,
+                    "against": theirs.url(), "against_model": theirs.model,
+                    "clients": count,
+                });
+                print(&self.line(&[own, Value::Object(against::json(&rounds))]))?;
+            } else {
+                let notes = rounds.iter().enumerate().flat_map(|(i, Round { ours, theirs })| {
+                    let of = [("ours", ours), ("theirs", theirs)].map(|(whose, figures)| {
+                        let notes = figures.notes(self.load.output).into_iter();
+                        notes.map(move |note| format!("round {}, {whose}, {note}\n", i + 1))
+                    });
+                    of.into_iter().flatten()
+                });
+                let notes: String = notes.collect();
+                print(&format!("\n{}\n{}{notes}", clients(count), against::text(&rounds)))?;
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Both servers, with the same prompts. Whoever begins has the cooler machine.
+    async fn round(&self, theirs: &Server, level: usize, round: u32) -> Round {
+        if round.is_multiple_of(2) {
+            let ours = self.measure(&self.ours, level, round).await;
+            Round { ours, theirs: self.measure(theirs, level, round).await }
+        } else {
+            let theirs = self.measure(theirs, level, round).await;
+            Round { ours: self.measure(&self.ours, level, round).await, theirs }
+        }
+    }
+
+    async fn measure(&self, server: &Server, level: usize, round: u32) -> Figures {
+        let Load { requests, output, .. } = self.load;
+        let count = self.load.clients.get(level).copied().unwrap_or(1);
+        progress(&format!("{}: {}, {requests} requests", server.url(), clients(count)));
+        let prompts = (0..*requests).map(|i| self.prompts.at([level as u32, round, i]));
+        Figures::new(&server.level(count, prompts).await, *output)
+    }
+
+    fn title(&self, servers: &[&Server]) -> String {
+        let Load { requests, prompt, prefix, output, .. } = self.load;
+        let servers: Vec<String> =
+            servers.iter().map(|server| format!("{} ({})", server.url(), server.model)).collect();
+        let shared = if *prefix > 0 { format!("{prefix} shared words and ") } else { String::new() };
+        printable_line(&format!(
+            "{}: {requests} requests a level, prompts of {shared}{prompt} words, {output} tokens of output",
+            servers.join(" / ")
+        ))
+    }
+
+    /// One line of all these objects' fields, and of what was asked for.
+    fn line(&self, objects: &[Value]) -> String {
+        let Load { requests, prompt, prefix, output, seed, .. } = self.load;
+        let asked = json!({
+            "requests": requests, "prompt_words": prompt, "prefix_words": prefix, "answer_tokens": output, "seed": seed,
+        });
+        let mut line = Map::new();
+        for object in objects.iter().chain([&asked]) {
+            line.extend(object.as_object().cloned().unwrap_or_default());
+        }
+        format!("{}\n", Value::Object(line))
+    }
+}
+
+/// At once: a level takes minutes.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// For whoever waits.
+fn progress(what: &str) {
+    let mut error = std::io::stderr();
+    if error.is_terminal() {
+        // Nobody who does not read it misses it.
+        let _ = writeln!(error, "{}", printable_line(what));
+    }
+}
