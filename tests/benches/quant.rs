@@ -23,6 +23,14 @@ fn main() {
     divan::main();
 }
 
+/// `FRUGAL_ISA`, as `cpu.isa` in the configuration, or else the best of this processor.
+fn isa() -> Isa {
+    match std::env::var("FRUGAL_ISA") {
+        Ok(name) => *Isa::ALL.iter().find(|isa| isa.name() == name && isa.available()).expect("a set it has"),
+        Err(_) => Isa::detect(),
+    }
+}
+
 /// Bytes from a fixed sequence; halves made of them may be anything, which does not change the time.
 fn bytes(n: usize) -> Vec<u8> {
     let mut state = 1u64;
@@ -51,17 +59,17 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 fn wide_names() -> impl Iterator<Item = &'static str> {
-    FORMATS.iter().filter(|f| f.wide(Isa::detect()).is_some()).map(|f| f.name)
+    FORMATS.iter().filter(|f| f.wide(isa()).is_some()).map(|f| f.name)
 }
 
 fn named(name: &str) -> &'static Format {
     FORMATS.iter().find(|f| f.name == name).expect("names are of FORMATS")
 }
 
-/// `FORMATS` x columns, on the best instruction set of this processor, one thread.
+/// `FORMATS` x columns, on one thread.
 #[divan::bench(args = names(), consts = COLUMNS, sample_count = 10, sample_size = 1)]
 fn product<const N: usize>(bencher: Bencher, name: &str) {
-    let (f, isa) = (named(name), Isa::detect());
+    let (f, isa) = (named(name), isa());
     let panel_bytes = PANEL * f.ty.row_bytes(COLS);
     let matrix = bytes(ROWS / PANEL * panel_bytes);
     let acts = columns(f.act, isa, N);
@@ -81,7 +89,7 @@ fn product<const N: usize>(bencher: Bencher, name: &str) {
 #[divan::bench(args = wide_names(), sample_count = 10, sample_size = 1)]
 fn wide(bencher: Bencher, name: &str) {
     const N: usize = 48;
-    let (f, isa) = (named(name), Isa::detect());
+    let (f, isa) = (named(name), isa());
     let panel_bytes = PANEL * f.ty.row_bytes(COLS);
     let matrix = bytes(WIDE_ROWS / PANEL * panel_bytes);
     let acts = columns(f.act, isa, N);
@@ -100,7 +108,7 @@ fn wide(bencher: Bencher, name: &str) {
 /// Bound: reads 4 bytes a value from L1 and computes about a cycle for eight of them: below 0.2 ns a value.
 #[divan::bench(args = ["Q8_0", "Q4_K"])]
 fn encode_column(bencher: Bencher, name: &str) {
-    let (f, isa) = (named(name), Isa::detect());
+    let (f, isa) = (named(name), isa());
     let x: Vec<f32> = (0..COLS).map(|k| (k % 31) as f32 - 15.0).collect();
     let mut out = vec![0; act_bytes(f.act, COLS)];
     bencher.counter(BytesCount::of_slice(&x)).bench_local(|| encode(isa, f.act, black_box(&x), &mut out));

@@ -69,7 +69,7 @@ impl Assigned {
     }
 }
 
-/// A worker's gate and up results: `[CHUNK, BLOCK_ROWS]` each.
+/// A worker's gate and up results: `[CHUNK, rows of the item's panels]` each.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     gate: Vec<f32>,
@@ -84,12 +84,12 @@ struct Inner<'a> {
 }
 
 impl Env {
-    /// `to[c][r - first row]` = row r of the part times the token's column.
+    /// `to[c][r - first row]` = row r of the part's panels times the token's column.
     fn block(&self, part: &Part<'_>, columns: Columns<'_>, tokens: &[usize], next: &[u8], to: &mut [f32]) {
-        let first = part.panels.start;
+        let (first, rows) = (part.panels.start, part.panels.len() * PANEL);
         let column = |i: usize| tokens[i];
         part.products(self.isa, (columns, tokens.len()), column, next, |panel, i, result| {
-            to[i * BLOCK_ROWS + (panel - first) * PANEL..][..PANEL].copy_from_slice(result);
+            to[i * rows + (panel - first) * PANEL..][..PANEL].copy_from_slice(result);
         });
     }
 }
@@ -168,7 +168,9 @@ impl Core {
                 let tokens = &assigned.rows[chunk.clone()];
                 env.block(&of_gate, inputs.0, tokens, then_up, g);
                 env.block(&of_up, inputs.1, tokens, then_gate, u);
-                let columns = g.chunks_exact_mut(BLOCK_ROWS).zip(u.chunks_exact_mut(BLOCK_ROWS));
+                // As close together as their number allows: they are to stay in L1.
+                let stride = panels.len() * PANEL;
+                let columns = g.chunks_exact_mut(stride).zip(u.chunks_exact_mut(stride));
                 for (assignment, (g, u)) in chunk.zip(columns) {
                     let (g, u) = (&mut g[..rows.len()], &mut u[..rows.len()]);
                     if let Some([gate, up, _]) = ffn.biases {

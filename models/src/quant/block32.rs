@@ -161,7 +161,7 @@ pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{Kernel, add, decode_nibbles, factors, product, signed_dots};
+pub(super) use avx2::{Kernel, add, decode_nibbles, factors, product, signed_block};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -187,15 +187,26 @@ mod avx2 {
         /// The processor has AVX2; `body` is readable for a panel block's body.
         unsafe fn words(body: *const u8) -> [__m256i; 8];
 
-        /// Exact sums of `w * q` per row, one vector for each column.
+        /// Adds a block's products with each column to the column's sums: as [`Kernel::words`] say, unless the format has
+        /// a way of its own.
         ///
         /// # Safety
-        /// The processor has AVX2; `body` is readable for a panel block's body, each of `acts` for an activation block.
+        /// The processor has AVX2 and FMA; `body` is readable for a panel block's body, each of `acts` for an activation block.
         #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dots<const N: usize>(body: *const u8, acts: &[*const u8; N]) -> [__m256i; N] {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn block<const N: usize>(
+            body: *const u8,
+            factors: [__m256; 2],
+            acts: &[*const u8; N],
+            sums: &mut [__m256; N],
+        ) {
             // SAFETY: the caller's promise.
-            unsafe { unsigned_dots::<Self, N>(Self::words(body), acts) }
+            unsafe {
+                let codes = Self::words(body);
+                for (act, sum) in acts.iter().zip(sums) {
+                    *sum = add::<Self>(*sum, unsigned_dot::<Self>(&codes, *act), factors, *act);
+                }
+            }
         }
 
         /// A factor of eight rows.
@@ -210,7 +221,7 @@ mod avx2 {
         }
     }
 
-    /// [`Kernel::dots`] for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
+    /// Exact sums of `w * q` per row for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
     ///
     /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
     /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
@@ -219,37 +230,33 @@ mod avx2 {
     /// codes below 32 at most 8 * 31 * 127 = 31496.
     ///
     /// # Safety
-    /// Each of `acts` is readable for an activation block.
+    /// `act` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn unsigned_dots<B: Kernel + ?Sized, const N: usize>(
-        codes: [__m256i; 8],
-        acts: &[*const u8; N],
-    ) -> [__m256i; N] {
+    unsafe fn unsigned_dot<B: Kernel + ?Sized>(codes: &[__m256i; 8], act: *const u8) -> __m256i {
         const { assert!(B::WORDS == 8 || (B::WORDS == 4 && B::BIAS == 0), "the pair sums are of eight words") };
-        let mut dots = [_mm256_setzero_si256(); N];
-        for (dot, act) in dots.iter_mut().zip(acts) {
-            // SAFETY: all offsets lie within the activation block.
-            unsafe {
-                let start = if B::BIAS == 0 {
-                    _mm256_setzero_si256()
-                } else {
-                    _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(B::BIAS))
-                };
-                for (part, codes) in codes.chunks_exact(B::WORDS).enumerate() {
-                    let mut sum = start;
-                    for (i, &w) in codes.iter().enumerate() {
-                        let q = dword(act.add(4 * (B::WORDS * part + i)));
-                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, q));
-                    }
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+        let ones = _mm256_set1_epi16(1);
+        let mut dot = _mm256_setzero_si256();
+        // SAFETY: all offsets lie within the activation block.
+        unsafe {
+            for part in 0..8 / B::WORDS {
+                let first = B::WORDS * part;
+                let mut sum = _mm256_maddubs_epi16(codes[first], dword(act.add(4 * first)));
+                if B::BIAS != 0 {
+                    let bias = _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(B::BIAS));
+                    sum = _mm256_add_epi16(sum, bias);
                 }
+                for word in first + 1..first + B::WORDS {
+                    let pairs = _mm256_maddubs_epi16(codes[word], dword(act.add(4 * word)));
+                    sum = _mm256_add_epi16(sum, pairs);
+                }
+                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, ones));
             }
         }
-        dots
+        dot
     }
 
-    /// [`Kernel::dots`] for signed bytes, given two words at a time.
+    /// [`Kernel::block`] for signed bytes, given two words at a time.
     ///
     /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits and two do
     /// not. -q exists, for q is never -128.
@@ -257,11 +264,13 @@ mod avx2 {
     /// # Safety
     /// Each of `acts` is readable for an activation block.
     #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn signed_dots<const N: usize>(
+    #[target_feature(enable = "avx2,fma")]
+    pub(in crate::quant) unsafe fn signed_block<B: Kernel + ?Sized, const N: usize>(
         words: impl Fn(usize) -> [__m256i; 2],
+        factors: [__m256; 2],
         acts: &[*const u8; N],
-    ) -> [__m256i; N] {
+        sums: &mut [__m256; N],
+    ) {
         let ones = _mm256_set1_epi16(1);
         let mut dots = [_mm256_setzero_si256(); N];
         for v in 0..4 {
@@ -275,7 +284,10 @@ mod avx2 {
                 }
             }
         }
-        dots
+        for ((act, dot), sum) in acts.iter().zip(dots).zip(sums) {
+            // SAFETY: the caller's promise.
+            *sum = unsafe { add::<B>(*sum, dot, factors, *act) };
+        }
     }
 
     /// Codes of four vectors of nibbles.
@@ -315,7 +327,7 @@ mod avx2 {
     /// `p` is readable for a panel block's factors.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(in crate::quant) unsafe fn factors<B: Kernel>(p: *const u8) -> [__m256; 2] {
+    pub(in crate::quant) unsafe fn factors<B: Kernel + ?Sized>(p: *const u8) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             let d = B::factor_of_rows(p);
@@ -329,7 +341,7 @@ mod avx2 {
     /// `act` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) unsafe fn add<B: Kernel>(
+    pub(in crate::quant) unsafe fn add<B: Kernel + ?Sized>(
         sum: __m256,
         dot: __m256i,
         [d, m]: [__m256; 2],
@@ -357,10 +369,7 @@ mod avx2 {
         out: &mut [[f32; PANEL]],
     ) {
         let bytes = PANEL * B::FORMAT.block_bytes;
-        let mut x = [std::ptr::null(); N];
-        for (x, act) in x.iter_mut().zip(acts) {
-            *x = act.as_ptr();
-        }
+        let Ok(acts) = <&[&[u8]; N]>::try_from(acts) else { unreachable!("N columns") };
         let mut sums = [_mm256_setzero_ps(); N];
         let ahead = Ahead::new(p, next, count, bytes);
         for b in 0..count {
@@ -369,12 +378,8 @@ mod avx2 {
                 let p = p.add(b * bytes);
                 // A line at the end may be asked for twice, none is missed.
                 prefetch(ahead.of(b), bytes);
-                let factors = factors::<B>(p);
-                let dots = B::dots(p.add(PANEL * header::<B>()), &x);
-                for ((x, dot), sum) in x.iter_mut().zip(dots).zip(&mut sums) {
-                    *sum = add::<B>(*sum, dot, factors, *x);
-                    *x = x.add(Q8X32_BYTES);
-                }
+                let acts = acts.map(|act| act.as_ptr().add(b * Q8X32_BYTES));
+                B::block(p.add(PANEL * header::<B>()), factors::<B>(p), &acts, &mut sums);
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {
