@@ -77,6 +77,12 @@ enum Sub {
     /// Every expert gets the dense model's feed-forward block; whole quantization blocks are moved and nothing is
     /// requantized, so the result computes the same function, at a higher price. For demonstrations and tests.
     Upcycle(UpcycleArgs),
+    /// Make a model file that is ready to be computed on CPUs, so that a server maps it instead of loading it
+    ///
+    /// The output holds the same weights in the order in which the kernels read them, in as many bytes. A server that is given it as
+    /// its model is ready at once, and all servers of a machine share its memory. Results are the same, bit for bit. Only CPUs can
+    /// read it, and only versions with the same layout: keep the original.
+    Pack(PackArgs),
     /// Print the effective configuration as TOML, with the origin of each value that is not a default
     Config(ServeArgs),
 }
@@ -334,6 +340,23 @@ pub struct Upcycle {
     pub seed: u64,
 }
 
+#[derive(Clone, Debug, Args)]
+struct PackArgs {
+    #[command(flatten)]
+    pack: Pack,
+}
+
+/// What to pack.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Pack {
+    /// Model: a GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub
+    #[arg(value_name = "IN")]
+    pub input: String,
+    /// File to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+}
+
 /// What the user asked for.
 #[derive(Debug)]
 pub enum Command {
@@ -355,6 +378,8 @@ pub enum Command {
     GpuSelftest(Box<Config>),
     /// Convert.
     Upcycle(Upcycle, Hub),
+    /// Convert for CPUs.
+    Pack(Pack, Hub),
     /// Print this.
     Config(String),
 }
@@ -408,6 +433,10 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
             Command::Upcycle(upcycle, hub)
+        }
+        Sub::Pack(PackArgs { pack }) => {
+            let hub = Hub::new(&variables, Some(&pack.input))?;
+            Command::Pack(pack, hub)
         }
         Sub::Config(args) => {
             let layers = args.layers(env)?;

@@ -12,6 +12,7 @@
 mod bytes;
 mod digest;
 mod error;
+pub(crate) mod packed;
 mod parse;
 mod signals;
 mod split;
@@ -21,15 +22,16 @@ mod write;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use self::bytes::Bytes;
+pub(crate) use self::bytes::Bytes;
 pub use self::error::GgufError;
 pub use self::signals::{EXIT_MODEL_LOST, answer_file_signals};
 pub use self::split::{PartName, SPLIT_KEYS};
 pub use self::value::{Array, Value, ValueType};
 pub use self::write::{GgufData, GgufWriter};
 use crate::quant::GgmlType;
-use crate::weights::TensorView;
+use crate::weights::{Panels, TensorView};
 
 /// A row of the tensor table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub struct TensorInfo {
     pub dims: [u64; 4],
     /// How many dimensions the file gives, 1 to 4.
     pub dim_count: u32,
-    /// Number of the element format, known or not.
+    /// Number of the element format, known or not; that of a packed tensor has [`packed::PACKED`] more.
     pub type_id: u32,
     /// Relative to the start of the tensor data.
     offset: u64,
@@ -60,12 +62,15 @@ impl TensorInfo {
 
     /// The format, if Frugal reads it.
     pub fn ty(&self) -> Option<GgmlType> {
-        GgmlType::from_id(self.type_id)
+        packed::decode(self.type_id).0
     }
 
     /// The format's name in GGUF tools, also of one that Frugal does not read.
     pub fn type_name(&self) -> String {
-        type_name(self.type_id)
+        match packed::decode(self.type_id) {
+            (Some(ty), true) => format!("{}, packed", ty.name()),
+            _ => type_name(self.type_id),
+        }
     }
 
     /// Bytes of data, if the format is known.
@@ -138,7 +143,8 @@ impl Gguf {
         let given = parts.len();
         let mut parts = parts.into_iter();
         let lacking = |no: usize| GgufError::PartsInMemory { given, no };
-        let mut next = |no: usize| Self::read(Bytes::Owned(parts.next().ok_or_else(|| lacking(no))?));
+        let mut next =
+            |no: usize| Self::read(Bytes::Owned(Arc::new(parts.next().ok_or_else(|| lacking(no))?)));
         let first = next(0)?;
         let whole = split::join(first, |no| next(no as usize))?;
         if whole.parts.len() == given { Ok(whole) } else { Err(lacking(whole.parts.len())) }
@@ -224,11 +230,23 @@ impl Gguf {
         self.names.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// A tensor's data as a vector, a matrix or a stack of matrices.
+    /// A tensor's data as a vector, a matrix or a stack of matrices, in rows.
+    ///
+    /// # Errors
+    /// If there is no such tensor, its format is not supported, it has four dimensions, or it is packed.
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
+        let view = self.weight(name)?;
+        match view.panels {
+            None => Ok(view),
+            Some(_) => Err(GgufError::Packed { tensor: name.to_owned() }),
+        }
+    }
+
+    /// The same, packed or not.
     ///
     /// # Errors
     /// If there is no such tensor, its format is not supported, or it has four dimensions.
-    pub fn view(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
+    pub fn weight(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
         let tensor = self.tensor(name).ok_or_else(|| GgufError::MissingTensor { tensor: name.to_owned() })?;
         let Some(ty) = tensor.ty() else {
             return Err(GgufError::UnsupportedType { tensor: name.to_owned(), ty: tensor.type_name() });
@@ -238,8 +256,10 @@ impl Gguf {
         };
         // They fit: their product's bytes lie within the file.
         let (cols, rows, experts) = (cols as usize, rows as usize, experts as usize);
-        let data = &self.parts[tensor.part].bytes[tensor.range.clone()];
-        Ok(TensorView { name: &tensor.name, ty, cols, rows, experts, data })
+        let file = &self.parts[tensor.part].bytes;
+        let panels = tensor.is_packed().then_some(Panels { file, start: tensor.range.start });
+        let data = &file[tensor.range.clone()];
+        Ok(TensorView { name: &tensor.name, ty, cols, rows, experts, data, panels })
     }
 
     /// Identifies the model's content without reading all of it.
@@ -252,9 +272,12 @@ impl Gguf {
         digest::digest(&self.parts, &self.tensors)
     }
 
-    /// Gives back the memory that a mapped file's tensor data was read into. It may be read again.
+    /// Gives back the memory that a mapped file's tensor data was read into, unless it is packed, for then it is used where it is. It
+    /// may be read again.
     pub fn release(&self) {
-        self.parts.iter().for_each(|part| part.bytes.release());
+        if !self.is_packed() {
+            self.parts.iter().for_each(|part| part.bytes.release());
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod kv;
 pub mod mask;
 pub mod memory;
 pub mod model_runner;
+pub mod pack;
 pub mod quant;
 pub mod reference;
 pub mod runner;

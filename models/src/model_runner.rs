@@ -103,6 +103,11 @@ pub enum BackendKind {
 /// If the file cannot be run, or weights and cache do not fit into memory.
 pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     let shape = arch::shape(gguf)?;
+    if options.backend == BackendKind::Cpu {
+        gguf.verify(options.threads)?;
+    } else {
+        gguf.rows_only()?;
+    }
     if matches!(options.backend, BackendKind::Cuda { .. } | BackendKind::GpuHost) {
         return gpu::load(gguf, shape, options);
     }

@@ -1,8 +1,16 @@
 //! Typed views of a model file's tensors.
 
+use crate::gguf::Bytes;
 use crate::quant::GgmlType;
 
-/// A tensor's bytes in GGUF layout, checked: `data` is exactly `experts * rows * row_bytes` long.
+/// Where a packed tensor's data lie (see [`crate::gguf`]): in bytes that may be kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a> {
+    pub(crate) file: &'a Bytes,
+    pub(crate) start: usize,
+}
+
+/// A tensor's bytes, checked: in GGUF layout `data` is exactly `experts * rows * row_bytes` long.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// Its name in the file.
@@ -17,6 +25,8 @@ pub struct TensorView<'a> {
     pub experts: usize,
     /// The bytes.
     pub data: &'a [u8],
+    /// If `data` are not rows but panels, with the last one of each matrix filled up with zeros.
+    pub panels: Option<Panels<'a>>,
 }
 
 impl<'a> TensorView<'a> {
@@ -28,9 +38,10 @@ impl<'a> TensorView<'a> {
     /// One row: `row_bytes` long.
     ///
     /// # Panics
-    /// If there is no such row.
+    /// If there is no such row, or there are no rows but panels.
     pub fn row(&self, expert: usize, row: usize) -> &'a [u8] {
         assert!(expert < self.experts && row < self.rows, "row {row} of expert {expert} of {}", self.name);
+        assert!(self.panels.is_none(), "{} is not packed", self.name);
         let bytes = self.row_bytes();
         &self.data[(expert * self.rows + row) * bytes..][..bytes]
     }
@@ -38,9 +49,10 @@ impl<'a> TensorView<'a> {
     /// One matrix of a stack.
     ///
     /// # Panics
-    /// If there is no such expert.
+    /// If there is no such expert, or there are no rows but panels.
     pub fn expert(&self, expert: usize) -> TensorView<'a> {
         assert!(expert < self.experts, "expert {expert} of {}", self.name);
+        assert!(self.panels.is_none(), "{} is not packed", self.name);
         let bytes = self.rows * self.row_bytes();
         TensorView { experts: 1, data: &self.data[expert * bytes..][..bytes], ..*self }
     }

@@ -22,8 +22,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use frugal_config::cli::{self, Command, Upcycle};
+use frugal_config::cli::{self, Command, Pack, Upcycle};
 use frugal_config::hub::Hub;
+use frugal_models::cpu::available_threads;
 use frugal_models::gguf::answer_file_signals;
 use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
 
@@ -70,6 +71,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
+        Command::Pack(job, hub) => pack(&job, &hub)?,
         Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -82,6 +84,15 @@ fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
     frugal_models::upcycle::upcycle(&input, &job.output, job.experts, job.top_k, job.seed, progress)
         .with_context(|| format!("cannot upcycle {}", job.input))
+}
+
+fn pack(job: &Pack, hub: &Hub) -> anyhow::Result<()> {
+    let mut bar = progress_bar();
+    let folders = Folders { cache: None, hub: load::hub(hub) };
+    let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
+    let progress = |done, total| bar(Progress { stage: Stage::Pack, done, total });
+    frugal_models::pack::pack(&input, &job.output, available_threads(), progress)
+        .with_context(|| format!("cannot pack {}", job.input))
 }
 
 /// One line: what was attempted and why it did not work. Files and servers have a say in it.

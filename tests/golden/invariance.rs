@@ -12,7 +12,7 @@ use crate::drive::{Driver, by_id, greedy, kv};
 use crate::fixture::{Golden, open};
 
 /// A prompt's log-probabilities as bits, and its continuation.
-type Trace = (Vec<u32>, Vec<TokenId>);
+pub(crate) type Trace = (Vec<u32>, Vec<TokenId>);
 
 /// How each prompt chooses: greedy, and three ways of seeded sampling, so that a changed bit shows.
 fn params(index: usize, vocab: u32) -> SamplingParams {
@@ -28,7 +28,7 @@ fn params(index: usize, vocab: u32) -> SamplingParams {
 const OUTPUT: usize = 8;
 
 /// Each prompt by itself, in chunks.
-fn alone(driver: &mut Driver, golden: &Golden, chunk: usize) -> Result<Vec<Trace>> {
+pub(crate) fn alone(driver: &mut Driver, golden: &Golden, chunk: usize) -> Result<Vec<Trace>> {
     let vocab = driver.vocab();
     let mut traces = Vec::new();
     for (i, prompt) in golden.prompts.iter().enumerate() {

@@ -10,6 +10,7 @@ mod drive;
 mod fixture;
 mod fixtures;
 mod invariance;
+mod packed;
 mod real;
 mod scheduled;
 mod split;

@@ -39,6 +39,7 @@ fn help_texts() {
     insta::assert_snapshot!("help_health", help(&["health"]));
     insta::assert_snapshot!("help_key", help(&["key"]));
     insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
+    insta::assert_snapshot!("help_pack", help(&["pack"]));
     insta::assert_snapshot!("help_config", help(&["config"]));
 }
 

@@ -80,7 +80,7 @@ impl Hyper {
 
     fn read_vocab(gguf: &Gguf) -> Result<u32, LoadError> {
         let name = "token_embd.weight";
-        let rows = gguf.view(name)?.rows;
+        let rows = gguf.weight(name)?.rows;
         let bad = |why: String| LoadError::BadTensor { tensor: name.to_owned(), why };
         let vocab = u32::try_from(rows).map_err(|_| bad(format!("has {rows} rows")))?;
         let tokens = gguf.opt_str_array("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
@@ -188,9 +188,9 @@ pub(super) fn load<B: Backend + 'static>(
     let Hyper { vocab, hidden, layers, eps, scales, .. } = hyper;
     let tensors = Tensors::new(gguf);
     let factors = tensors.opt_floats("rope_freqs.weight")?;
-    let embedding = tensors.matrix("token_embd.weight", hidden, vocab)?;
+    let embedding = tensors.weight("token_embd.weight", [hidden, vocab, 1])?;
     let head = match tensors.has("output.weight") {
-        true => tensors.matrix("output.weight", hidden, vocab)?,
+        true => tensors.weight("output.weight", [hidden, vocab, 1])?,
         false => embedding,
     };
     let (embedding, head) = (backend.load_embedding(&embedding)?, backend.load_weight(&head)?);

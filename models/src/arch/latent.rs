@@ -20,7 +20,7 @@ use crate::step::GroupKind;
 use crate::weights::TensorView;
 
 /// The tensor of older files.
-const UNSPLIT: &str = "attn_kv_b.weight";
+pub(crate) const UNSPLIT: &str = "attn_kv_b.weight";
 
 /// Validated hyperparameters.
 #[derive(Clone, Debug)]
@@ -239,6 +239,7 @@ fn split<B: Backend>(loader: &mut Loader<'_, B>, hyper: &Hyper) -> Result<[B::We
         rows: rank as usize,
         experts: heads as usize,
         data: &keys,
+        panels: None,
     };
     let k_b = loader.backend.load_weight(&view)?;
     let values = values(&both, [heads, still, value_dim].map(|n| n as usize));
@@ -285,8 +286,15 @@ mod tests {
         let rows = 0..heads * (still + value_dim);
         let data: Vec<u8> =
             rows.flat_map(|row| one.into_iter().chain((0..rank).map(move |col| code(row, col)))).collect();
-        let both =
-            TensorView { name: "both", ty: GgmlType::Q8_0, cols: rank, rows: 18, experts: 1, data: &data };
+        let both = TensorView {
+            name: "both",
+            ty: GgmlType::Q8_0,
+            cols: rank,
+            rows: 18,
+            experts: 1,
+            data: &data,
+            panels: None,
+        };
         let keys = transposed_keys(&both, [heads, still, value_dim]);
         let values = values(&both, [heads, still, value_dim]);
         assert_eq!((keys.len(), values.len()), (heads * rank * still * 4, heads * value_dim * 34));

@@ -23,7 +23,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// `KIND.weight`, `[cols, rows, experts]`.
     pub(super) fn weight(&mut self, kind: &str, dims: [u32; 3]) -> Result<B::Weight, LoadError> {
-        let view = self.tensors.stack(&self.name(&format!("{kind}.weight")), dims)?;
+        let view = self.tensors.weight(&self.name(&format!("{kind}.weight")), dims)?;
         Ok(self.backend.load_weight(&view)?)
     }
 

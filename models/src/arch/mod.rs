@@ -27,6 +27,7 @@ mod tensors;
 pub(crate) mod tests;
 
 pub use self::error::LoadError;
+pub(crate) use self::latent::UNSPLIT;
 use self::plan::Plan;
 use crate::backend::{Backend, BackendError, Batch};
 use crate::gguf::Gguf;

@@ -23,13 +23,13 @@ impl<'a> Tensors<'a> {
         self.gguf.tensor(name).is_some()
     }
 
-    /// `[experts, rows, cols]`.
-    pub(super) fn stack(
+    /// `[experts, rows, cols]`, packed or not.
+    pub(super) fn weight(
         &self,
         name: &str,
         [cols, rows, experts]: [u32; 3],
     ) -> Result<TensorView<'a>, LoadError> {
-        let view = self.gguf.view(name)?;
+        let view = self.gguf.weight(name)?;
         if [view.cols, view.rows, view.experts] != [cols as usize, rows as usize, experts as usize] {
             return Err(LoadError::WrongShape {
                 tensor: name.to_owned(),
@@ -41,14 +41,15 @@ impl<'a> Tensors<'a> {
         Ok(view)
     }
 
-    /// `[rows, cols]`.
+    /// `[rows, cols]`, in rows.
     pub(super) fn matrix(&self, name: &str, cols: u32, rows: u32) -> Result<TensorView<'a>, LoadError> {
-        self.stack(name, [cols, rows, 1])
+        self.gguf.view(name)?;
+        self.weight(name, [cols, rows, 1])
     }
 
     /// `len` values.
     pub(super) fn vector(&self, name: &str, len: u32) -> Result<TensorView<'a>, LoadError> {
-        self.stack(name, [len, 1, 1])
+        self.matrix(name, len, 1)
     }
 
     /// The F32 values of a vector of any length, if it is there.

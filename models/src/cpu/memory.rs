@@ -38,7 +38,7 @@ impl<'a> Upcoming<'a> {
 }
 
 /// Linux' huge page on x86-64 and most arm64.
-pub(super) const HUGE: usize = 2 << 20;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// Zeros at first, aligned for huge pages, which are asked for.
 #[derive(Debug)]

@@ -41,12 +41,14 @@ use crate::backend::{BackendError, Batch, Rope, WorkMeter};
 use crate::kv::{GroupLayout, KvStore, PageType};
 use crate::quant::Isa;
 
+pub(crate) use memory::HUGE;
 use memory::{Recycled, Recycler};
 use pool::Pool;
 pub use pool::available_threads;
 pub use route::CpuRouting;
 pub use tensor::CpuTensor;
 use weight::Loaded;
+pub(crate) use weight::pack_panels;
 pub use weight::{CpuVector, CpuWeight};
 
 /// Values below which a phase is not worth waking threads for.

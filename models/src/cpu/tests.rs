@@ -142,7 +142,15 @@ fn widen(x: &[f32]) -> Vec<f64> {
 fn what_is_not_supported_is_refused_by_name() {
     let mut b = backend(1, Isa::detect());
     let data = [0; 144];
-    let odd = TensorView { name: "odd", ty: GgmlType::Q4_K, cols: 100, rows: 1, experts: 1, data: &data };
+    let odd = TensorView {
+        name: "odd",
+        ty: GgmlType::Q4_K,
+        cols: 100,
+        rows: 1,
+        experts: 1,
+        data: &data,
+        panels: None,
+    };
     let error = b.load_weight(&odd).unwrap_err();
     assert!(error.to_string().starts_with("tensor odd: Q4_K rows of 100 values"), "{error}");
     let error = b.load_vector(&TensorView { cols: 256, rows: 2, ..odd }).unwrap_err();

@@ -1,6 +1,7 @@
 //! Weights in panels.
 //!
-//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards.
+//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards. What is packed in the
+//! file stays there, in a mapping that servers of one machine share.
 //! Rows are padded to whole panels with zeros, so the size is the file's, rounded up to 8 rows a matrix.
 //! A table that is also the head is one copy: the gather unpacks single rows of panels.
 
@@ -11,8 +12,9 @@ use super::Core;
 use super::memory::{Bytes, HUGE};
 use super::pool::Pool;
 use crate::backend::BackendError;
-use crate::quant::{Format, PANEL, format};
-use crate::weights::TensorView;
+use crate::gguf;
+use crate::quant::{Format, PANEL, Pack, format};
+use crate::weights::{Panels, TensorView};
 
 /// Fewest panels that one thread packs at a time.
 const PACK_PANELS: usize = 16;
@@ -30,7 +32,16 @@ pub struct CpuWeight {
     /// Matrices in the stack.
     pub(super) experts: usize,
     row_bytes: usize,
-    bytes: Arc<Bytes>,
+    bytes: Home,
+}
+
+/// Where panels lie.
+#[derive(Clone, Debug)]
+enum Home {
+    /// Memory of our own.
+    Own(Arc<Bytes>),
+    /// From here on in a file's bytes.
+    File(gguf::Bytes, usize),
 }
 
 impl CpuWeight {
@@ -48,7 +59,11 @@ impl CpuWeight {
     pub(super) fn panels_of(&self, expert: usize, panels: Range<usize>) -> &[u8] {
         let len = PANEL * self.row_bytes;
         let first = expert * self.panels();
-        &self.bytes[(first + panels.start) * len..(first + panels.end) * len]
+        let bytes = match &self.bytes {
+            Home::Own(bytes) => bytes,
+            Home::File(bytes, start) => &bytes[*start..],
+        };
+        &bytes[(first + panels.start) * len..(first + panels.end) * len]
     }
 
     /// Bytes that a product with one matrix reads.
@@ -107,15 +122,28 @@ struct CpuShape {
 }
 
 impl CpuShape {
+    fn of(view: &TensorView<'_>) -> Result<Self, BackendError> {
+        let format = format(view.ty);
+        if !view.cols.is_multiple_of(format.block) {
+            let what = format!("{} rows of {} values, no whole number of blocks", format.name, view.cols);
+            return Err(BackendError::Unsupported { tensor: view.name.to_owned(), what });
+        }
+        let (cols, rows, experts) = (view.cols, view.rows, view.experts);
+        Ok(Self { format, cols, rows, experts, row_bytes: view.ty.row_bytes(cols) })
+    }
+
     fn with(self, bytes: Arc<Bytes>) -> CpuWeight {
         let Self { format, cols, rows, experts, row_bytes } = self;
-        CpuWeight { format, cols, rows, experts, row_bytes, bytes }
+        CpuWeight { format, cols, rows, experts, row_bytes, bytes: Home::Own(bytes) }
     }
 }
 
 impl Loaded {
     /// Packs `view`, or returns what was packed from the same place if that is still the same.
     pub(super) fn load(&mut self, view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
+        if let Some(panels) = view.panels {
+            return mapped(view, panels);
+        }
         let place = view.data.as_ptr() as usize;
         self.0.retain(|(_, bytes, _)| bytes.strong_count() > 0);
         for (at, bytes, shape) in &self.0 {
@@ -126,21 +154,39 @@ impl Loaded {
                 }
             }
         }
-        let weight = pack(view, core)?;
-        let CpuWeight { format, cols, rows, experts, row_bytes, ref bytes } = weight;
-        self.0.push((place, Arc::downgrade(bytes), CpuShape { format, cols, rows, experts, row_bytes }));
-        Ok(weight)
+        let shape = CpuShape::of(view)?;
+        let bytes = Arc::new(pack(view, shape, core)?);
+        self.0.push((place, Arc::downgrade(&bytes), shape));
+        Ok(shape.with(bytes))
     }
 }
 
-fn pack(view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
-    let format = format(view.ty);
-    let unsupported = |what: String| BackendError::Unsupported { tensor: view.name.to_owned(), what };
-    if !view.cols.is_multiple_of(format.block) {
-        let what = format!("{} rows of {} values, no whole number of blocks", format.name, view.cols);
-        return Err(unsupported(what));
+/// What is packed already.
+fn mapped(view: &TensorView<'_>, panels: Panels<'_>) -> Result<CpuWeight, BackendError> {
+    let CpuShape { format, cols, rows, experts, row_bytes } = CpuShape::of(view)?;
+    assert_eq!(view.data.len(), experts * rows.next_multiple_of(PANEL) * row_bytes, "the view was checked");
+    let bytes = Home::File(panels.file.clone(), panels.start);
+    Ok(CpuWeight { format, cols, rows, experts, row_bytes, bytes })
+}
+
+/// Packs panels one behind the other, from panel `first` of the stack on.
+///
+/// # Panics
+/// If `view` is packed, has no such panels, or `to` is no whole number of them.
+pub(crate) fn pack_panels(view: &TensorView<'_>, packing: Pack, first: usize, to: &mut [u8]) {
+    let row_bytes = view.row_bytes();
+    let (panels, zeros) = (view.rows.div_ceil(PANEL), vec![0; row_bytes]);
+    assert!(to.len().is_multiple_of((PANEL * row_bytes).max(1)), "whole panels");
+    for (i, to) in to.chunks_exact_mut((PANEL * row_bytes).max(1)).enumerate() {
+        let (expert, panel) = ((first + i) / panels, (first + i) % panels);
+        let row = |r| if r < view.rows { view.row(expert, r) } else { &zeros[..] };
+        packing(&std::array::from_fn(|r| row(panel * PANEL + r)), to);
     }
-    let row_bytes = view.ty.row_bytes(view.cols);
+}
+
+fn pack(view: &TensorView<'_>, shape: CpuShape, core: &Core) -> Result<Bytes, BackendError> {
+    let unsupported = |what: String| BackendError::Unsupported { tensor: view.name.to_owned(), what };
+    let CpuShape { format, row_bytes, .. } = shape;
     let panels = view.rows.div_ceil(PANEL);
     assert_eq!(view.data.len(), view.experts * view.rows * row_bytes, "the view was checked");
     let panel_bytes = PANEL * row_bytes;
@@ -148,28 +194,15 @@ fn pack(view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
     let total = total.ok_or_else(|| unsupported("a size beyond the address space".to_owned()))?;
     let mut bytes = Bytes::new(total)
         .map_err(|e| BackendError::Device(format!("no {total} bytes for {}: {e}", view.name)))?;
-    let zeros = vec![0; row_bytes];
     let packing = format.packing(core.env.isa);
     let share = view.experts * panels / (4 * core.pool.threads());
     let each = (PACK_BYTES / panel_bytes.max(1)).min(share).max(PACK_PANELS);
     if panel_bytes > 0 {
         core.pool.for_each_part(&mut bytes, each * panel_bytes, |_, part, to| {
-            for (i, to) in to.chunks_exact_mut(panel_bytes).enumerate() {
-                let panel = part * each + i;
-                let (expert, first) = (panel / panels, panel % panels * PANEL);
-                let rows = std::array::from_fn(|r| {
-                    if first + r >= view.rows {
-                        return &zeros[..];
-                    }
-                    let at = (expert * view.rows + first + r) * row_bytes;
-                    &view.data[at..at + row_bytes]
-                });
-                packing(&rows, to);
-            }
+            pack_panels(view, packing, part * each, to);
         });
     }
-    let (cols, rows, experts) = (view.cols, view.rows, view.experts);
-    Ok(CpuWeight { format, cols, rows, experts, row_bytes, bytes: Arc::new(bytes) })
+    Ok(bytes)
 }
 
 /// Norms, biases and factors.

@@ -3,15 +3,17 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
 use super::GgufError;
 
-/// Bytes that stay where they are.
-pub(super) enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
+/// Bytes that stay where they are, for as long as anyone has them.
+#[derive(Clone, Debug)]
+pub(crate) enum Bytes {
+    Mapped(Arc<Mmap>),
+    Owned(Arc<Vec<u8>>),
 }
 
 impl Bytes {
@@ -29,7 +31,10 @@ impl Bytes {
         // file while it is served can change what the model computes, and truncating it ends the process (see
         // `signals`). Replace a model file by renaming a new one over it, which leaves the mapping whole.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self::Mapped(map))
+        // Only a wish: where the file system's cache has huge pages, it then reads ahead in them, and packed weights are used in them.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self::Mapped(Arc::new(map)))
     }
 
     /// Gives back the memory that holds what was read so far; reading it again fetches it again.

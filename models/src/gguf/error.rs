@@ -72,6 +72,22 @@ pub enum GgufError {
          downloaded, it is not complete"
     )]
     OutOfFile { tensor: String, offset: u64, bytes: u64 },
+    /// In the order of the CPU backend's kernels, asked for in rows.
+    #[error(
+        "tensor {tensor} is packed, which only the CPU backend can read: use the file that it was packed from"
+    )]
+    Packed { tensor: String },
+    /// Packed by another version of the program.
+    #[error("the file is packed in layout {layout}, and this version reads {known}: pack the original again")]
+    Layout { layout: u32, known: u32 },
+    /// Not a checksum for each tensor.
+    #[error("the packed file has {checksums} checksums for {tensors} tensors")]
+    ChecksumCount { checksums: usize, tensors: usize },
+    /// The data are not what was packed.
+    #[error(
+        "the data of tensor {tensor} do not have their checksum: the file is damaged, pack the original again"
+    )]
+    Checksum { tensor: String },
     /// Two tensors share bytes.
     #[error("tensors {first} and {second} overlap")]
     Overlap { first: String, second: String },

@@ -4,8 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::value::decode;
-use super::{Array, GgufError, TensorInfo, Value, ValueType};
-use crate::quant::GgmlType;
+use super::{Array, GgufError, TensorInfo, Value, ValueType, packed};
 
 /// Most bytes of metadata and tensor table; a vocabulary of 256 k tokens takes a fifth of it.
 pub(super) const HEADER_BYTES_MAX: usize = 128 << 20;
@@ -245,15 +244,16 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize, alignment: u64) -> Result<Tenso
         return Err(GgufError::Misaligned { tensor: name, offset, alignment });
     }
     let overflow = || GgufError::SizeOverflow { tensor: name.clone() };
-    let elements = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;
-    let bytes = match GgmlType::from_id(type_id) {
+    dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;
+    let (ty, packed) = packed::decode(type_id);
+    let bytes = match ty {
         Some(ty) => {
             let block = ty.block() as u64;
             if dims[0] % block != 0 {
                 let (cols, ty, block) = (dims[0], ty.name(), ty.block());
                 return Err(GgufError::PartialBlock { tensor: name, cols, ty, block });
             }
-            Some((elements / block).checked_mul(ty.block_bytes() as u64).ok_or_else(overflow)?)
+            Some(packed::bytes(ty, packed, dims).ok_or_else(overflow)?)
         }
         None => None,
     };

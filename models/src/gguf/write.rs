@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::parse::{ALIGNMENT_DEFAULT, ALIGNMENT_KEY};
-use super::{Array, Value, ValueType};
+use super::{Array, Value, ValueType, packed};
 use crate::quant::GgmlType;
 
 /// A header under construction. What it is told is the caller's own, so mistakes panic.
@@ -79,19 +79,26 @@ impl GgufWriter {
     /// If the name was declared before, there are not 1 to 4 dimensions, one is 0, a row is not whole blocks, or
     /// the size overflows.
     pub fn tensor(&mut self, name: &str, ty: GgmlType, dims: &[u64]) -> &mut Self {
+        self.declare(name, ty, false, dims)
+    }
+
+    /// [`GgufWriter::tensor`] of one that may be packed: see [`super::packed`].
+    pub(crate) fn declare(&mut self, name: &str, ty: GgmlType, packed: bool, dims: &[u64]) -> &mut Self {
         assert!(self.names.insert(name.to_owned()), "tensor {name} was declared before");
         assert!((1..=4).contains(&dims.len()), "tensor {name} has {} dimensions", dims.len());
         let block = ty.block() as u64;
         assert!(dims[0].is_multiple_of(block), "rows of {name} are not whole blocks");
-        let elements = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).filter(|&n| n > 0);
-        let bytes = elements.and_then(|n| (n / block).checked_mul(ty.block_bytes() as u64));
+        let mut all = [1; 4];
+        all[..dims.len()].copy_from_slice(dims);
+        let bytes = packed::bytes(ty, packed, all).filter(|&n| n > 0);
         let bytes = bytes.expect("a size that is neither zero nor overflows");
         text(name, &mut self.table);
         self.table.extend((dims.len() as u32).to_le_bytes());
         for dim in dims {
             self.table.extend(dim.to_le_bytes());
         }
-        self.table.extend(ty.id().to_le_bytes());
+        let type_id = if packed { packed::PACKED + ty.id() } else { ty.id() };
+        self.table.extend(type_id.to_le_bytes());
         self.table.extend(self.offset.to_le_bytes());
         self.sizes.push(bytes);
         self.offset = (self.offset + bytes).next_multiple_of(self.alignment());

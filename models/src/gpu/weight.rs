@@ -230,7 +230,7 @@ mod tests {
         {
             let data = blocks(ty, 50);
             let cols = 50 * quant::format(ty).block;
-            let view = TensorView { name: "w", ty, cols, rows: 1, experts: 1, data: &data };
+            let view = TensorView { name: "w", ty, cols, rows: 1, experts: 1, data: &data, panels: None };
             let ours = expanded(GgmlType::Q8_0, &to_q8_0(&view).unwrap());
             let theirs = expanded(ty, &data);
             assert_eq!(ours.len(), theirs.len());
@@ -244,8 +244,15 @@ mod tests {
     fn a_scale_beyond_halves_is_refused_by_name() {
         let mut data = blocks(GgmlType::MXFP4, 1);
         data[0] = 200;
-        let view =
-            TensorView { name: "blk.0.x", ty: GgmlType::MXFP4, cols: 32, rows: 1, experts: 1, data: &data };
+        let view = TensorView {
+            name: "blk.0.x",
+            ty: GgmlType::MXFP4,
+            cols: 32,
+            rows: 1,
+            experts: 1,
+            data: &data,
+            panels: None,
+        };
         let error = to_q8_0(&view).unwrap_err().to_string();
         assert!(error.contains("blk.0.x"), "{error}");
     }

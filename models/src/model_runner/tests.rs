@@ -33,6 +33,7 @@ impl Model<ReferenceBackend> for Echo {
             rows: VOCAB as usize,
             experts: 1,
             data: &bytes,
+            panels: None,
         };
         assert!(batch.tokens.iter().all(|t| t.0 != 7), "token seven");
         let table = backend.load_embedding(&view)?;

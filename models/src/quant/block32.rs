@@ -239,16 +239,16 @@ mod avx2 {
         let mut dot = _mm256_setzero_si256();
         // SAFETY: all offsets lie within the activation block.
         unsafe {
-            for part in 0..8 / B::WORDS {
-                let first = B::WORDS * part;
-                let mut sum = _mm256_maddubs_epi16(codes[first], dword(act.add(4 * first)));
+            for (part, codes) in codes.chunks_exact(B::WORDS).enumerate() {
+                let pairs =
+                    |i: usize| _mm256_maddubs_epi16(codes[i], dword(act.add(4 * (B::WORDS * part + i))));
+                let mut sum = pairs(0);
                 if B::BIAS != 0 {
                     let bias = _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(B::BIAS));
                     sum = _mm256_add_epi16(sum, bias);
                 }
-                for word in first + 1..first + B::WORDS {
-                    let pairs = _mm256_maddubs_epi16(codes[word], dword(act.add(4 * word)));
-                    sum = _mm256_add_epi16(sum, pairs);
+                for i in 1..B::WORDS {
+                    sum = _mm256_add_epi16(sum, pairs(i));
                 }
                 dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, ones));
             }

@@ -63,6 +63,7 @@ fn what(stage: Stage) -> &'static str {
         Stage::Download => "downloading the model",
         Stage::Extract => "unpacking",
         Stage::Upcycle => "making experts",
+        Stage::Pack => "packing",
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Stage {
     Extract,
     /// Experts are made.
     Upcycle,
+    /// Weights are put into the order of the kernels.
+    Pack,
 }
 
 /// How far a stage is, in bytes.

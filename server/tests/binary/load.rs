@@ -96,10 +96,12 @@ fn consistent(level: &Value, requests: f64, tokens: f64) {
         ("between_tokens_ms_p50", "between_tokens_ms_p95"),
         ("longest_pause_ms_p50", "longest_pause_ms_max"),
     ] {
-        assert!(0.0 <= of(low) && of(low) <= of(high) && of(high) <= wall_ms, "{level}");
+        assert!(0.0 <= of(low) && of(low) <= of(high) && of(high) <= wall_ms + 0.02, "{level}");
     }
     assert!(of("ttft_ms_p50") > 0.0, "{level}");
-    let close = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 0.01, "{a} is not {b}: {level}");
+    // A load on a stand-in takes less than a millisecond, of which a hundredth is the last digit.
+    let digits = 0.01 + 1e-5 / of("wall_s");
+    let close = |a: f64, b: f64| assert!((a / b - 1.0).abs() < digits, "{a} is not {b}: {level}");
     close(of("output_tokens_per_second") * of("wall_s"), requests * tokens);
     let all = requests * (tokens + of("prompt_tokens_mean"));
     close(of("all_tokens_per_second") * of("wall_s"), all);

@@ -286,6 +286,31 @@ fn upcycling_makes_a_model_that_is_served() {
     std::fs::remove_dir_all(folder).expect("our folder");
 }
 
+#[test]
+fn a_packed_model_answers_as_the_original() {
+    let folder = std::env::temp_dir().join(format!("frugal-pack-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let packed = folder.join("packed.gguf").to_string_lossy().into_owned();
+    let original = fixture("qwen3moe-Q4_K_M.gguf");
+    let (code, _, stderr) = output(&["pack", &original, &packed], &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let texts = [&original, &packed].map(|model| {
+        let server = Running::serve(model, &["--model-id", "m"], &[]);
+        let body =
+            r#"{"model": "m", "prompt": "Hello", "max_tokens": 16, "temperature": 0, "ignore_eos": true}"#;
+        let answer: serde_json::Value = serde_json::from_str(
+            &post(&server.address, "/v1/completions", body, &[("Content-Type", "application/json")]).body,
+        )
+        .expect("JSON");
+        assert_eq!(server.terminate(), 0);
+        answer["choices"][0]["text"].as_str().expect("a text").to_owned()
+    });
+    assert_eq!(texts[0], texts[1]);
+    let (code, error) = failure(&["pack", &packed, &original.replace("qwen3moe", "never")], &[]);
+    assert!(code == 1 && error.contains("use the file that it was packed from"), "{error}");
+    std::fs::remove_dir_all(folder).expect("our folder");
+}
+
 /// A cache of Hugging Face's tools that has the tiny mixture of experts as `o/m-GGUF`; removed with the value.
 struct HubCache(std::path::PathBuf);
 
