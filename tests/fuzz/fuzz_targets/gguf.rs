@@ -39,6 +39,12 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(view.data.len(), view.experts * view.rows * view.row_bytes());
             assert!(view.data.len() <= bytes.len());
         }
+        if let Ok(weight) = file.weight(&tensor.name) {
+            assert_eq!(weight.panels.is_some(), tensor.is_packed());
+            let rows = if tensor.is_packed() { weight.rows.next_multiple_of(8) } else { weight.rows };
+            assert_eq!(weight.data.len(), weight.experts * rows * weight.row_bytes());
+        }
     }
+    assert!(file.verify(1).is_ok() || file.is_packed());
     assert_eq!(file.digest(), file.digest());
 });
