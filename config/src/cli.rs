@@ -188,7 +188,7 @@ pub struct Load {
     /// Server, with or without /v1
     #[arg(long, default_value = "http://127.0.0.1:8000", value_name = "URL")]
     pub url: String,
-    /// Measure in turns with this server; both get the same prompts, which one server alone would cache
+    /// Measure in turns with this server; both get the same key, and the same prompts, which one server alone would cache
     #[arg(long, value_name = "URL")]
     pub against: Option<String>,
     /// Turns with that server, of new prompts each
@@ -212,12 +212,9 @@ pub struct Load {
     /// Model [default: the first that a server lists]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// API key, of both servers; also FRUGAL_API_KEY, which other users of this machine do not see
-    #[arg(long, value_name = "KEY", value_parser = secret)]
-    pub api_key: Option<Secret>,
-    /// PEM file with the authorities to trust with https, instead of those that browsers trust; also SSL_CERT_FILE
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<PathBuf>,
+    /// Key and authorities.
+    #[command(flatten)]
+    pub access: Access,
     /// Same seed, same prompts: a server that caches them is faster the second time
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
@@ -269,6 +266,17 @@ struct ChatArgs {
     chat: Chat,
 }
 
+/// What a server wants of its clients, and they of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Access {
+    /// API key; also FRUGAL_API_KEY, which other users of this machine do not see
+    #[arg(long, value_name = "KEY", value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// PEM file with the authorities to trust with https, instead of those that browsers trust; also SSL_CERT_FILE
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+}
+
 /// With whom and how to talk. What is not given is the server's choice.
 #[derive(Clone, Debug, PartialEq, Args)]
 pub struct Chat {
@@ -278,12 +286,9 @@ pub struct Chat {
     /// Model, if the server has several
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// API key; also FRUGAL_API_KEY, which other users of this machine do not see
-    #[arg(long, value_name = "KEY", value_parser = secret)]
-    pub api_key: Option<Secret>,
-    /// PEM file with the authorities to trust with https, instead of those that browsers trust; also SSL_CERT_FILE
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<PathBuf>,
+    /// Key and authorities.
+    #[command(flatten)]
+    pub access: Access,
     /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -405,8 +410,7 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
         Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
         Sub::Chat(ChatArgs { mut chat }) => {
-            chat.ca_file = authorities(chat.ca_file, &[&chat.url], &env)?;
-            chat.api_key = chat.api_key.or(set(&env, API_KEY_VARIABLE).map(Secret::new));
+            chat.access.complete(&[&chat.url], &env)?;
             Command::Chat(chat)
         }
         Sub::Bench(args) => {
@@ -415,8 +419,7 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
         }
         Sub::Load(LoadArgs { mut load }) => {
             let urls: Vec<&str> = [&load.url].into_iter().chain(&load.against).map(String::as_str).collect();
-            load.ca_file = authorities(load.ca_file, &urls, &env)?;
-            load.api_key = load.api_key.or(set(&env, API_KEY_VARIABLE).map(Secret::new));
+            load.access.complete(&urls, &env)?;
             busy(&load)?;
             Command::Load(load)
         }
@@ -451,21 +454,23 @@ fn set<'a>(env: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
     env.iter().find(|(name, value)| name == wanted && !value.is_empty()).map(|(_, value)| value.as_str())
 }
 
-/// Whom to trust. A flag that nothing would come of is refused; the variable may be there for other programs.
-fn authorities(
-    flag: Option<PathBuf>,
-    urls: &[&str],
-    env: &[(String, String)],
-) -> Result<Option<PathBuf>, ConfigError> {
-    let plain = |url: &&str| url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
-    match flag {
-        Some(file) if urls.iter().all(plain) => Err(ConfigError::Flag {
-            flag: "--ca-file",
-            value: file.display().to_string(),
-            problem: format!("{} is not https, and shows no certificate", urls.join(" or ")),
-        }),
-        Some(file) => Ok(Some(file)),
-        None => Ok(set(env, CA_FILE_VARIABLE).map(PathBuf::from)),
+impl Access {
+    /// Takes what was not given from the environment. Authorities that nothing would come of are refused if a flag names them; the
+    /// variable may be there for other programs.
+    fn complete(&mut self, urls: &[&str], env: &[(String, String)]) -> Result<(), ConfigError> {
+        let plain = |url: &&str| url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
+        if let Some(file) = &self.ca_file
+            && urls.iter().all(plain)
+        {
+            return Err(ConfigError::Flag {
+                flag: "--ca-file",
+                value: file.display().to_string(),
+                problem: format!("{} is not https, and shows no certificate", urls.join(" or ")),
+            });
+        }
+        self.ca_file = self.ca_file.take().or(set(env, CA_FILE_VARIABLE).map(PathBuf::from));
+        self.api_key = self.api_key.take().or(set(env, API_KEY_VARIABLE).map(Secret::new));
+        Ok(())
     }
 }
 

@@ -60,6 +60,7 @@ pub fn pack(
         Ok(Job { view, packing: is_matrix(&view).then(|| format(view.ty).packing(isa)) })
     };
     let jobs = gguf.tensors().iter().map(job).collect::<Result<Vec<_>, _>>()?;
+    // Panels are made twice: the header comes first, and has their checksums.
     let checksums = in_parallel(&jobs, threads, |job| {
         let mut hash = crc32fast::Hasher::new();
         let Ok(()) = job.pieces(|piece| {

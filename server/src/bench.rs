@@ -21,6 +21,7 @@ use frugal_models::step::{
 use serde_json::{Map, Value, json};
 
 use crate::load;
+use crate::random::SplitMix64;
 use crate::terminal::{printable_line, table};
 
 /// Ids below this are control tokens in most vocabularies.
@@ -125,7 +126,7 @@ struct Session {
     runner: Box<dyn Runner>,
     step_tokens: usize,
     greedy: Arc<SamplingParams>,
-    random: u64,
+    random: SplitMix64,
     sequences: u64,
     /// First block that is not in use, in every group.
     free: u32,
@@ -135,7 +136,7 @@ impl Session {
     fn new(runner: Box<dyn Runner>, config: &Config) -> Self {
         let greedy = Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() });
         let step_tokens = config.scheduler.step_tokens as usize;
-        Self { runner, step_tokens, greedy, random: 1, sequences: 0, free: 0 }
+        Self { runner, step_tokens, greedy, random: SplitMix64(1), sequences: 0, free: 0 }
     }
 
     fn measure(&mut self, bench: &Bench) -> anyhow::Result<Vec<Figure>> {
@@ -231,17 +232,11 @@ impl Session {
         Sequence { id: SeqId(self.sequences), computed: 0, tables }
     }
 
-    /// Random ids (SplitMix64).
+    /// Random ids.
     fn tokens(&mut self, count: u32) -> Vec<TokenId> {
         let vocab = u64::from(self.runner.geometry().vocab);
         let first = u64::from(FIRST_TOKEN).min(vocab.saturating_sub(1));
-        let mut next = || {
-            self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            TokenId((first + (z ^ (z >> 31)) % (vocab - first).max(1)) as u32)
-        };
-        (0..count).map(|_| next()).collect()
+        (0..count).map(|_| TokenId((first + self.random.below(vocab - first)) as u32)).collect()
     }
 }
 

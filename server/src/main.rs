@@ -11,6 +11,7 @@ mod load;
 mod loadtest;
 mod logging;
 mod notify;
+mod random;
 mod reload;
 mod selftest;
 mod serve;

@@ -85,10 +85,10 @@ fn load(args: &[&str], env: &[(&str, &str)]) -> Result<Load, ConfigError> {
 fn a_clients_key_comes_from_the_flag_or_the_environment() {
     let key = |args: &[&str], env: &[(&str, &str)]| {
         let chat = match asked(&[&["chat"], args].concat(), env) {
-            Ok(Command::Chat(chat)) => chat.api_key,
+            Ok(Command::Chat(chat)) => chat.access.api_key,
             other => panic!("{other:?}"),
         };
-        assert_eq!(load(args, env).expect("valid usage").api_key, chat);
+        assert_eq!(load(args, env).expect("valid usage").access.api_key, chat);
         chat.map(|key| key.expose().to_owned())
     };
     let env = [("FRUGAL_API_KEY", "sk-1")];
@@ -101,8 +101,8 @@ fn a_clients_key_comes_from_the_flag_or_the_environment() {
 #[test]
 fn authorities_are_for_https() {
     let file = |args: &[&str], env: &[(&str, &str)]| match asked(args, env) {
-        Ok(Command::Chat(Chat { ca_file, .. }) | Command::Load(Load { ca_file, .. })) => {
-            Ok(ca_file.map(|path| path.display().to_string()))
+        Ok(Command::Chat(Chat { access, .. }) | Command::Load(Load { access, .. })) => {
+            Ok(access.ca_file.map(|path| path.display().to_string()))
         }
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),

@@ -153,8 +153,8 @@ impl Conversation {
         set("stream", Some(true.into()));
         set("stream_options", Some(json!({ "include_usage": true })));
         Ok(Self {
-            target: Target::new("--url", &chat.url, chat.ca_file.as_deref())?,
-            api_key: chat.api_key.as_ref().map(|key| key.expose().to_owned()),
+            target: Target::new("--url", &chat.url, chat.access.ca_file.as_deref())?,
+            api_key: chat.access.api_key.as_ref().map(|key| key.expose().to_owned()),
             fields,
             system: chat.system.clone(),
             messages: Vec::new(),
@@ -239,6 +239,8 @@ impl Conversation {
 
 #[cfg(test)]
 mod tests {
+    use frugal_config::cli::Access;
+
     use super::*;
 
     #[test]
@@ -258,8 +260,7 @@ mod tests {
         let chat = Chat {
             url: "http://box".to_owned(),
             model: Some("m".to_owned()),
-            api_key: None,
-            ca_file: None,
+            access: Access::default(),
             system: Some("Be brief.".to_owned()),
             temperature: Some(0.5),
             top_p: None,

@@ -60,8 +60,8 @@ impl Server {
     /// # Errors
     /// If that is no URL, or the server does not say.
     pub(super) async fn new(flag: &'static str, url: &str, load: &Load) -> anyhow::Result<Self> {
-        let target = Target::new(flag, url, load.ca_file.as_deref())?;
-        let api_key = load.api_key.as_ref().map(|key| key.expose().to_owned());
+        let target = Target::new(flag, url, load.access.ca_file.as_deref())?;
+        let api_key = load.access.api_key.as_ref().map(|key| key.expose().to_owned());
         let patience = Duration::from_secs(load.timeout.into());
         let model = match &load.model {
             Some(model) => model.clone(),

@@ -3,129 +3,16 @@
 //! Law: the same seed and place give the same prompt, another place one that begins otherwise, so that a prefix cache helps
 //! with the prefix alone that all prompts of a seed may have.
 
+use crate::random::SplitMix64;
+
 /// About a token each in most vocabularies.
-const WORDS: [&str; 120] = [
-    "about",
-    "after",
-    "again",
-    "air",
-    "all",
-    "also",
-    "and",
-    "any",
-    "are",
-    "as",
-    "back",
-    "be",
-    "because",
-    "been",
-    "before",
-    "but",
-    "by",
-    "came",
-    "can",
-    "come",
-    "could",
-    "day",
-    "did",
-    "different",
-    "do",
-    "does",
-    "down",
-    "each",
-    "end",
-    "even",
-    "find",
-    "first",
-    "for",
-    "from",
-    "get",
-    "give",
-    "go",
-    "good",
-    "great",
-    "had",
-    "has",
-    "have",
-    "he",
-    "help",
-    "her",
-    "here",
-    "him",
-    "his",
-    "home",
-    "house",
-    "how",
-    "if",
-    "in",
-    "into",
-    "is",
-    "it",
-    "just",
-    "know",
-    "large",
-    "last",
-    "left",
-    "life",
-    "like",
-    "line",
-    "little",
-    "long",
-    "look",
-    "made",
-    "make",
-    "man",
-    "many",
-    "may",
-    "me",
-    "men",
-    "more",
-    "most",
-    "much",
-    "must",
-    "my",
-    "name",
-    "never",
-    "new",
-    "next",
-    "no",
-    "not",
-    "now",
-    "number",
-    "of",
-    "off",
-    "old",
-    "on",
-    "one",
-    "only",
-    "or",
-    "other",
-    "our",
-    "out",
-    "over",
-    "own",
-    "part",
-    "people",
-    "place",
-    "right",
-    "same",
-    "say",
-    "small",
-    "some",
-    "still",
-    "such",
-    "take",
-    "than",
-    "that",
-    "the",
-    "their",
-    "them",
-    "then",
-    "there",
-    "these",
-    "they",
-    "thing",
-];
+const WORDS: &str = "\
+    about after again air all also and any are as back be because been before but by came can come \
+    could day did different do does down each end even find first for from get give go good great \
+    had has have he help her here him his home house how if in into is it just know large last left \
+    life like line little long look made make man many may me men more most much must my name never \
+    new next no not now number of off old on one only or other our out over own part people place \
+    right same say small some still such take than that the their them then there these they thing";
 /// Numbers that prompts begin with.
 const NUMBERS: u64 = 1_000_000;
 
@@ -140,15 +27,15 @@ pub(super) struct Prompts {
 impl Prompts {
     /// Of `words` words each, behind `prefix` words that all have.
     pub(super) fn new(seed: u64, words: u32, prefix: u32) -> Self {
-        let shared: String = Random::new(seed, &[]).words(prefix).map(|word| format!("{word} ")).collect();
+        let shared: String = drawn(random(seed, &[]), prefix).map(|word| format!("{word} ")).collect();
         Self { seed, words, prefix: shared }
     }
 
     /// The prompt of a request, by its level, round and number.
     pub(super) fn at(&self, place: [u32; 3]) -> String {
-        let mut random = Random::new(self.seed, &place);
+        let mut random = random(self.seed, &place);
         let mut text = format!("{}{}", self.prefix, random.below(NUMBERS));
-        for word in random.words(self.words) {
+        for word in drawn(random, self.words) {
             text.push(' ');
             text.push_str(word);
         }
@@ -156,32 +43,14 @@ impl Prompts {
     }
 }
 
-/// SplitMix64: the same on every machine.
-struct Random(u64);
+/// Numbers of a place, which a seed and what leads there choose.
+fn random(seed: u64, place: &[u32]) -> SplitMix64 {
+    place.iter().fold(SplitMix64(seed), |mut random, &number| SplitMix64(random.next() ^ u64::from(number)))
+}
 
-impl Random {
-    fn new(seed: u64, place: &[u32]) -> Self {
-        let mut random = Self(seed);
-        for &number in place {
-            random = Self(random.next() ^ u64::from(number));
-        }
-        random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn words(mut self, count: u32) -> impl Iterator<Item = &'static str> {
-        (0..count).filter_map(move |_| WORDS.get(self.below(WORDS.len() as u64) as usize).copied())
-    }
+fn drawn(mut random: SplitMix64, count: u32) -> impl Iterator<Item = &'static str> {
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
+    (0..count).filter_map(move |_| words.get(random.below(words.len() as u64) as usize).copied())
 }
 
 #[cfg(test)]
@@ -210,10 +79,10 @@ mod tests {
         let words: Vec<&str> = prompt.split(' ').collect();
         assert!(words[0].parse::<u64>().expect("a number") < NUMBERS);
         assert_eq!(words.len(), 4);
-        assert!(words[1..].iter().all(|word| WORDS.contains(word)), "{prompt}");
-        let distinct: HashSet<&str> = WORDS.into_iter().collect();
-        assert_eq!(distinct.len(), WORDS.len());
-        assert!(WORDS.iter().all(|word| word.bytes().all(|b| b.is_ascii_lowercase())));
+        let known: HashSet<&str> = WORDS.split_whitespace().collect();
+        assert!(words[1..].iter().all(|word| known.contains(word)), "{prompt}");
+        assert_eq!(known.len(), 120);
+        assert!(known.iter().all(|word| word.bytes().all(|b| b.is_ascii_lowercase())));
     }
 
     #[test]
