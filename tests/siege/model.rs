@@ -49,6 +49,27 @@ fn a_model_cut_short_while_it_is_served_changes_nothing() {
     }
 }
 
+/// Packed weights are used where they lie: another file under their name changes nothing, bytes that are gone end the process.
+#[test]
+fn a_packed_model_is_read_for_as_long_as_it_is_served() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [first, second] = ["first.gguf", "second.gguf"].map(|name| folder.path().join(name));
+    let pack = ["pack", &fixture("qwen3moe-Q4_K_M.gguf"), first.to_str().expect("UTF-8")];
+    assert!(frugal(&pack, &[]).status().expect("the binary runs").success());
+    fs::copy(&first, &second).expect("our folder");
+    let server = Running::serve(second.to_str().expect("UTF-8"), &[], &[]);
+    let before = answer(&server.address);
+    fs::rename(copy(folder.path(), "llama-F32.gguf"), &second).expect("our folder");
+    assert_eq!(answer(&server.address), before);
+    assert_eq!(server.terminate(), 0);
+
+    let server = Running::serve(first.to_str().expect("UTF-8"), &[], &[]);
+    assert_eq!(answer(&server.address), before);
+    cut(&first);
+    drop(to_end(send(&server.address, "POST", "/v1/completions", LONG, &[])));
+    assert_eq!(server.wait(), 4);
+}
+
 /// Where it is cut decides what becomes of it; that nothing ends silently holds everywhere.
 #[test]
 fn a_model_cut_short_while_it_is_loaded_ends_with_a_code() {
