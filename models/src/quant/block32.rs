@@ -161,7 +161,7 @@ pub(super) fn dot4(w: &[i32; 4], q: &[u8; 4]) -> i32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::{Kernel, add, decode_nibbles, factors, product};
+pub(super) use avx2::{Kernel, add, decode_nibbles, factors, product, signed_block};
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads by pointer")]
@@ -178,7 +178,7 @@ mod avx2 {
     pub(in crate::quant) trait Kernel: Block32 {
         /// What [`Kernel::words`] have more than what they stand for.
         const BIAS: i16;
-        /// How many of their words a 16-bit sum takes: see [`unsigned_dot`] and, for one, [`signed_dots`].
+        /// How many of their words a 16-bit sum takes: see [`unsigned_dot`]; one where the format has a [`Kernel::block`] of its own.
         const WORDS: usize;
 
         /// Unsigned codes, one vector for each word.
@@ -186,6 +186,28 @@ mod avx2 {
         /// # Safety
         /// The processor has AVX2; `body` is readable for a panel block's body.
         unsafe fn words(body: *const u8) -> [__m256i; 8];
+
+        /// Adds a block's products with each column to the column's sums: as [`Kernel::words`] say, unless the format has
+        /// a way of its own.
+        ///
+        /// # Safety
+        /// The processor has AVX2 and FMA; `body` is readable for a panel block's body, each of `acts` for an activation block.
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn block<const N: usize>(
+            body: *const u8,
+            factors: [__m256; 2],
+            acts: &[*const u8; N],
+            sums: &mut [__m256; N],
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let codes = Self::words(body);
+                for (act, sum) in acts.iter().zip(sums) {
+                    *sum = add::<Self>(*sum, unsigned_dot::<Self>(&codes, *act), factors, *act);
+                }
+            }
+        }
 
         /// A factor of eight rows.
         ///
@@ -211,7 +233,8 @@ mod avx2 {
     /// `act` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn unsigned_dot<B: Kernel>(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+    unsafe fn unsigned_dot<B: Kernel + ?Sized>(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+        const { assert!(B::WORDS == 8 || (B::WORDS == 4 && B::BIAS == 0), "the pair sums are of eight words") };
         let ones = _mm256_set1_epi16(1);
         let mut dot = _mm256_setzero_si256();
         // SAFETY: all offsets lie within the activation block.
@@ -233,7 +256,8 @@ mod avx2 {
         dot
     }
 
-    /// Exact sums of `w * q` per row for codes that are signed bytes with 128 more, one vector for each column.
+    /// [`Kernel::block`] for signed bytes, given two words at a time: all of [`Kernel::words`] at once would not stay in registers
+    /// beside the columns.
     ///
     /// `|w| * (q with the sign of w)`: a pair is at most 2 * 128 * 127 = 32512, so one `maddubs` fits 16 bits and two do
     /// not. -q exists, for q is never -128.
@@ -241,50 +265,29 @@ mod avx2 {
     /// # Safety
     /// Each of `acts` is readable for an activation block.
     #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn signed_dots<const N: usize>(codes: [__m256i; 8], acts: &[*const u8; N]) -> [__m256i; N] {
-        let ones = _mm256_set1_epi16(1);
-        let mut dots = [_mm256_setzero_si256(); N];
-        for (i, code) in codes.into_iter().enumerate() {
-            let w = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
-            let size = _mm256_abs_epi8(w);
-            for (dot, act) in dots.iter_mut().zip(acts) {
-                // SAFETY: the activation block starts with 32 codes.
-                let q = _mm256_sign_epi8(unsafe { dword(act.add(4 * i)) }, w);
-                let pairs = _mm256_maddubs_epi16(size, q);
-                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
-            }
-        }
-        dots
-    }
-
-    /// Adds a block's products with each column to the column's sums.
-    ///
-    /// # Safety
-    /// `body` is readable for a panel block's body, each of `acts` for an activation block.
-    #[inline]
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn block<B: Kernel, const N: usize>(
-        body: *const u8,
+    pub(in crate::quant) unsafe fn signed_block<B: Kernel + ?Sized, const N: usize>(
+        words: impl Fn(usize) -> [__m256i; 2],
         factors: [__m256; 2],
         acts: &[*const u8; N],
         sums: &mut [__m256; N],
     ) {
-        const { assert!(matches!((B::WORDS, B::BIAS), (8, 0..=16) | (4, 0) | (1, 128)), "as the sums allow") };
-        // SAFETY: the caller's promise.
-        unsafe {
-            let codes = B::words(body);
-            if B::WORDS == 1 {
-                // Word by word: what is made of a word does not fit the registers beside the others.
-                let dots = signed_dots(codes, acts);
-                for ((act, dot), sum) in acts.iter().zip(dots).zip(sums) {
-                    *sum = add::<B>(*sum, dot, factors, *act);
-                }
-            } else {
-                for (act, sum) in acts.iter().zip(sums) {
-                    *sum = add::<B>(*sum, unsigned_dot::<B>(&codes, *act), factors, *act);
+        let ones = _mm256_set1_epi16(1);
+        let mut dots = [_mm256_setzero_si256(); N];
+        for v in 0..4 {
+            for (i, w) in words(v).into_iter().enumerate() {
+                let size = _mm256_abs_epi8(w);
+                for (dot, act) in dots.iter_mut().zip(acts) {
+                    // SAFETY: the activation block starts with 32 codes.
+                    let q = _mm256_sign_epi8(unsafe { dword(act.add(8 * v + 4 * i)) }, w);
+                    let pairs = _mm256_maddubs_epi16(size, q);
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
                 }
             }
+        }
+        for ((act, dot), sum) in acts.iter().zip(dots).zip(sums) {
+            // SAFETY: the caller's promise.
+            *sum = unsafe { add::<B>(*sum, dot, factors, *act) };
         }
     }
 
@@ -325,7 +328,7 @@ mod avx2 {
     /// `p` is readable for a panel block's factors.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(in crate::quant) unsafe fn factors<B: Kernel>(p: *const u8) -> [__m256; 2] {
+    pub(in crate::quant) unsafe fn factors<B: Kernel + ?Sized>(p: *const u8) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             let d = B::factor_of_rows(p);
@@ -339,7 +342,7 @@ mod avx2 {
     /// `act` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) unsafe fn add<B: Kernel>(
+    pub(in crate::quant) unsafe fn add<B: Kernel + ?Sized>(
         sum: __m256,
         dot: __m256i,
         [d, m]: [__m256; 2],
@@ -377,7 +380,7 @@ mod avx2 {
                 // A line at the end may be asked for twice, none is missed.
                 prefetch(ahead.of(b), bytes);
                 let acts = acts.map(|act| act.as_ptr().add(b * Q8X32_BYTES));
-                block::<B, N>(p.add(PANEL * header::<B>()), factors::<B>(p), &acts, &mut sums);
+                B::block(p.add(PANEL * header::<B>()), factors::<B>(p), &acts, &mut sums);
             }
         }
         for (out, sum) in out.iter_mut().zip(sums) {

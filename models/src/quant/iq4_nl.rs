@@ -99,6 +99,18 @@ mod avx2 {
             }
             codes
         }
+
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn block<const N: usize>(
+            body: *const u8,
+            factors: [__m256; 2],
+            acts: &[*const u8; N],
+            sums: &mut [__m256; N],
+        ) {
+            // SAFETY: the caller's promise, and v < 4.
+            unsafe { block32::signed_block::<Self, N>(|v| decode(body.add(32 * v)), factors, acts, sums) }
+        }
     }
 }
 

@@ -80,6 +80,25 @@ mod avx2 {
             unsafe { [0, 1, 2, 3, 4, 5, 6, 7].map(|i| load(body.add(32 * i))) }
                 .map(|w| _mm256_xor_si256(w, sign))
         }
+
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn block<const N: usize>(
+            body: *const u8,
+            factors: [__m256; 2],
+            acts: &[*const u8; N],
+            sums: &mut [__m256; N],
+        ) {
+            // SAFETY: the caller's promise, and v < 4.
+            unsafe {
+                block32::signed_block::<Self, N>(
+                    |v| [load(body.add(64 * v)), load(body.add(64 * v + 32))],
+                    factors,
+                    acts,
+                    sums,
+                )
+            }
+        }
     }
 }
 
