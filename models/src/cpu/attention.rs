@@ -8,15 +8,17 @@
 //! l = 1, no value). So neither blocks, chunks, threads nor the queries that share a page change a bit.
 //!
 //! An item is (sequence, a few of the span's tokens, query heads of one key head): its queries share each read of a
-//! page, which is widened once for all of them into a segment that stays in L1 ([`WIDE_VALUES`]). One worker takes
+//! page. A few queries widen a part of a page, which stays in L1, once for all of them ([`WIDE_VALUES`]); [`many`] of them take a range
+//! as products of matrices. One worker takes
 //! all ranges of an item, unless there are too few items to occupy the threads: then (item, range) pairs are spread,
 //! and merged in a second phase. The partial results of that mode are at most [`PARTIALS_MAX`] values.
 //!
 //! What bounds it: with up to about four queries a page (decoding with few query heads a key head) the reading of
-//! pages; above, and always with latent attention, where one key head serves all query heads, the multiply-adds:
-//! twelve chains of them for three queries times four keys, and for three queries times 32 dimensions of a value. Widening is then the
-//! smaller part: 2 * 576 conversions for 16 * 1088 multiply-adds with 16 heads over a latent of 576.
+//! pages; above, and always with latent attention, where one key head serves all query heads, the multiply-adds. Of a prompt's time three
+//! quarters are those, at two instructions a clock (`cargo bench --workspace --bench attention`); exponentials are 7 %, widening
+//! and turning 6 %.
 
+mod many;
 mod range;
 mod write;
 
@@ -33,8 +35,8 @@ use crate::kv::Pages;
 const RANGE: usize = 256;
 /// Values of keys or values that are widened at a time: 24 KB.
 const WIDE_VALUES: usize = 6 << 10;
-/// Queries that share a page, unless one token has more.
-const QUERIES: usize = 64;
+/// Queries that share a page, unless one token has more: whole tiles for 1, 2, 3, 4, 6 and 8 heads of a token.
+const QUERIES: usize = 96;
 /// Query heads of a token that share a page: more are cut, so that a few tokens of many heads occupy all threads.
 const HEADS: usize = 32;
 /// Values of partial results, 64 MB.
@@ -86,10 +88,19 @@ pub(super) struct Scratch {
     state: Vec<f32>,
     /// Of one range.
     partial: Vec<f32>,
+    room: Room,
+}
+
+/// What one range of one item takes.
+#[derive(Debug, Default)]
+struct Room {
     /// `[queries, RANGE]`.
     scores: Vec<f32>,
     /// Some positions of a page.
     wide: Vec<f32>,
+    /// Of many queries: themselves, and the positions that each sees of the range.
+    tiles: Vec<f32>,
+    seen: Vec<Range<usize>>,
 }
 
 /// An attention whose keys and values are written.
@@ -150,16 +161,17 @@ impl Core {
             let (shared, env) = (Disjoint::new(&mut out), &self.env);
             self.pool.for_each_near(items.len(), |worker, i| {
                 let (item, mut scratch) = (&items[i], env.scratch(worker));
-                let Scratch { state, partial, scores, wide } = &mut scratch.attention;
+                let Scratch { state, partial, room } = &mut scratch.attention;
                 attention.start(item, state);
+                attention.tiles(item, room);
                 partial.resize(attention.partial_values(item), 0.0);
                 let then = items.get(i + 1).map(|item| (item, item.ranges.start));
                 for range in item.ranges.clone() {
                     let next = if range + 1 < item.ranges.end { Some((item, range + 1)) } else { then };
-                    attention.range(env, (item, range), next, (scores, wide), partial);
+                    attention.range(env, (item, range), next, room, partial);
                     attention.merge(env, item, range, state, partial);
                 }
-                attention.finish(item, state, &shared);
+                attention.finish(env, item, state, &shared);
             });
         }
         CpuTensor::new(input.q.rows, width, out, None)
@@ -186,9 +198,9 @@ impl Core {
             let (at, len) = place(i, range);
             // SAFETY: `place` cuts the values into consecutive parts, and each pair is done once.
             let partial = unsafe { parts.slice(at, len) };
-            let scratch = &mut env.scratch(worker).attention;
+            let room = &mut env.scratch(worker).attention.room;
             let next = pairs.get(pair + 1).map(|&(i, range)| (&items[i], range));
-            let room = (&mut scratch.scores, &mut scratch.wide);
+            attention.tiles(&items[i], room);
             attention.range(env, (&items[i], range), next, room, partial);
         });
         self.pool.for_each(items.len(), |worker, i| {
@@ -200,7 +212,7 @@ impl Core {
                 let partial = unsafe { parts.slice(at, len) };
                 attention.merge(env, &items[i], range, state, partial);
             }
-            attention.finish(&items[i], state, &shared);
+            attention.finish(env, &items[i], state, &shared);
         });
     }
 }

@@ -9,8 +9,38 @@ use crate::backend::RopeStyle;
 use crate::quant::Isa;
 
 /// Defines a function whose first argument chooses the instruction set its body is compiled for. A body that
-/// names its lanes, `fn name[L](..)`, gets the [`Lanes`](super::lanes::Lanes) of that set.
+/// names its lanes, `fn name[L](..)`, gets the [`Lanes`](super::lanes::Lanes) of that set, and `fn name[L, W](..)` its
+/// [`Sixteen`](super::lanes::Sixteen) as well: only such a body is compiled for AVX-512.
 macro_rules! per_isa {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident, $wide:ident]($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::quant::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn body<$lanes: $crate::cpu::lanes::Lanes, $wide: $crate::cpu::lanes::Sixteen>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $ty),*) {
+                body::<$crate::cpu::lanes::Avx2, [$crate::cpu::lanes::Avx2; 2]>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f")]
+            fn avx512($($arg: $ty),*) {
+                body::<$crate::cpu::lanes::Avx2, $crate::cpu::lanes::Avx512>($($arg),*)
+            }
+            match isa {
+                $crate::quant::Isa::Scalar => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
+                // SAFETY: the backend refuses an instruction set that the processor lacks.
+                #[cfg(target_arch = "x86_64")]
+                $crate::quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::quant::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // All arm64 has what the plain body is compiled for.
+                #[cfg(target_arch = "aarch64")]
+                $crate::quant::Isa::Neon => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
+            }
+        }
+    };
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident]($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: $crate::quant::Isa, $($arg: $ty),*) $(-> $ret)? {
@@ -195,15 +225,15 @@ per_isa! {
     }
 }
 
-/// The largest value; NaN is ignored, so the sum of exponentials shows it.
-pub(super) fn largest(x: &[f32]) -> f32 {
-    let larger = |m: f32, v: f32| if v > m { v } else { m };
-    let (chunks, rest) = x.as_chunks::<8>();
-    let mut max = [f32::NEG_INFINITY; 8];
-    for c in chunks {
-        max = std::array::from_fn(|l| larger(max[l], c[l]));
+per_isa! {
+    /// The largest value; NaN is ignored, so the sum of exponentials shows it.
+    pub(super) fn largest[L](x: &[f32]) -> f32 {
+        let (chunks, rest) = x.as_chunks::<8>();
+        let max = chunks.iter().fold(L::splat(f32::NEG_INFINITY), |max, c| max.larger(L::load(c)));
+        let mut all = [0.0; 8];
+        max.store(&mut all);
+        all.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
     }
-    max.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| larger(m, v))
 }
 
 /// Cosine and sine of one position's angles, each times the scale: `[cos; pairs]` then `[sin; pairs]`.
@@ -304,7 +334,7 @@ mod tests {
                     rms_norm(isa, &x, &y, 1e-5, &mut n);
                     all.extend_from_slice(&n);
                     let mut e = x.clone();
-                    all.push(exp_sum(isa, &mut e, largest(&x)));
+                    all.push(exp_sum(isa, &mut e, largest(isa, &x)));
                     all.extend_from_slice(&e);
                     let pairs = x.len() / 2;
                     if pairs > 0 {
@@ -330,7 +360,7 @@ mod tests {
                 prop_assert!((f64::from(*a) - 2.0 * b / (mean + 1e-5).sqrt()).abs() < 1e-5);
             }
             let mut e = x.clone();
-            let sum = exp_sum(Isa::detect(), &mut e, largest(&x));
+            let sum = exp_sum(Isa::detect(), &mut e, largest(Isa::detect(), &x));
             let max = x64.iter().copied().fold(f64::MIN, f64::max);
             let exact: f64 = x64.iter().map(|v| (v - max).exp()).sum();
             prop_assert!((f64::from(sum) / exact - 1.0).abs() < 2e-6);

@@ -14,6 +14,11 @@ mod attention;
 mod backend;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod experts;
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "the same code compiled per instruction set")
+)]
+mod few;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector instructions"))]
 mod lanes;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
@@ -33,6 +38,11 @@ mod route;
 mod tensor;
 #[cfg(test)]
 mod tests;
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "the same code compiled per instruction set")
+)]
+mod tiles;
 mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -151,7 +151,7 @@ impl Env {
     }
 
     fn softmax(&self, x: &mut [f32]) {
-        let max = math::largest(x);
+        let max = math::largest(self.isa, x);
         let sum = math::exp_sum(self.isa, x, max);
         x.iter_mut().for_each(|v| *v /= sum);
     }

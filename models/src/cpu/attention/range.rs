@@ -1,9 +1,10 @@
 //! One item's queries over one range of positions, and the merge of ranges.
 
-use super::super::lanes::{accumulate, dots, widen};
+use super::super::few::{accumulate, dots};
+use super::super::lanes::widen;
 use super::super::math::{self, per_isa};
 use super::super::memory::Upcoming;
-use super::{Attention, Disjoint, Env, Item, RANGE, Range};
+use super::{Attention, Disjoint, Env, Item, RANGE, Range, Room};
 
 impl Attention<'_> {
     /// What merging begins with: nothing, or the sink.
@@ -29,21 +30,37 @@ impl Attention<'_> {
         env: &Env,
         (item, range): (&Item, usize),
         next: Option<(&Item, usize)>,
-        (scores, wide): (&mut Vec<f32>, &mut Vec<f32>),
+        room: &mut Room,
         partial: &mut [f32],
     ) {
+        if item.many() {
+            return self.range_of_many(env, (item, range), next, room, partial);
+        }
+        let Room { scores, wide, .. } = room;
         scores.resize(item.queries() * RANGE, 0.0);
         wide.resize(self.segment * self.key_dim.max(self.value_dim), 0.0);
         self.scores(env, item, range, wide, scores);
-        let heads = item.heads.len();
         let (maxima, rest) = partial.split_at_mut(item.queries());
         let (sums, values) = rest.split_at_mut(item.queries());
+        self.exponentials(env, (item, range), scores, maxima, sums);
+        self.values(env, (item, range), next, (scores, wide), values);
+    }
+
+    /// Each query's largest score, and what becomes of its scores and their sum.
+    pub(super) fn exponentials(
+        &self,
+        env: &Env,
+        (item, range): (&Item, usize),
+        scores: &mut [f32],
+        maxima: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        let heads = item.heads.len();
         for (i, scores) in scores.chunks_exact_mut(RANGE).enumerate().take(item.queries()) {
             let scores = &mut scores[self.seen(item.position + i / heads, range)];
-            maxima[i] = math::largest(scores);
+            maxima[i] = math::largest(env.isa, scores);
             sums[i] = math::exp_sum(env.isa, scores, maxima[i]);
         }
-        self.values(env, (item, range), next, (scores, wide), values);
     }
 
     fn scores(&self, env: &Env, item: &Item, range: usize, wide: &mut [f32], scores: &mut [f32]) {
@@ -99,24 +116,24 @@ impl Attention<'_> {
     }
 
     /// The keys that an item reads of a range.
-    fn keys<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
+    pub(super) fn keys<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
         Rows { item, range, values: false, bytes: self.pages.row_bytes()[0] }
     }
 
     /// Its values, which for a latent are where its keys are.
-    fn values_of<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
+    pub(super) fn values_of<'i>(&self, item: &'i Item, range: usize) -> Rows<'i> {
         let values = self.input.v.is_some();
         Rows { item, range, values, bytes: self.pages.row_bytes()[usize::from(values)] }
     }
 
     /// Positions that the item's tokens see of the range.
-    fn positions(&self, rows: &Rows<'_>) -> Range<usize> {
+    pub(super) fn positions(&self, rows: &Rows<'_>) -> Range<usize> {
         let base = rows.range * RANGE;
         base + self.seen(rows.item.position, rows.range).start..rows.item.context().min(base + RANGE)
     }
 
     /// Those rows from position `at` on that lie in its page, at most `len`.
-    fn page(&self, rows: &Rows<'_>, at: usize, len: usize) -> &[u8] {
+    pub(super) fn page(&self, rows: &Rows<'_>, at: usize, len: usize) -> &[u8] {
         let (block_tokens, layer) = (self.input.block_tokens, self.input.spec.slot as usize);
         let table = &self.input.batch.spans[rows.item.span].tables[self.input.spec.group as usize];
         let block = table.blocks[at / block_tokens - table.first as usize];
@@ -167,15 +184,14 @@ impl Attention<'_> {
             if self.seen(item.position + i / heads, range).is_empty() {
                 continue;
             }
-            let (max, [old, new]) = merge_scales(state[i], partial[i]);
-            state[i] = max;
-            state[n + i] = state[n + i] * old + partial[n + i] * new;
             let values = 2 * n + i * dim..2 * n + (i + 1) * dim;
-            merge_values(env.isa, &mut state[values.clone()], &partial[values], old, new);
+            let (mut merged, part) = ([state[i], state[n + i]], [partial[i], partial[n + i]]);
+            merge(env.isa, &mut merged, &mut state[values.clone()], part, &partial[values]);
+            [state[i], state[n + i]] = merged;
         }
     }
 
-    pub(super) fn finish(&self, item: &Item, state: &[f32], out: &Disjoint<'_, f32>) {
+    pub(super) fn finish(&self, env: &Env, item: &Item, state: &[f32], out: &Disjoint<'_, f32>) {
         let (dim, heads) = (self.value_dim, item.heads.len());
         let (sums, values) = state[item.queries()..].split_at(item.queries());
         let tokens = values.chunks_exact(heads * dim).zip(sums.chunks_exact(heads));
@@ -184,21 +200,19 @@ impl Attention<'_> {
             // SAFETY: each query belongs to one item, and each item is finished once.
             let to = unsafe { out.slice(at, heads * dim) };
             for ((to, values), sum) in to.chunks_exact_mut(dim).zip(values.chunks_exact(dim)).zip(sums) {
-                for (to, v) in to.iter_mut().zip(values) {
-                    *to = v / sum;
-                }
+                divide(env.isa, to, values, *sum);
             }
         }
     }
 }
 
 /// Keys or values of one key head, over one range of positions.
-struct Rows<'i> {
+pub(super) struct Rows<'i> {
     item: &'i Item,
     range: usize,
     values: bool,
     /// Of a row.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// What of `seen` lies in `at..at + len`; an empty range if nothing does.
@@ -206,16 +220,23 @@ fn overlap(seen: &Range<usize>, at: usize, len: usize) -> Range<usize> {
     seen.start.max(at)..seen.end.min(at + len)
 }
 
-/// The common maximum, and what to multiply either side by.
-fn merge_scales(old: f32, new: f32) -> (f32, [f32; 2]) {
-    let max = if new > old { new } else { old };
-    (max, [math::exp(old - max), math::exp(new - max)])
+per_isa! {
+    fn divide(to: &mut [f32], values: &[f32], sum: f32) {
+        for (to, v) in to.iter_mut().zip(values) {
+            *to = v / sum;
+        }
+    }
 }
 
 per_isa! {
-    fn merge_values(state: &mut [f32], partial: &[f32], old: f32, new: f32) {
-        for (s, &p) in state.iter_mut().zip(partial) {
-            *s = *s * old + p * new;
+    /// Takes a range's maximum, sum and values into what was merged before.
+    fn merge(merged: &mut [f32; 2], values: &mut [f32], part: [f32; 2], part_values: &[f32]) {
+        let ([max, sum], [part_max, part_sum]) = (*merged, part);
+        let both = if part_max > max { part_max } else { max };
+        let (old, new) = (math::exp(max - both), math::exp(part_max - both));
+        *merged = [both, sum * old + part_sum * new];
+        for (v, &p) in values.iter_mut().zip(part_values) {
+            *v = *v * old + p * new;
         }
     }
 }

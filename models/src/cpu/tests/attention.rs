@@ -51,6 +51,13 @@ impl Case {
     }
 
     fn on_cpu(&self, setting: &Setting) -> Attended {
+        let attended = self.poisoned_on_cpu(setting);
+        assert!(attended.values.values().flatten().all(|v| v.is_finite()), "{setting:?}");
+        attended
+    }
+
+    /// With values that need not give finite ones.
+    fn poisoned_on_cpu(&self, setting: &Setting) -> Attended {
         let mut b = CpuBackend::new(&setting.options(self.layout(setting))).unwrap();
         self.run(&mut b, setting)
     }
@@ -108,7 +115,6 @@ impl Case {
             let out_width = (self.spec.heads * self.spec.value_dim) as usize;
             assert_eq!(values.len(), batch.tokens.len() * out_width);
             for (place, values) in places.zip(values.chunks_exact(out_width)) {
-                assert!(values.iter().all(|v| v.is_finite()), "{setting:?} {place:?}");
                 attended.values.insert(place, values.to_vec());
             }
         }
@@ -184,8 +190,9 @@ fn every_kind_of_attention_is_invariant() {
             let expected = case.on_cpu(&plain);
             assert_eq!(expected.values.len(), lengths.iter().sum::<usize>());
             let isa = Isa::detect();
-            let settings = [
-                Setting { isa, ..plain.clone() },
+            let sets = Isa::ALL.iter().filter(|isa| isa.available());
+            let mut settings: Vec<_> = sets.map(|&isa| Setting { isa, ..plain.clone() }).collect();
+            settings.extend([
                 Setting { isa, threads: 2, together: 3, chunks: vec![255, 1, 1, 2, 64], ..plain.clone() },
                 Setting {
                     isa,
@@ -197,7 +204,7 @@ fn every_kind_of_attention_is_invariant() {
                 },
                 Setting { threads: 5, together: 2, chunks: vec![40, 130], block_tokens: 1, ..plain.clone() },
                 Setting { isa, threads: 2, chunks: vec![1], block_tokens: 64, together: 3, ..plain },
-            ];
+            ]);
             for setting in settings {
                 let found = case.on_cpu(&setting).values;
                 let differs = |(place, values): &(&_, &Vec<f32>)| {
@@ -206,6 +213,29 @@ fn every_kind_of_attention_is_invariant() {
                 let wrong = expected.values.iter().find(differs).map(|(place, _)| place);
                 assert!(wrong.is_none(), "{kind:?} {setting:?}: differs first at {wrong:?}");
             }
+        }
+    }
+}
+
+/// Tokens computed together share what they read of a page: what only the last of them sees must not reach the others.
+#[test]
+fn what_a_token_does_not_see_changes_nothing() {
+    let window = Some(70);
+    for kind in
+        [PLAIN, Kind { window, ..PLAIN }, Kind { heads: [8, 1], dims: [20, 24], sinks: true, ..PLAIN }]
+    {
+        let mut case = Case::new(&mut Random(77), kind, &[300]);
+        let setting = Setting { isa: Isa::detect(), ..Setting::plain(PageType::F32) };
+        let expected = case.on_cpu(&setting).values;
+        // A factor of 0 would not make these 0.
+        let [_, k_width, v_width] = case.widths();
+        for (of, width) in case.sequences[0][1..].iter_mut().zip([k_width, v_width]) {
+            let values = of.len();
+            of[values - width..].fill(f32::MAX);
+        }
+        let found = case.poisoned_on_cpu(&setting).values;
+        for (place, values) in expected.iter().filter(|((_, position), _)| *position < 299) {
+            assert_eq!(bits(&found[place]), bits(values), "{kind:?} {place:?}");
         }
     }
 }
