@@ -45,6 +45,8 @@ mod vnni;
 mod vnni_wide;
 #[cfg(target_arch = "x86_64")]
 mod wide;
+#[cfg(target_arch = "x86_64")]
+mod wide32;
 
 pub use act::{act_bytes, encode};
 pub(crate) use prefetch::prefetch;

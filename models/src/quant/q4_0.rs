@@ -3,9 +3,9 @@
 //! Panel block, 144 bytes: d of eight rows; 4 vectors, word 2v low, 2v + 1 high.
 
 use super::block32::{self, Block32};
-#[cfg(target_arch = "x86_64")]
-use super::vnni;
 use super::{ActKind, Format, GgmlType};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide32};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q4_0,
@@ -25,11 +25,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q4_0>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: None,
+    avx2_wide: Some(wide32::avx2::<Q4_0>),
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product32::<Q4_0>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: None,
+    avx512_wide: Some(wide32::avx512::<Q4_0>),
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block / 2);

@@ -5,9 +5,9 @@
 //! bits, bit i of a byte for its place in word i.
 
 use super::block32::{self, Block32};
-#[cfg(target_arch = "x86_64")]
-use super::vnni;
 use super::{ActKind, Format, GgmlType, put_word, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide32};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q5_0,
@@ -27,11 +27,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q5_0>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: None,
+    avx2_wide: Some(wide32::avx2::<Q5_0>),
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product32::<Q5_0>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: None,
+    avx512_wide: Some(wide32::avx512::<Q5_0>),
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + 4 + FORMAT.block / 2);

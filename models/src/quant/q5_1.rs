@@ -3,9 +3,9 @@
 //! Panel block, 192 bytes: d of eight rows; m of eight rows; 5 vectors as in Q5_0.
 
 use super::block32::{self, Block32};
-#[cfg(target_arch = "x86_64")]
-use super::vnni;
 use super::{ActKind, Format, GgmlType, q5_0};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide32};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q5_1,
@@ -25,11 +25,11 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx2: block32::product::<Q5_1>,
     #[cfg(target_arch = "x86_64")]
-    avx2_wide: None,
+    avx2_wide: Some(wide32::avx2::<Q5_1>),
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product32::<Q5_1>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: None,
+    avx512_wide: Some(wide32::avx512::<Q5_1>),
 };
 
 const _: () = assert!(FORMAT.block_bytes == 4 + 4 + FORMAT.block / 2);

@@ -3,9 +3,9 @@
 //! Panel block, 272 bytes: d of eight rows; 8 vectors, one for each word.
 
 use super::block32::{self, Block32};
-#[cfg(target_arch = "x86_64")]
-use super::vnni;
 use super::{ActKind, Format, GgmlType, put_word, word};
+#[cfg(target_arch = "x86_64")]
+use super::{vnni, wide32};
 
 pub(super) const FORMAT: Format = Format {
     ty: GgmlType::Q8_0,
@@ -29,7 +29,7 @@ pub(super) const FORMAT: Format = Format {
     #[cfg(target_arch = "x86_64")]
     avx512: Some(vnni::product32::<Q8_0>),
     #[cfg(target_arch = "x86_64")]
-    avx512_wide: None,
+    avx512_wide: Some(wide32::avx512::<Q8_0>),
 };
 
 const _: () = assert!(FORMAT.block_bytes == 2 + FORMAT.block);
