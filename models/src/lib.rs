@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod kv;
 pub mod mask;
 pub mod memory;
+pub mod meter;
 pub mod model_runner;
 pub mod pack;
 pub mod quant;

@@ -19,6 +19,7 @@ use crate::cpu::{CpuBackend, CpuOptions};
 use crate::gguf::Gguf;
 use crate::kv::KvStore;
 use crate::memory::{self, KvOptions, Pool};
+use crate::meter::Meter;
 use crate::quant::Isa;
 use crate::reference::ReferenceBackend;
 use crate::runner::{Invariance, Runner};
@@ -143,6 +144,22 @@ pub fn cuda_devices() -> Result<usize, String> {
     return crate::gpu::GpuDevice::count();
     #[cfg(not(feature = "cuda"))]
     Err(NO_CUDA.to_owned())
+}
+
+/// What measures the energy of the device that a backend computes on; None if nothing does. For a GPU, one line in the log says
+/// what is measured, or why nothing is.
+pub fn meter(backend: BackendKind) -> Option<Meter> {
+    match backend {
+        #[cfg(feature = "cuda")]
+        BackendKind::Cuda { ordinal, .. } => match crate::gpu::GpuDevice::uuid(ordinal) {
+            Ok(uuid) => crate::meter::of_nvidia(uuid),
+            Err(why) => {
+                tracing::info!(why, "the GPU's energy and load are not measured");
+                None
+            }
+        },
+        _ => None,
+    }
 }
 
 /// Compares what a GPU computes with the reference, operation by operation.

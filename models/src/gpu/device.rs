@@ -59,6 +59,18 @@ impl GpuDevice {
         CudaContext::device_count().map(|n| usize::try_from(n).unwrap_or(0)).map_err(|e| e.to_string())
     }
 
+    /// By which NVIDIA's GPU of this number is known to every tool; of a part of one (MIG), the part's.
+    ///
+    /// # Errors
+    /// The driver's, in words.
+    #[cfg(feature = "cuda")]
+    pub fn uuid(ordinal: usize) -> Result<[u8; 16], String> {
+        use candle_core::cuda_backend::cudarc::driver::result::{device, init};
+        let ordinal = i32::try_from(ordinal).map_err(|e| e.to_string())?;
+        let uuid = init().and_then(|()| device::get(ordinal)).and_then(device::get_uuid);
+        uuid.map(|uuid| uuid.bytes.map(|byte| byte.to_ne_bytes()[0])).map_err(|e| e.to_string())
+    }
+
     /// As its maker calls it.
     pub fn name(&self) -> &str {
         &self.name
