@@ -6,6 +6,10 @@ use crate::units::{Decimal, PICO};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PicoPerHour(pub u64);
 
+/// Pico-units of currency per kilowatt-hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PicoPerKwh(pub u64);
+
 /// Electrical power in milliwatts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Milliwatts(pub u64);
@@ -53,6 +57,13 @@ impl From<Decimal> for PicoPerMillion {
     }
 }
 
+impl PicoPerKwh {
+    /// None above a million units.
+    pub(crate) fn from_price(price: Decimal) -> Option<Self> {
+        u64::try_from(price.pico()).ok().filter(|&pico| u128::from(pico) <= 1_000_000 * PICO).map(Self)
+    }
+}
+
 impl Milliwatts {
     /// None if finer than a milliwatt or more than 64 bits hold.
     pub(crate) fn from_watts(watts: Decimal) -> Option<Self> {
@@ -95,6 +106,12 @@ mod tests {
             hardware: Some((most, most)),
         };
         assert!(all.per_hour().is_some());
+    }
+
+    #[test]
+    fn a_kilowatt_hour_has_a_sensible_price() {
+        assert_eq!(PicoPerKwh::from_price(d("0.30")), Some(PicoPerKwh(300_000_000_000)));
+        assert_eq!(PicoPerKwh::from_price(d("1000000.1")), None);
     }
 
     #[test]

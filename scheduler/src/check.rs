@@ -85,14 +85,12 @@ impl Engine {
         for (i, account) in [Account::Prefill, Account::Decode].into_iter().enumerate() {
             let mut charged = self.ended[i];
             for live in self.live.values() {
-                let c = &live.report.cost;
-                let (ns, pico) = [(c.prefill_ns, c.prefill), (c.decode_ns, c.decode)][i];
-                charged.ns += ns;
-                charged.pico += pico.unwrap_or(0);
+                let cost = &live.report.cost;
+                charged += [cost.prefill(), cost.decode()][i];
             }
             let owed = self.ledger.owed(account);
             let held = cost.accounts[account as usize];
-            if (held.ns, held.pico) != (charged.ns + owed.ns, charged.pico + owed.pico) {
+            if held != charged + owed {
                 let name = account.name();
                 return Err(format!(
                     "I7: `{name}` holds {held:?}, requests were charged {charged:?}, {owed:?} is owed"

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use frugal_models::meter::Meter;
 use frugal_models::runner::Runner;
 use frugal_models::step::{StepFault, StepOutput};
 use tokio::sync::mpsc::error::TrySendError;
@@ -55,6 +56,7 @@ impl Driver {
             let begun = self.shared.now();
             let (result, panicked) = self.execute(&plan);
             let (tokens, now) = (plan.input.tokens(), self.shared.now());
+            self.measure();
             tracing::trace!(rows = plan.input.rows.len(), tokens, ns = now.0 - begun.0, "step");
             self.engine.commit(plan, result, now);
             if let Some(why) = panicked {
@@ -83,6 +85,7 @@ impl Driver {
         let posts = std::mem::take(&mut inbox.posts);
         drop(inbox);
         let now = shared.now();
+        self.measure();
         let mut clients = shared.clients();
         for post in posts {
             match post {
@@ -101,6 +104,13 @@ impl Driver {
         let gone: Vec<RequestId> = clients.iter().filter(|(_, c)| c.is_closed()).map(|(&id, _)| id).collect();
         gone.into_iter().for_each(|id| self.engine.apply(Command::Cancel(id), now));
         true
+    }
+
+    /// Energy that became known belongs to the time that is settled next.
+    fn measure(&mut self) {
+        if let Some(energy) = self.shared.meter.as_ref().and_then(Meter::energy) {
+            self.engine.measure(energy);
+        }
     }
 
     /// A panic is a fault of the step, and the runner's last.

@@ -88,7 +88,7 @@ impl Engine {
         Self {
             capacity,
             kv: KvCache::new(&geometry),
-            ledger: Ledger::new(&options.prices, options.coefficients, startup),
+            ledger: Ledger::new(&options.prices, options.coefficients, startup, options.startup_energy),
             geometry,
             options,
             seqs: BTreeMap::new(),
@@ -120,6 +120,11 @@ impl Engine {
             Command::Cancel(id) => self.end(id, FinishReason::Cancelled),
             Command::Drain(deadline) => self.drain = Some(self.drain.map_or(deadline, |d| d.min(deadline))),
         }
+    }
+
+    /// Picojoules that were measured so far: what is spent next is charged with what is new of it.
+    pub fn measure(&mut self, picojoules: u128) {
+        self.ledger.measure(picojoules);
     }
 
     pub(crate) fn begin(&mut self, now: Tick) {
@@ -252,10 +257,8 @@ impl Engine {
             let none = cost.prefill.map(|_| 0);
             *cost = RequestCost { prefill: none, decode: none, saved: none, ..RequestCost::default() };
         } else {
-            for (sum, ns, pico) in [(0, cost.prefill_ns, cost.prefill), (1, cost.decode_ns, cost.decode)] {
-                self.ended[sum].ns += ns;
-                self.ended[sum].pico += pico.unwrap_or(0);
-            }
+            self.ended[0] += cost.prefill();
+            self.ended[1] += cost.decode();
         }
         self.outbox.events.push((id, Event::Done(Box::new(report))));
     }
@@ -280,7 +283,7 @@ impl Engine {
         &self.geometry
     }
 
-    /// All numbers, but for those that are the gate's (queue, rejections) or the driver's (draining).
+    /// All numbers, but for those that are the gate's (queue, rejections), the driver's (draining) or the GPU's.
     pub fn snapshot(&self) -> Snapshot {
         let groups: Vec<_> = self.kv.counts().collect();
         let usage = groups.iter().map(|g| {
@@ -300,6 +303,7 @@ impl Engine {
             counters: self.counters.clone(),
             gauges,
             cost: self.ledger.cost(),
+            gpu: None,
             work: self.work.clone(),
             histograms: self.histograms.clone(),
         }

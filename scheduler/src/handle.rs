@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use frugal_models::meter::Meter;
 use frugal_models::runner::Runner;
 use frugal_models::step::Geometry;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +17,7 @@ use crate::gate::Gate;
 use crate::kv::group::capacity;
 use crate::options::EngineOptions;
 use crate::request::{Event, Report, Request, RequestId, SubmitError, Tick};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Gpu, Snapshot};
 use crate::watchdog::Watchdog;
 
 /// Bytes of the engine's stack, of which only what is used takes memory: following a deep grammar recurses.
@@ -30,6 +31,19 @@ const STACK: usize = 64 << 20;
 /// # Panics
 /// If options and geometry leave no room for a single token, or the OS gives no thread.
 pub fn start(runner: Box<dyn Runner>, options: EngineOptions) -> (Handle, EngineThread) {
+    start_metered(runner, options, None)
+}
+
+/// The same, of a runner whose device measures its energy. What it has measured so far is charged to `startup`.
+///
+/// # Panics
+/// As [`start`].
+pub fn start_metered(
+    runner: Box<dyn Runner>,
+    mut options: EngineOptions,
+    meter: Option<Meter>,
+) -> (Handle, EngineThread) {
+    options.startup_energy = meter.as_ref().and_then(Meter::energy_seen);
     let geometry = runner.geometry().clone();
     let (ended, watch_end) = watch::channel(None);
     let shared = Arc::new(Shared {
@@ -39,6 +53,7 @@ pub fn start(runner: Box<dyn Runner>, options: EngineOptions) -> (Handle, Engine
         ended,
         snapshot: Mutex::new(Arc::default()),
         watchdog: Watchdog::new(options.stall_timeout),
+        meter,
         epoch: Instant::now(),
         capacity: capacity(&geometry),
         geometry: geometry.clone(),
@@ -163,10 +178,15 @@ impl Handle {
         choices.saturating_mul(output + 1).saturating_add(scores + 1).min(tokio::sync::Semaphore::MAX_PERMITS)
     }
 
-    /// The engine's numbers after the last step (an idle engine publishes every second); queue and rejections are of now.
+    /// The engine's numbers after the last step (an idle engine publishes every second); queue, rejections and GPU are of now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         let published = self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut snapshot = Snapshot::clone(&published);
+        snapshot.gpu = self.shared.meter.as_ref().map(|meter| Gpu {
+            device: meter.device().clone(),
+            energy: meter.energy_seen(),
+            sample: meter.sample(),
+        });
         let inbox = self.shared.inbox();
         let posted = inbox.posts.iter().filter(|p| matches!(p, Post::Submit { .. })).count() as u32;
         snapshot.counters.rejections = inbox.gate.rejections();
@@ -260,6 +280,7 @@ pub(crate) struct Shared {
     ended: watch::Sender<Option<Ended>>,
     pub(crate) snapshot: Mutex<Arc<Snapshot>>,
     pub(crate) watchdog: Watchdog,
+    pub(crate) meter: Option<Meter>,
     epoch: Instant,
     capacity: u32,
     geometry: Geometry,
@@ -331,6 +352,7 @@ mod tests {
     use super::*;
     use crate::request::{FinishReason, Report, test_request};
     use frugal_models::fake::{FakeControl, FakeFault, FakeModel, FakeRunner};
+    use frugal_models::meter::{Device, Sample};
     use frugal_models::step::{CacheGroup, GroupKind};
 
     fn engine(options: EngineOptions) -> (Handle, EngineThread, FakeControl) {
@@ -388,6 +410,41 @@ mod tests {
         assert_eq!(thread.join(), Ended::Drained);
         assert_eq!(handle.healthy(), Ok(()));
         assert!(handle.self_check().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_the_device_measured_is_in_the_accounts_to_the_picojoule() {
+        let mut counter = 1_000_000;
+        let probe = move || {
+            counter = (counter + 1_500).min(1_006_500);
+            Ok(Sample { energy_millijoules: Some(counter), busy_percent: Some(7), ..Sample::default() })
+        };
+        let device = Device { name: "fake".to_owned(), ..Device::default() };
+        let meter = Meter::start(device, Box::new(probe)).expect("it answers");
+        let group = CacheGroup { kind: GroupKind::Full, block_bytes: 64, blocks: 80 };
+        let geometry =
+            Geometry { vocab: 200, context_max: 256, block_tokens: 4, groups: vec![group], digest: [1; 32] };
+        let runner = FakeRunner::new(geometry, FakeModel::default());
+        let (handle, _thread) = start_metered(Box::new(runner), EngineOptions::default(), Some(meter));
+        let begun = Instant::now();
+        // The first answer is where counting begins.
+        let all = 5_000 * 1_000_000_000;
+        loop {
+            let request = Request { max_tokens: 5, ..test_request(30) };
+            collect(handle.submit(request).expect("room")).await;
+            let check = handle.self_check().await.expect("it lives");
+            assert_eq!(check.violation, None);
+            assert!(check.accounts.energy <= all, "more than was measured");
+            if check.accounts.energy == all {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{} of {all}", check.accounts.energy);
+        }
+        let snapshot = handle.snapshot();
+        let gpu = snapshot.gpu.as_ref().expect("it is asked");
+        assert_eq!((gpu.device.name.as_str(), gpu.energy), ("fake", Some(all)));
+        assert_eq!(gpu.sample.and_then(|sample| sample.busy_percent), Some(7));
+        assert!(snapshot.cost.total.all.joules_loaded.is_some_and(|joules| joules > 0.0));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub coefficients: Coefficients,
     /// Machine time spent before the engine started, charged to the account `startup`.
     pub startup: Duration,
+    /// Picojoules measured in that time, charged to it as well; None if nothing measures.
+    pub startup_energy: Option<u128>,
     /// Work pending for so long without a commit is a stall.
     pub stall_timeout: Duration,
     /// Text of tokens, for stop strings.
@@ -50,6 +52,7 @@ impl Default for EngineOptions {
             prices: Prices::default(),
             coefficients: Coefficients::default(),
             startup: Duration::ZERO,
+            startup_energy: None,
             stall_timeout: Duration::from_secs(60),
             token_bytes: Arc::default(),
         }
@@ -59,9 +62,11 @@ impl Default for EngineOptions {
 /// What the machine costs, in pico-units (10^-12) of some currency, and what it draws.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prices {
-    /// All of it: rent, energy, hardware spread over its life. None: no money is counted.
+    /// All of it but measured energy: rent, hardware spread over its life, energy at the configured power. None: no money is counted.
     pub per_hour: Option<u64>,
-    /// Milliwatts under load; None: no joules are counted.
+    /// Of a kilowatt-hour that is measured; without a price per hour it is not counted either.
+    pub per_kwh: Option<u64>,
+    /// Milliwatts that are drawn all the time by what does not measure its energy; None: unknown.
     pub power_milliwatts: Option<u64>,
 }
 

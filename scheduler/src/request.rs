@@ -5,6 +5,8 @@ use std::sync::Arc;
 use frugal_models::mask::Grammar;
 use frugal_models::step::{SamplingParams, TokenId, TokenScore};
 
+use crate::snapshot::Amount;
+
 /// Nanoseconds since the engine started. Passed in, never read from the OS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tick(pub u64);
@@ -143,6 +145,22 @@ pub struct RequestCost {
     pub saved: Option<u128>,
     /// Nanoseconds that prefix hits saved, estimated likewise.
     pub saved_ns: u64,
+    /// Picojoules for prefill; 0 where energy is neither measured nor configured.
+    pub prefill_energy: u128,
+    /// Picojoules for decode; likewise.
+    pub decode_energy: u128,
+}
+
+impl RequestCost {
+    /// What the account `prefill` holds of it.
+    pub fn prefill(&self) -> Amount {
+        Amount { ns: self.prefill_ns, pico: self.prefill.unwrap_or(0), energy: self.prefill_energy }
+    }
+
+    /// What the account `decode` holds of it.
+    pub fn decode(&self) -> Amount {
+        Amount { ns: self.decode_ns, pico: self.decode.unwrap_or(0), energy: self.decode_energy }
+    }
 }
 
 /// Why a request was not taken. Nothing was counted, nothing will be told.

@@ -2,6 +2,10 @@
 //!
 //! Counters never go down. Absent on purpose: metric names, which are one table in the server.
 
+use std::ops::{Add, AddAssign, Sub};
+
+use frugal_models::meter;
+
 use crate::histogram::{self, Histogram};
 use crate::options::Coefficients;
 use crate::request::{FinishReason, Tick};
@@ -17,8 +21,10 @@ pub struct Snapshot {
     pub counters: Counters,
     /// How things are.
     pub gauges: Gauges,
-    /// Machine time and money by account.
+    /// Machine time, money and energy by account.
     pub cost: Cost,
+    /// The GPU, if it is asked what it uses.
+    pub gpu: Option<Gpu>,
     /// Work the runner reported since start.
     pub work: Work,
     /// Distributions since start.
@@ -138,6 +144,59 @@ pub struct Amount {
     pub ns: u64,
     /// Pico-units; 0 where no price is configured.
     pub pico: u128,
+    /// Picojoules, measured and at the configured power; 0 where there is neither.
+    pub energy: u128,
+}
+
+impl Amount {
+    /// The lesser of each.
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            ns: self.ns.min(other.ns),
+            pico: self.pico.min(other.pico),
+            energy: self.energy.min(other.energy),
+        }
+    }
+}
+
+impl Add for Amount {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { ns: self.ns + other.ns, pico: self.pico + other.pico, energy: self.energy + other.energy }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+/// # Panics
+/// If there is less of anything than what is taken.
+impl Sub for Amount {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        let holds = "no more is taken than there is";
+        Self {
+            ns: self.ns.checked_sub(other.ns).expect(holds),
+            pico: self.pico.checked_sub(other.pico).expect(holds),
+            energy: self.energy.checked_sub(other.energy).expect(holds),
+        }
+    }
+}
+
+/// A GPU's own numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gpu {
+    /// Which.
+    pub device: meter::Device,
+    /// Picojoules that it measured since the model began to load; None if it does not measure any.
+    pub energy: Option<u128>,
+    /// Its last answer; None if that was an error.
+    pub sample: Option<meter::Sample>,
 }
 
 /// Totals of the ledger.
@@ -146,10 +205,10 @@ pub struct Cost {
     /// By `Account as usize`. Each only grows: what a fault takes back from `prefill` and `decode` is taken out of their
     /// next charges, so that the sum is exact at all times.
     pub accounts: [Amount; 7],
-    /// Pico-units per hour; None if no price is configured, and then all money is meaningless.
+    /// Pico-units per hour, measured energy apart; None if no price is configured, and then all money is meaningless.
     pub price_per_hour: Option<u64>,
-    /// Milliwatts, if configured: joules are `ns * milliwatts / 1e12`.
-    pub power_milliwatts: Option<u64>,
+    /// Whether energy means anything: it is measured, or a power is configured.
+    pub has_energy: bool,
     /// Estimated saving by prefix hits.
     pub saved: Amount,
     /// Over the last five minutes.
@@ -159,10 +218,9 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Joules of an account; None without a configured power.
+    /// Joules of an account; None where energy is neither measured nor configured.
     pub fn joules(&self, account: Account) -> Option<f64> {
-        let ns = self.accounts[account as usize].ns;
-        self.power_milliwatts.map(|mw| ns as f64 * mw as f64 * 1e-12)
+        self.has_energy.then(|| self.accounts[account as usize].energy as f64 * 1e-12)
     }
 }
 
@@ -177,7 +235,7 @@ pub struct UnitCosts {
     pub all: UnitCost,
 }
 
-/// Per million tokens; None where there were no tokens (or no price, for money).
+/// Per million tokens; None where there were no tokens (or no price, for money, or no energy is known).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct UnitCost {
     /// Seconds of machine time in the account itself.
@@ -188,6 +246,10 @@ pub struct UnitCost {
     pub money_marginal: Option<f64>,
     /// Units of the currency, with all other accounts spread in proportion: it reconciles with the bill.
     pub money_loaded: Option<f64>,
+    /// Joules in the account itself.
+    pub joules_marginal: Option<f64>,
+    /// Joules, with all other accounts spread in proportion.
+    pub joules_loaded: Option<f64>,
 }
 
 /// Sums of `StepStats`; 64 bits would not outlast a fast machine's year.

@@ -57,15 +57,16 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
     Ok(gguf)
 }
 
-/// Loads an open model onto the configured backend.
+/// Loads an open model onto a backend.
 pub(crate) fn runner(
     config: &Config,
+    backend: BackendKind,
     path: &Path,
     gguf: &Gguf,
     kv: KvOptions,
 ) -> anyhow::Result<Box<dyn Runner>> {
     let options = RunnerOptions {
-        backend: backend(config)?,
+        backend,
         threads: threads(config),
         pin: config.cpu.pin,
         isa: isa(config.cpu.isa)?,
@@ -75,7 +76,7 @@ pub(crate) fn runner(
 }
 
 /// On what the model runs, with one line in the log that says why.
-fn backend(config: &Config) -> anyhow::Result<BackendKind> {
+pub(crate) fn backend(config: &Config) -> anyhow::Result<BackendKind> {
     let cuda = |ordinal: u32| BackendKind::Cuda { ordinal: ordinal as usize, memory: config.gpu.memory };
     let (backend, why) = match config.gpu.device {
         raw::Device::Cpu => (BackendKind::Cpu, "gpu.device = \"cpu\"".to_owned()),

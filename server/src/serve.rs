@@ -19,6 +19,8 @@ use frugal::state::{Engine, Operations, State};
 use frugal::traces::Traces;
 use frugal_config::{Config, raw};
 use frugal_models::constraint::ConstraintEngine;
+use frugal_models::meter::Meter;
+use frugal_models::model_runner::meter;
 use frugal_models::runner::Runner;
 use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
@@ -94,7 +96,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         }
     };
     let options = engine_options(config, started, &loaded.tokenizer);
-    let (handle, _thread) = frugal_scheduler::handle::start(loaded.runner, options);
+    let (handle, _thread) = frugal_scheduler::handle::start_metered(loaded.runner, options, loaded.meter);
     let template = config.model.chat_template.as_deref();
     state.set_engine(Engine {
         fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, template),
@@ -160,6 +162,7 @@ fn sources(config: &Config, state: &State, tls: Option<Tls>) -> Vec<Source> {
 
 struct Loaded {
     runner: Box<dyn Runner>,
+    meter: Option<Meter>,
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     grammars: Arc<ConstraintEngine>,
@@ -190,8 +193,10 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
         },
     };
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).with_context(of)?);
-    let runner = load::runner(config, &path, &gguf, load::kv(config))?;
-    Ok(Loaded { runner, tokenizer, template: template.map(Arc::new), grammars })
+    let backend = load::backend(config)?;
+    let meter = meter(backend);
+    let runner = load::runner(config, backend, &path, &gguf, load::kv(config))?;
+    Ok(Loaded { runner, meter, tokenizer, template: template.map(Arc::new), grammars })
 }
 
 fn settings(config: &Config, model: String) -> Settings {
@@ -263,6 +268,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         max_stall: scheduler.max_stall,
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
+            per_kwh: config.cost.per_kwh.map(|p| p.0),
             power_milliwatts: config.cost.power.map(|p| p.0),
         },
         startup: started.elapsed(),

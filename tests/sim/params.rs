@@ -28,6 +28,8 @@ pub(crate) struct Params {
     pub(crate) deadline: u32,
     /// What prompts begin with.
     bases: Vec<Vec<TokenId>>,
+    /// What the device measures of itself, if it does.
+    pub(crate) device_milliwatts: Option<u64>,
 }
 
 impl Params {
@@ -54,7 +56,7 @@ impl Params {
         let bases = (0..3).map(|_| {
             (0..rng.range(0, context_max * 2 / 3)).map(|_| TokenId(rng.range(0, vocab - 1))).collect()
         });
-        Self {
+        let mut params = Self {
             bases: bases.collect(),
             geometry,
             options,
@@ -66,7 +68,13 @@ impl Params {
             row_fault: rarely(rng, 5),
             drain: if rng.percent(15) { 2 } else { 0 },
             deadline: rarely(rng, 40),
+            device_milliwatts: rng.percent(40).then(|| rng.next() % 700_000),
+        };
+        if let Some(power) = params.device_milliwatts {
+            params.options.startup_energy = Some(params.options.startup.as_nanos() * u128::from(power));
+            params.options.prices.per_kwh = rng.percent(50).then(|| rng.next() % 1_000_000_000_000);
         }
+        params
     }
 
     /// A world where nothing happens by itself.
@@ -83,6 +91,7 @@ impl Params {
             drain: 0,
             deadline: 0,
             bases: Vec::new(),
+            device_milliwatts: None,
         }
     }
 
@@ -153,6 +162,7 @@ fn geometry(rng: &mut Rng, vocab: u32, context_max: u32) -> Geometry {
 fn prices(rng: &mut Rng) -> Prices {
     Prices {
         per_hour: rng.percent(60).then(|| rng.next() % 20_000_000_000_000),
+        per_kwh: None,
         power_milliwatts: rng.percent(40).then(|| rng.next() % 500_000),
     }
 }

@@ -167,6 +167,10 @@ impl World {
         self.runner.submit(plan.input.clone());
         let result = self.runner.wait();
         self.now.0 += self.control.last_step_ns();
+        if let Some(power) = self.params.device_milliwatts {
+            let since = self.params.options.startup.as_nanos() + u128::from(self.now.0);
+            self.engine.measure(since * u128::from(power));
+        }
         self.engine.commit(plan.clone(), result, self.now);
         self.tally.steps += 1;
         self.tally.rows += plan.input.rows.len() as u64;
@@ -229,10 +233,7 @@ impl World {
         let after = self.engine.snapshot();
         let (a, b) = (&self.before, &after);
         for (account, (old, new)) in a.cost.accounts.iter().zip(&b.cost.accounts).enumerate() {
-            assert!(
-                old.ns <= new.ns && old.pico <= new.pico,
-                "account {account} went down: {old:?} to {new:?}"
-            );
+            assert_eq!(old.min(*new), *old, "account {account} went down to {new:?}");
         }
         let numbers = |s: &Snapshot| {
             let c = &s.counters;

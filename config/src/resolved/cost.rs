@@ -3,7 +3,7 @@
 use super::{Check, Cost};
 use crate::error::ConfigError;
 use crate::layers::UNSET;
-use crate::prices::{Milliwatts, Parts, PicoPerHour};
+use crate::prices::{Milliwatts, Parts, PicoPerHour, PicoPerKwh};
 use crate::raw::{self, Raw};
 use crate::units::{Decimal, PICO};
 
@@ -35,9 +35,15 @@ impl Check<'_> {
             Some(pico) => Some(self.price(pico)?),
             None => None,
         };
+        let per_kwh = match c.electricity_per_kwh {
+            Some(price) => Some(PicoPerKwh::from_price(price).ok_or_else(|| {
+                self.layers.wrong("cost.electricity_per_kwh", "a kilowatt-hour would cost more than 10^6")
+            })?),
+            None => None,
+        };
         let hosted = c.hosted.clone().unwrap_or_default();
         let hosted = hosted.into_iter().map(|(name, h)| (name, (h.input.into(), h.output.into()))).collect();
-        Ok(Cost { currency: c.currency.clone(), per_hour, power, hosted })
+        Ok(Cost { currency: c.currency.clone(), per_hour, per_kwh, power, hosted })
     }
 
     /// At most a million an hour, so that the sums of years fit into 128 bits.

@@ -1,8 +1,9 @@
 //! Who used the machine, in exact integers.
 //!
-//! Invariant (I7): after every settlement the accounts sum to the time since start, and their money to the price times
-//! that time, rounded down once with the remainder carried. Absent on purpose: clocks, names of currencies, floats
-//! in anything that is summed (the fit yields only the weights of a split).
+//! Invariant (I7): after every settlement the accounts sum to the time since start, their energy to what was measured by then and
+//! the configured power times that time, and their money to the price times that time and the price of what was measured, each
+//! rounded down once with the remainder carried. Absent on purpose: clocks, meters, names of currencies, floats in anything that is
+//! summed (the fit yields only the weights of a split).
 
 mod fit;
 mod split;
@@ -21,6 +22,7 @@ pub use self::split::split;
 use self::window::{Tally, Window};
 
 const NS_PER_HOUR: u128 = 3_600_000_000_000;
+const PICOJOULES_PER_KWH: u128 = 3_600_000_000_000_000_000;
 
 /// What a row's tokens were computed for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,12 +49,17 @@ pub struct RowCharge {
 /// The accounts, and the coefficients that split steps.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    price: Option<u64>,
-    power_milliwatts: Option<u64>,
+    prices: Prices,
     startup_ns: u64,
     settled: Tick,
-    /// Remainder of money, in 1/3.6e12 of a pico-unit.
+    /// Picojoules measured so far; None until something is.
+    measured: Option<u128>,
+    /// Of these, what accounts hold.
+    settled_energy: u128,
+    /// Remainder of money for time, in 1/3.6e12 of a pico-unit.
     carry: u128,
+    /// Remainder of money for measured energy, in 1/3.6e18 of a pico-unit.
+    carry_energy: u128,
     accounts: [Amount; 7],
     /// Taken back by faults and not yet paid out of later charges; `prefill` and `decode` only.
     owed: [Amount; 7],
@@ -63,14 +70,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// At tick 0, with `startup_ns` already spent.
-    pub fn new(prices: &Prices, start: Coefficients, startup_ns: u64) -> Self {
+    /// At tick 0, with `startup_ns` already spent, and picojoules as for [`Ledger::measure`].
+    pub fn new(prices: &Prices, start: Coefficients, startup_ns: u64, measured: Option<u128>) -> Self {
         let mut ledger = Self {
-            price: prices.per_hour,
-            power_milliwatts: prices.power_milliwatts,
+            prices: *prices,
             startup_ns,
             settled: Tick(0),
+            measured,
+            settled_energy: 0,
             carry: 0,
+            carry_energy: 0,
             accounts: [Amount::default(); 7],
             owed: [Amount::default(); 7],
             saved: Amount::default(),
@@ -81,6 +90,12 @@ impl Ledger {
         let spent = ledger.priced(startup_ns);
         ledger.post(Account::Startup, spent);
         ledger
+    }
+
+    /// Picojoules that were measured so far, which the next settlement is charged with as far as none was before. What is less than
+    /// at the last call is not heard.
+    pub fn measure(&mut self, picojoules: u128) {
+        self.measured = self.measured.max(Some(picojoules));
     }
 
     /// The time since the last settlement had no work in it.
@@ -105,14 +120,10 @@ impl Ledger {
         let spent = self.settle(now);
         let weights = self.fit.weights(stats);
         self.fit.observe(stats, rows, spent.ns);
-        let ns = split(u128::from(spent.ns), &weights);
-        let pico = split(spent.pico, &weights);
         let mut charges = Vec::with_capacity(rows.len());
-        for (i, row) in rows.iter().enumerate() {
-            let parts = [row.recompute, row.prefill, row.decode].map(u64::from);
-            let (ns, pico) = (split(ns[i], &parts), split(pico[i], &parts));
-            let amount = |k: usize| Amount { ns: ns[k] as u64, pico: pico[k] };
-            let charge = RowCharge { recompute: amount(0), prefill: amount(1), decode: amount(2) };
+        for (row, share) in rows.iter().zip(shares(spent, &weights)) {
+            let parts = shares(share, &[row.recompute, row.prefill, row.decode].map(u64::from));
+            let charge = RowCharge { recompute: parts[0], prefill: parts[1], decode: parts[2] };
             self.post(Account::Recompute, charge.recompute);
             self.post(Account::Prefill, charge.prefill);
             self.post(Account::Decode, charge.decode);
@@ -123,23 +134,17 @@ impl Ledger {
 
     /// A request ended in a fault: what it used goes to `failed`, out of the next charges to where it was.
     pub fn fail(&mut self, cost: &RequestCost) {
-        for (account, ns, pico) in [
-            (Account::Prefill, cost.prefill_ns, cost.prefill),
-            (Account::Decode, cost.decode_ns, cost.decode),
-        ] {
-            let owed = &mut self.owed[account as usize];
-            owed.ns += ns;
-            owed.pico += pico.unwrap_or(0);
-        }
+        self.owed[Account::Prefill as usize] += cost.prefill();
+        self.owed[Account::Decode as usize] += cost.decode();
     }
 
     /// Prompt tokens taken from the prefix cache: what computing them would have cost, by the present coefficients.
     pub fn save(&mut self, tokens: u32) -> Amount {
         let ns = self.fit.prefill_ns(tokens);
-        let pico = u128::from(ns) * u128::from(self.price.unwrap_or(0)) / NS_PER_HOUR;
+        let pico = u128::from(ns) * u128::from(self.prices.per_hour.unwrap_or(0)) / NS_PER_HOUR;
         self.saved.ns = self.saved.ns.saturating_add(ns);
         self.saved.pico = self.saved.pico.saturating_add(pico);
-        Amount { ns, pico }
+        Amount { ns, pico, energy: 0 }
     }
 
     /// Tokens for the cost per million: prompt tokens scheduled, output tokens chosen.
@@ -161,7 +166,11 @@ impl Ledger {
 
     /// Whether money means anything.
     pub fn is_priced(&self) -> bool {
-        self.price.is_some()
+        self.prices.per_hour.is_some()
+    }
+
+    fn has_energy(&self) -> bool {
+        self.measured.is_some() || self.prices.power_milliwatts.is_some()
     }
 
     /// What faults took back and later charges have not paid yet.
@@ -171,32 +180,33 @@ impl Ledger {
 
     /// All totals, as published.
     pub fn cost(&self) -> Cost {
-        let costs = |t: &Tally| t.unit_costs(self.is_priced());
+        let costs = |t: &Tally| t.unit_costs(self.is_priced(), self.has_energy());
         Cost {
             accounts: self.accounts,
-            price_per_hour: self.price,
-            power_milliwatts: self.power_milliwatts,
+            price_per_hour: self.prices.per_hour,
+            has_energy: self.has_energy(),
             saved: self.saved,
             recent: costs(&self.window.sum(self.settled)),
             total: costs(&self.total),
         }
     }
 
-    /// I7. Gives the time and money of all accounts.
+    /// I7. Gives all that the accounts hold.
     pub fn check(&self) -> Result<Amount, String> {
-        let ns: u64 = self.accounts.iter().map(|a| a.ns).sum();
-        let pico: u128 = self.accounts.iter().map(|a| a.pico).sum();
+        let held = sum(&self.accounts);
         let elapsed = self.startup_ns + self.settled.0;
-        let price = u128::from(self.price.unwrap_or(0));
-        if ns != elapsed {
-            return Err(format!("I7: the accounts hold {ns} ns of {elapsed} ns"));
+        let Prices { per_hour, power_milliwatts, .. } = self.prices;
+        let of_time = |per_ns: Option<u64>| u128::from(elapsed) * u128::from(per_ns.unwrap_or(0));
+        let (of_energy, _) = priced(self.settled_energy, self.per_kwh(), 0);
+        let due = Amount {
+            ns: elapsed,
+            pico: of_time(per_hour) / NS_PER_HOUR + of_energy,
+            energy: of_time(power_milliwatts) + self.settled_energy,
+        };
+        if held != due {
+            return Err(format!("I7: the accounts hold {held:?}, what was spent is {due:?}"));
         }
-        if pico != u128::from(elapsed) * price / NS_PER_HOUR {
-            return Err(format!(
-                "I7: the accounts hold {pico} pico-units, {price} an hour for {elapsed} ns is something else"
-            ));
-        }
-        Ok(Amount { ns, pico })
+        Ok(held)
     }
 
     fn settle(&mut self, now: Tick) -> Amount {
@@ -206,25 +216,33 @@ impl Ledger {
         self.priced(ns)
     }
 
+    /// So much time, and what was measured since the last one.
     fn priced(&mut self, ns: u64) -> Amount {
-        let due = u128::from(ns) * u128::from(self.price.unwrap_or(0)) + self.carry;
+        let due = u128::from(ns) * u128::from(self.prices.per_hour.unwrap_or(0)) + self.carry;
         self.carry = due % NS_PER_HOUR;
-        Amount { ns, pico: due / NS_PER_HOUR }
+        let measured = self.measured.unwrap_or(0) - self.settled_energy;
+        self.settled_energy += measured;
+        let (pico, carry) = priced(measured, self.per_kwh(), self.carry_energy);
+        self.carry_energy = carry;
+        let configured = u128::from(ns) * u128::from(self.prices.power_milliwatts.unwrap_or(0));
+        Amount { ns, pico: due / NS_PER_HOUR + pico, energy: measured + configured }
+    }
+
+    /// What measured energy costs, in a ledger that counts money.
+    fn per_kwh(&self) -> u64 {
+        self.prices.per_kwh.filter(|_| self.is_priced()).unwrap_or(0)
     }
 
     fn post(&mut self, account: Account, amount: Amount) {
         let owed = &mut self.owed[account as usize];
-        let back = Amount { ns: owed.ns.min(amount.ns), pico: owed.pico.min(amount.pico) };
-        owed.ns -= back.ns;
-        owed.pico -= back.pico;
+        let back = owed.min(amount);
+        *owed = *owed - back;
         self.add(Account::Failed, back);
-        self.add(account, Amount { ns: amount.ns - back.ns, pico: amount.pico - back.pico });
+        self.add(account, amount - back);
     }
 
     fn add(&mut self, account: Account, amount: Amount) {
-        let total = &mut self.accounts[account as usize];
-        total.ns += amount.ns;
-        total.pico += amount.pico;
+        self.accounts[account as usize] += amount;
         let mut tally = Tally::default();
         tally.accounts[account as usize] = amount;
         self.total.add(&tally);
@@ -237,6 +255,8 @@ impl RowCharge {
     pub fn add_to(&self, cost: &mut RequestCost, priced: bool) {
         cost.prefill_ns += self.prefill.ns;
         cost.decode_ns += self.decode.ns;
+        cost.prefill_energy += self.prefill.energy;
+        cost.decode_energy += self.decode.energy;
         if priced {
             *cost.prefill.get_or_insert(0) += self.prefill.pico;
             *cost.decode.get_or_insert(0) += self.decode.pico;
@@ -245,19 +265,44 @@ impl RowCharge {
 }
 
 impl Tally {
-    fn unit_costs(&self, priced: bool) -> UnitCosts {
-        let all: Amount = self
-            .accounts
-            .iter()
-            .fold(Amount::default(), |sum, a| Amount { ns: sum.ns + a.ns, pico: sum.pico + a.pico });
+    fn unit_costs(&self, priced: bool, has_energy: bool) -> UnitCosts {
+        let all = sum(&self.accounts);
         let (prefill, decode) =
             (self.accounts[Account::Prefill as usize], self.accounts[Account::Decode as usize]);
-        let both = Amount { ns: prefill.ns + decode.ns, pico: prefill.pico + decode.pico };
-        let unit = |part, tokens| window::unit_cost(part, both, all, tokens, priced);
+        let both = prefill + decode;
+        let unit = |part, tokens| {
+            let mut cost = window::unit_cost(part, both, all, tokens);
+            if !priced {
+                (cost.money_marginal, cost.money_loaded) = (None, None);
+            }
+            if !has_energy {
+                (cost.joules_marginal, cost.joules_loaded) = (None, None);
+            }
+            cost
+        };
         UnitCosts {
             input: unit(prefill, self.input),
             output: unit(decode, self.output),
             all: unit(both, self.input + self.output),
         }
     }
+}
+
+fn sum(amounts: &[Amount]) -> Amount {
+    amounts.iter().fold(Amount::default(), |sum, &amount| sum + amount)
+}
+
+/// Each part of an amount by [`split`].
+fn shares(amount: Amount, weights: &[u64]) -> Vec<Amount> {
+    let (ns, pico, energy) =
+        (split(u128::from(amount.ns), weights), split(amount.pico, weights), split(amount.energy, weights));
+    let parts = ns.into_iter().zip(pico).zip(energy);
+    parts.map(|((ns, pico), energy)| Amount { ns: ns as u64, pico, energy }).collect()
+}
+
+/// Pico-units for picojoules and a remainder of earlier ones; and what remains. In two parts, so that decades fit into 128 bits.
+fn priced(picojoules: u128, per_kwh: u64, carry: u128) -> (u128, u128) {
+    let (kwh, rest) = (picojoules / PICOJOULES_PER_KWH, picojoules % PICOJOULES_PER_KWH);
+    let due = rest * u128::from(per_kwh) + carry;
+    (kwh * u128::from(per_kwh) + due / PICOJOULES_PER_KWH, due % PICOJOULES_PER_KWH)
 }

@@ -13,6 +13,8 @@ enum Op {
     /// The request that was charged for the row ended in a fault.
     Fail(usize),
     Count(u64, u64),
+    /// More was measured, in picojoules.
+    Measure(u128),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -31,21 +33,28 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(ns, dense, rows)| Op::Step(ns, dense, rows)),
         2 => (0usize..100).prop_map(Op::Fail),
         1 => (0u64..1000, 0u64..1000).prop_map(|(input, output)| Op::Count(input, output)),
+        3 => prop_oneof![Just(0), 0u128..1 << 50, Just(1 << 80)].prop_map(Op::Measure),
     ]
 }
 
 proptest! {
     #[test]
-    fn every_nanosecond_and_every_pico_unit_is_somewhere(
+    fn every_nanosecond_pico_unit_and_picojoule_is_somewhere(
         ops in prop::collection::vec(op(), 0..60),
-        price in prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000, Just(u64::MAX)]),
+        (price, per_kwh) in (price(), price()),
+        power_milliwatts in prop::option::of(0u64..500_000),
         startup in 0u64..10_000_000_000,
+        mut measured in prop::option::of(0u128..1 << 50),
     ) {
-        let prices = Prices { per_hour: price, ..Prices::default() };
-        let mut ledger = Ledger::new(&prices, Coefficients::default(), startup);
+        let prices = Prices { per_hour: price, per_kwh, power_milliwatts };
+        let mut ledger = Ledger::new(&prices, Coefficients::default(), startup, measured);
         let (mut now, mut charged, mut requests) = (0, Amount::default(), Vec::new());
+        let mut settled = measured;
         for op in ops {
             let before = ledger.cost().accounts;
+            if let Op::Idle(_) | Op::Fault(_) | Op::Step(..) = op {
+                settled = measured;
+            }
             match op {
                 Op::Idle(ns) => { now += ns; ledger.idle(Tick(now)); }
                 Op::Fault(ns) => { now += ns; ledger.fault(Tick(now)); }
@@ -55,46 +64,61 @@ proptest! {
                     let expert_bytes = work.iter().map(|w| w.expert_bytes).sum();
                     let stats = StepStats { dense_bytes, expert_bytes, rows: work, ..StepStats::default() };
                     let charges = ledger.step(Tick(now), &stats, &tokens);
-                    let all = |c: &RowCharge| c.prefill.ns + c.decode.ns + c.recompute.ns;
-                    prop_assert_eq!(charges.iter().map(all).sum::<u64>(), ns);
+                    let all: Vec<_> = charges.iter().map(|c| c.prefill + c.decode + c.recompute).collect();
+                    let (before, after) = (sum(&before), sum(&ledger.cost().accounts));
+                    prop_assert_eq!(sum(&all), after - before);
+                    prop_assert_eq!(sum(&all).ns, ns);
                     for (charge, tokens) in charges.iter().zip(&tokens) {
                         prop_assert!(tokens.prefill > 0 || charge.prefill == Amount::default());
                         let mut cost = RequestCost::default();
                         charge.add_to(&mut cost, price.is_some());
-                        charged.ns += cost.prefill_ns + cost.decode_ns;
-                        charged.pico += cost.prefill.unwrap_or(0) + cost.decode.unwrap_or(0);
+                        charged += cost.prefill() + cost.decode();
                         requests.push(cost);
                     }
                 }
                 Op::Fail(i) if !requests.is_empty() => {
                     let cost = requests.swap_remove(i % requests.len());
-                    charged.ns -= cost.prefill_ns + cost.decode_ns;
-                    charged.pico -= cost.prefill.unwrap_or(0) + cost.decode.unwrap_or(0);
+                    charged = charged - (cost.prefill() + cost.decode());
                     ledger.fail(&cost);
                 }
                 Op::Fail(_) => {}
                 Op::Count(input, output) => ledger.count(input, output),
+                Op::Measure(more) => {
+                    let all = measured.unwrap_or(0) + more;
+                    measured = Some(all);
+                    ledger.measure(all);
+                    // A clock of the device's own may seem to go back.
+                    ledger.measure(all / 2);
+                }
             }
-            prop_assert_eq!(ledger.check().map(|a| a.ns), Ok(startup + now));
+            let held = ledger.check();
+            let configured = u128::from(startup + now) * u128::from(power_milliwatts.unwrap_or(0));
+            prop_assert_eq!(held.clone().map(|a| a.ns), Ok(startup + now));
+            prop_assert_eq!(held.map(|a| a.energy), Ok(configured + settled.unwrap_or(0)));
             let after = ledger.cost().accounts;
             for (a, b) in before.iter().zip(&after) {
-                prop_assert!(a.ns <= b.ns && a.pico <= b.pico, "an account went down");
+                prop_assert_eq!(a.min(*b), *a, "an account went down");
             }
-            let (p, d) = (after[Account::Prefill as usize], after[Account::Decode as usize]);
-            let (op, od) = (ledger.owed(Account::Prefill), ledger.owed(Account::Decode));
-            prop_assert_eq!(p.ns + d.ns, charged.ns + op.ns + od.ns);
-            prop_assert_eq!(p.pico + d.pico, charged.pico + op.pico + od.pico);
+            let held = after[Account::Prefill as usize] + after[Account::Decode as usize];
+            let owed = ledger.owed(Account::Prefill) + ledger.owed(Account::Decode);
+            prop_assert_eq!(held, charged + owed);
         }
     }
 }
 
+fn price() -> impl Strategy<Value = Option<u64>> {
+    prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000, Just(u64::MAX)])
+}
+
 /// 3.60 an hour: a milliunit a second.
-const PRICES: Prices = Prices { per_hour: Some(3_600_000_000_000), power_milliwatts: Some(50_000) };
+const PRICES: Prices =
+    Prices { per_hour: Some(3_600_000_000_000), per_kwh: None, power_milliwatts: Some(50_000) };
 const SECOND: u64 = 1_000_000_000;
+const JOULE: u128 = 1_000_000_000_000;
 
 #[test]
 fn loaded_cost_reconciles_with_the_bill() {
-    let mut ledger = Ledger::new(&PRICES, Coefficients::default(), 10 * SECOND);
+    let mut ledger = Ledger::new(&PRICES, Coefficients::default(), 10 * SECOND, None);
     let rows =
         [RowTokens { prefill: 90, ..RowTokens::default() }, RowTokens { decode: 1, ..RowTokens::default() }];
     let work = |macs| RowWork { macs, ..RowWork::default() };
@@ -119,7 +143,7 @@ fn loaded_cost_reconciles_with_the_bill() {
 
 #[test]
 fn without_a_price_there_is_no_money() {
-    let mut ledger = Ledger::new(&Prices::default(), Coefficients::default(), 0);
+    let mut ledger = Ledger::new(&Prices::default(), Coefficients::default(), 0, None);
     ledger.count(5, 5);
     ledger.idle(Tick(SECOND));
     let cost = ledger.cost();
@@ -128,12 +152,40 @@ fn without_a_price_there_is_no_money() {
         (None, None, None)
     );
     assert_eq!(cost.total.all.seconds_marginal, Some(0.0));
-    assert_eq!(cost.joules(Account::Idle), None);
+    assert_eq!((cost.joules(Account::Idle), cost.total.all.joules_loaded), (None, None));
+}
+
+#[test]
+fn measured_energy_goes_where_time_goes_at_its_own_price() {
+    // 0.36 a kilowatt-hour: 100 nano-units a joule.
+    let prices = Prices { per_hour: Some(0), per_kwh: Some(360_000_000_000), power_milliwatts: Some(10_000) };
+    let mut ledger = Ledger::new(&prices, Coefficients::default(), SECOND, Some(70 * JOULE));
+    ledger.measure(100 * JOULE);
+    ledger.idle(Tick(2 * SECOND));
+    let rows =
+        [RowTokens { prefill: 90, ..RowTokens::default() }, RowTokens { decode: 1, ..RowTokens::default() }];
+    let work = |macs| RowWork { macs, ..RowWork::default() };
+    let stats = StepStats { rows: vec![work(300), work(100)], ..StepStats::default() };
+    ledger.measure(500 * JOULE);
+    ledger.step(Tick(3 * SECOND), &stats, &rows);
+    ledger.count(100, 50);
+    let cost = ledger.cost();
+    let joules = |account| cost.joules(account).expect("it is measured");
+    // What was measured, and 10 W of the rest of the machine.
+    assert_eq!([Account::Startup, Account::Idle].map(joules), [70.0 + 10.0, 30.0 + 20.0]);
+    assert!(
+        (joules(Account::Prefill) - 307.5).abs() < 1e-6 && (joules(Account::Decode) - 102.5).abs() < 1e-6
+    );
+    let pico: u128 = cost.accounts.iter().map(|a| a.pico).sum();
+    assert_eq!(pico, 500 * 100_000, "the rest of the machine is in the price of an hour");
+    let per_token = |joules: Option<f64>| joules.map(|j| (j / 1e6 * 1e3).round() / 1e3);
+    assert_eq!(per_token(cost.total.all.joules_marginal), Some(2.733));
+    assert_eq!(per_token(cost.total.all.joules_loaded), Some(3.6));
 }
 
 #[test]
 fn savings_are_what_computing_would_have_cost() {
-    let mut ledger = Ledger::new(&PRICES, Coefficients { ns_per_byte: 1.0, ns_per_mac: 1.0 }, 0);
+    let mut ledger = Ledger::new(&PRICES, Coefficients { ns_per_byte: 1.0, ns_per_mac: 1.0 }, 0, None);
     assert_eq!(ledger.save(100), Amount::default(), "nothing is known of prompts yet");
     let stats =
         StepStats { rows: vec![RowWork { macs: 4000, ..RowWork::default() }], ..StepStats::default() };

@@ -18,9 +18,8 @@ pub(super) struct Tally {
 
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
-        for (a, b) in self.accounts.iter_mut().zip(&other.accounts) {
-            a.ns += b.ns;
-            a.pico += b.pico;
+        for (a, b) in self.accounts.iter_mut().zip(other.accounts) {
+            *a += b;
         }
         self.input += other.input;
         self.output += other.output;
@@ -58,18 +57,21 @@ impl Window {
 }
 
 /// `part` per million of `tokens`; loaded with its proportion of `all`, where `both` is what is in proportion.
-pub(super) fn unit_cost(part: Amount, both: Amount, all: Amount, tokens: u64, priced: bool) -> UnitCost {
+pub(super) fn unit_cost(part: Amount, both: Amount, all: Amount, tokens: u64) -> UnitCost {
     let per_million = |amount: f64| (tokens > 0).then(|| amount * 1e6 / tokens as f64);
     let loaded = |part: f64, both: f64, all: f64| {
         if both > 0.0 { per_million(part * (all / both)) } else { None }
     };
     let seconds = |a: Amount| a.ns as f64 * 1e-9;
     let money = |a: Amount| a.pico as f64 * 1e-12;
+    let joules = |a: Amount| a.energy as f64 * 1e-12;
     UnitCost {
         seconds_marginal: per_million(seconds(part)),
         seconds_loaded: loaded(seconds(part), seconds(both), seconds(all)),
-        money_marginal: per_million(money(part)).filter(|_| priced),
-        money_loaded: loaded(money(part), money(both), money(all)).filter(|_| priced),
+        money_marginal: per_million(money(part)),
+        money_loaded: loaded(money(part), money(both), money(all)),
+        joules_marginal: per_million(joules(part)),
+        joules_loaded: loaded(joules(part), joules(both), joules(all)),
     }
 }
 

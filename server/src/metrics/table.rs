@@ -3,9 +3,10 @@
 //! Names that begin with `vllm:` are those that dashboards, autoscalers and inference gateways already read, with
 //! vLLM's labels and buckets; the others are ours.
 
+use frugal_models::meter::Sample;
 use frugal_scheduler::snapshot::{Account, Snapshot, UnitCost, UnitCosts};
 
-use super::{Kind, Metric, Read};
+use super::{Kind, Metric, Read, Samples};
 
 const PICO: f64 = 1e12;
 const NANO: f64 = 1e9;
@@ -74,7 +75,8 @@ pub const METRICS: &[Metric] = &[
     counter(
         "frugal_cost_total",
         &["account", "currency"],
-        "Money by account; all accounts together are price times time since start. Absent without a price.",
+        "Money by account; all accounts together are price times time since start, and measured energy at its price. Absent \
+         without a price.",
         Read::Both(|s, v, out| {
             for account in priced_accounts(s) {
                 let amount = s.cost.accounts[account as usize];
@@ -95,13 +97,26 @@ pub const METRICS: &[Metric] = &[
     counter(
         "frugal_joules_total",
         &["account"],
-        "Energy by account, at the configured power. Absent without one.",
+        "Energy by account: what the GPU measured, and the configured power times the time. Absent without either.",
         Read::Engine(|s, out| {
             for account in Account::ALL {
                 if let Some(joules) = s.cost.joules(account) {
                     out.put(&[account.name()], joules);
                 }
             }
+        }),
+    ),
+    gauge(
+        "frugal_joules_per_token",
+        &["tokens", "basis", "window"],
+        "Energy per token, with basis and window as for money. Absent where no energy is known.",
+        Read::Engine(|s, out| {
+            unit_costs(s, |labels, cost, loaded| {
+                let joules = if loaded { cost.joules_loaded } else { cost.joules_marginal };
+                if let Some(per_million) = joules {
+                    out.put(&labels, per_million / 1e6);
+                }
+            });
         }),
     ),
     gauge(
@@ -151,7 +166,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "frugal_price_per_hour",
         &["currency"],
-        "Configured price of this machine. Absent without one.",
+        "Configured price of this machine, measured energy apart. Absent without one.",
         Read::Both(|s, v, out| {
             if let Some(pico) = s.cost.price_per_hour {
                 out.put(&[&v.facts.currency], pico as f64 / PICO);
@@ -169,6 +184,58 @@ pub const METRICS: &[Metric] = &[
                 out.put(&[api, &v.facts.currency], pico / PICO / 1e6);
             }
         }),
+    ),
+    // The GPU, by its own account.
+    gauge(
+        "frugal_gpu_info",
+        &["name", "uuid"],
+        "1; the labels say which GPU the model runs on. It and the others named `frugal_gpu_` are absent without a GPU, \
+         and each without the GPU's word on it.",
+        Read::Engine(|s, out| {
+            if let Some(gpu) = &s.gpu {
+                out.put(&[&gpu.device.name, &gpu.device.uuid], 1.0);
+            }
+        }),
+    ),
+    counter(
+        "frugal_gpu_joules_total",
+        &[],
+        "Energy that the GPU measured since the model began to load, whoever used it.",
+        Read::Engine(|s, out| {
+            if let Some(energy) = s.gpu.as_ref().and_then(|gpu| gpu.energy) {
+                out.put(&[], energy as f64 / PICO);
+            }
+        }),
+    ),
+    gauge(
+        "frugal_gpu_power_watts",
+        &[],
+        "Power that the GPU draws.",
+        Read::Engine(|s, out| said(s, out, |gpu| gpu.power_milliwatts.map(|mw| mw as f64 / 1e3))),
+    ),
+    gauge(
+        "frugal_gpu_utilization",
+        &[],
+        "Share of time in which the GPU computed, 0 to 1.",
+        Read::Engine(|s, out| said(s, out, |gpu| gpu.busy_percent.map(|percent| f64::from(percent) / 1e2))),
+    ),
+    gauge(
+        "frugal_gpu_memory_used_bytes",
+        &[],
+        "Memory of the GPU that is taken, by whomever.",
+        Read::Engine(|s, out| said(s, out, |gpu| gpu.memory_used.map(|bytes| bytes as f64))),
+    ),
+    gauge(
+        "frugal_gpu_memory_bytes",
+        &[],
+        "Memory of the GPU.",
+        Read::Engine(|s, out| said(s, out, |gpu| gpu.memory.map(|bytes| bytes as f64))),
+    ),
+    gauge(
+        "frugal_gpu_temperature_celsius",
+        &[],
+        "Temperature of the GPU.",
+        Read::Engine(|s, out| said(s, out, |gpu| gpu.celsius.map(f64::from))),
     ),
     // Tokens and requests.
     counter(
@@ -415,6 +482,13 @@ pub const METRICS: &[Metric] = &[
         Read::Engine(|s, out| out.histogram(&[], &s.histograms.step_tokens)),
     ),
 ];
+
+/// What the GPU said last, if it said that.
+fn said(s: &Snapshot, out: &mut Samples, value: fn(&Sample) -> Option<f64>) {
+    if let Some(value) = s.gpu.as_ref().and_then(|gpu| gpu.sample.as_ref()).and_then(value) {
+        out.put(&[], value);
+    }
+}
 
 /// All accounts if there is a price, none otherwise.
 fn priced_accounts(s: &Snapshot) -> impl Iterator<Item = Account> {

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
-use frugal_scheduler::snapshot::{Amount, PoolCounts, UnitCost};
+use frugal_models::meter::{Device, Sample};
+use frugal_scheduler::snapshot::{Amount, Gpu, PoolCounts, UnitCost};
 
 use super::*;
 
@@ -13,13 +14,31 @@ fn snapshot() -> Snapshot {
     s.gauges.groups = vec![PoolCounts { free: 5, referenced: 3, cached: 2 }];
     s.gauges.running = 2;
     s.cost.price_per_hour = Some(85_000_000_000);
-    s.cost.power_milliwatts = Some(65_000);
-    s.cost.accounts = std::array::from_fn(|i| Amount { ns: 1_000_000_000 * (i as u64 + 1), pico: i as u128 });
+    s.cost.has_energy = true;
+    s.cost.accounts = std::array::from_fn(|i| Amount {
+        ns: 1_000_000_000 * (i as u64 + 1),
+        pico: i as u128,
+        energy: 65_000_000_000_000 * (i as u128 + 1),
+    });
+    s.gpu = Some(Gpu {
+        device: Device { name: "NVIDIA \"Example\"".to_owned(), uuid: "GPU-0123".to_owned() },
+        energy: Some(1_500_000_000_000_000),
+        sample: Some(Sample {
+            energy_millijoules: Some(99),
+            power_milliwatts: Some(312_500),
+            busy_percent: Some(87),
+            memory_used: Some(30 << 30),
+            memory: Some(80 << 30),
+            celsius: Some(61),
+        }),
+    });
     let unit = UnitCost {
         seconds_marginal: Some(1.5),
         seconds_loaded: Some(3.0),
         money_marginal: Some(0.25),
         money_loaded: Some(0.5),
+        joules_marginal: Some(97_500_000.0),
+        joules_loaded: Some(195_000_000.0),
     };
     s.cost.total.input = unit;
     for ns in [500_000, 30_000_000, 90_000_000_000] {
@@ -54,17 +73,36 @@ fn before_the_model_is_loaded_there_is_little() {
 fn without_a_price_there_is_no_money() {
     let mut s = snapshot();
     s.cost.price_per_hour = None;
-    s.cost.power_milliwatts = None;
+    s.cost.has_energy = false;
+    (s.cost.total.input.joules_marginal, s.cost.total.input.joules_loaded) = (None, None);
     s.cost.total.input.money_marginal = None;
     s.cost.total.input.money_loaded = None;
     let text = text(Some(&s));
-    for name in
-        ["frugal_cost_total", "frugal_saved_cost_total", "frugal_price_per_hour", "frugal_joules_total"]
-    {
+    for name in ["frugal_cost_total", "frugal_saved_cost_total", "frugal_price_per_hour", "frugal_joules"] {
         assert!(!text.contains(name), "{name}");
     }
     assert!(!text.contains("frugal_cost_per_million"));
     assert!(text.contains("frugal_cost_seconds_total"));
+}
+
+#[test]
+fn what_the_gpu_does_not_say_is_absent() {
+    let mut s = snapshot();
+    let families = |s: &Snapshot| {
+        let text = text(Some(s));
+        text.lines().filter(|l| l.starts_with("# TYPE frugal_gpu_")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let gpu = s.gpu.as_mut().expect("there is one");
+    gpu.sample = gpu.sample.map(|sample| Sample { celsius: None, ..sample });
+    assert!(!families(&s).is_empty() && !families(&s).iter().any(|family| family.contains("celsius")));
+    s.gpu.as_mut().expect("there is one").sample = None;
+    assert_eq!(
+        families(&s),
+        ["# TYPE frugal_gpu_info gauge", "# TYPE frugal_gpu_joules_total counter"],
+        "counters stay"
+    );
+    s.gpu = None;
+    assert!(families(&s).is_empty());
 }
 
 #[test]
