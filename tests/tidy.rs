@@ -301,6 +301,60 @@ fn every_module_says_what_it_is() {
     report(&silent.collect::<Vec<_>>());
 }
 
+/// What an image's build is given: below `.dockerignore`'s exceptions, all of every crate that is compiled, and of the others, which
+/// the workspace names, the manifest. What is compiled includes no file from elsewhere.
+#[test]
+fn images_are_given_what_is_compiled() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let workspace = read("Cargo.toml");
+    let list = workspace.lines().find_map(|line| line.strip_prefix("members = [")?.strip_suffix(']'));
+    let members: Vec<&str> =
+        list.expect("one line of members").split(", ").map(|m| m.trim_matches('"')).collect();
+    let compiled: Vec<&str> = members.iter().copied().filter(|&member| member != "tests").collect();
+    let ignored = read(".dockerignore");
+    let mut complaints = Vec::new();
+    for image in ["deploy/Dockerfile", "deploy/Dockerfile.cuda"] {
+        let text = read(image);
+        let (from, to) = (" AS build\n", " AS runtime\n");
+        let stage = text.split_once(from).and_then(|(_, rest)| rest.split_once(to)).map(|(stage, _)| stage);
+        let mut given = Vec::new();
+        for line in stage.expect("a stage that builds, and one that runs").lines() {
+            let Some(copied) = line.strip_prefix("COPY ") else { continue };
+            let mut paths: Vec<&str> = copied.split_whitespace().collect();
+            let to = paths.pop().unwrap_or_default();
+            given.extend(paths.iter().map(|path| (path.to_string(), to.trim_end_matches('/').to_owned())));
+        }
+        let to = |path: &str| given.iter().find(|(from, _)| from == path).map(|(_, to)| to.as_str());
+        let mut needed = vec![("Cargo.toml".to_owned(), "."), ("Cargo.lock".to_owned(), ".")];
+        needed.extend(compiled.iter().map(|member| ((*member).to_owned(), *member)));
+        needed.extend(members.iter().map(|member| (format!("{member}/Cargo.toml"), *member)));
+        for (path, place) in needed {
+            let whole = path.strip_suffix("/Cargo.toml").and_then(to);
+            if to(&path).or(whole) != Some(place) {
+                complaints.push(format!("{image}: no `COPY {path}` to {place}"));
+            }
+        }
+        for (path, _) in &given {
+            let allowed =
+                |rule: &str| path == rule || path.strip_prefix(rule).is_some_and(|p| p.starts_with('/'));
+            if !ignored.lines().filter_map(|line| line.strip_prefix('!')).any(allowed) {
+                complaints.push(format!("{image}: .dockerignore keeps `{path}` out"));
+            }
+        }
+    }
+    for (path, text) in compiled.iter().flat_map(|member| files(&format!("{member}/src"), "rs")) {
+        let including = ["include_str!(\"", "include_bytes!(\""];
+        for rest in including.iter().flat_map(|macro_| text.split(macro_).skip(1)) {
+            let included = rest.split('"').next().unwrap_or_default();
+            // Folders from the file up to its crate's.
+            if included.matches("../").count() > path.matches('/').count() - 1 && !is_test(&path) {
+                complaints.push(format!("{path} includes {included}, which images are not given"));
+            }
+        }
+    }
+    report(&complaints);
+}
+
 #[test]
 fn the_readme_is_current() {
     let path = root().join("README.md");
