@@ -8,7 +8,7 @@
 //! l = 1, no value). So neither blocks, chunks, threads nor the queries that share a page change a bit.
 //!
 //! An item is (sequence, a few of the span's tokens, query heads of one key head): its queries share each read of a
-//! page. A few queries widen a part of a page, which stays in L1, once for all of them ([`WIDE_VALUES`]); [`many`] of them take a range
+//! page. A few queries widen the keys of a page, which stay in L1, once for all of them ([`WIDE_VALUES`]); [`many`] of them take a range
 //! as products of matrices. One worker takes
 //! all ranges of an item, unless there are too few items to occupy the threads: then (item, range) pairs are spread,
 //! and merged in a second phase. The partial results of that mode are at most [`PARTIALS_MAX`] values.
@@ -32,8 +32,8 @@ use crate::backend::{AttendSpec, Batch};
 use crate::kv::Pages;
 
 /// Positions merged as one.
-const RANGE: usize = 256;
-/// Values of keys or values that are widened at a time: 24 KB.
+pub(super) const RANGE: usize = 256;
+/// Values of keys that are widened at a time: 24 KB.
 const WIDE_VALUES: usize = 6 << 10;
 /// Queries that share a page, unless one token has more: whole tiles for 1, 2, 3, 4, 6 and 8 heads of a token.
 const QUERIES: usize = 96;
@@ -221,7 +221,7 @@ impl<'a> Attention<'a> {
     fn new(input: &'a Attend<'a>, pages: &'a Pages) -> Self {
         let (key_dim, value_dim) = (input.spec.key_dim as usize, input.spec.value_dim as usize);
         // A power of two divides blocks evenly.
-        let fit = (WIDE_VALUES / key_dim.max(value_dim)).max(1);
+        let fit = (WIDE_VALUES / key_dim).max(1);
         Self { input, pages, key_dim, value_dim, segment: 1 << fit.ilog2() }
     }
 

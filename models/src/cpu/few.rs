@@ -1,8 +1,13 @@
 //! Attention's inner loops for a few queries that share a page: rows times rows. Where they are many, [`tiles`](super::tiles).
 
-use super::lanes::Lanes;
+use super::attention::RANGE;
+use super::lanes::{Lanes, Sixteen};
 use super::math::per_isa;
 use super::memory::Upcoming;
+use crate::kv::{BLOCK, PageType, SCALE};
+
+/// Values that are summed at a time.
+const COLS: usize = 16;
 
 per_isa! {
     /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
@@ -114,122 +119,141 @@ fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f3
 }
 
 per_isa! {
-    /// `to[h] += weights[h][j] * values[j]` for ascending j of `range`: `to` has rows of `dim`, weights and values of what is
-    /// beside them, and the first row of values is that of the range's first. `upcoming` has a turn for
-    /// every 32 values of three rows.
-    pub(super) fn accumulate[L](
-        weights: (&[f32], usize),
-        range: std::ops::Range<usize>,
-        values: (&[f32], usize),
+    /// `to[h] += weights[h][j] * values[j]` for ascending j, values being what begins the rows of a page, given with their bytes:
+    /// `to` has rows of `dim`, weights rows of [`RANGE`]. `upcoming` has so many [`turns`].
+    pub(super) fn weigh[L, W](
+        page: PageType,
+        rows: (&[u8], usize),
+        weights: &[f32],
         to: (&mut [f32], usize),
         upcoming: &mut Upcoming<'_>,
     ) {
-        let ((weights, weights_stride), (values, stride)) = (weights, values);
-        let (mut to, dim) = to;
-        let mut weights = weights.chunks(weights_stride).map(|w| &w[range.clone()]);
-        // Three rows share the loads of 32 values: twelve chains. Four rows are two and two, which is also why.
-        while to.len() == 3 * dim || to.len() >= 5 * dim {
-            let (three, rest) = to.split_at_mut(3 * dim);
-            let (a, b) = three.split_at_mut(dim);
-            let (b, c) = b.split_at_mut(dim);
-            if let [Some(x), Some(y), Some(z)] = std::array::from_fn(|_| weights.next()) {
-                accumulate_of::<L, 3>([x, y, z], values, stride, [a, b, c], upcoming);
-            }
-            to = rest;
-        }
-        while to.len() >= 2 * dim {
-            let (two, rest) = to.split_at_mut(2 * dim);
-            let (a, b) = two.split_at_mut(dim);
-            if let [Some(x), Some(y)] = std::array::from_fn(|_| weights.next()) {
-                accumulate_of::<L, 2>([x, y], values, stride, [a, b], upcoming);
-            }
-            to = rest;
-        }
-        if let (false, Some(x)) = (to.is_empty(), weights.next()) {
-            accumulate_of::<L, 1>([x], values, stride, [to], upcoming);
+        match page {
+            PageType::F16 => weigh_as::<Halves, W>(rows, weights, to, upcoming),
+            PageType::F32 => weigh_as::<Singles, W>(rows, weights, to, upcoming),
+            PageType::Q8_0 => weigh_as::<Codes, W>(rows, weights, to, upcoming),
         }
     }
 }
 
-/// `to[i] += weights[i][j] * values[j]`, rows of one width.
+/// At least as many turns as [`weigh`] takes for so many heads of `dim` values.
+pub(super) fn turns(dim: usize, heads: usize) -> usize {
+    dim.div_ceil(COLS) * heads.div_ceil(6)
+}
+
 #[inline(always)]
-fn accumulate_of<L: Lanes, const N: usize>(
-    weights: [&[f32]; N],
-    values: &[f32],
-    stride: usize,
-    to: [&mut [f32]; N],
+fn weigh_as<P: Values, W: Sixteen>(
+    rows: (&[u8], usize),
+    weights: &[f32],
+    (to, dim): (&mut [f32], usize),
     upcoming: &mut Upcoming<'_>,
 ) {
-    let dim = to[0].len();
-    let mut to = to;
-    let mut at = 0;
-    if N == 1 {
-        // One row alone: eight chains hide the latency of the addition.
-        while at + 64 <= dim {
+    let heads = to.len() / dim;
+    let groups = heads.div_ceil(W::CHAINS);
+    for at in (0..dim).step_by(COLS) {
+        for group in 0..groups {
             upcoming.turn();
-            accumulate_lanes::<L, N, 8>(weights, values, stride, at, &mut to);
-            at += 64;
-        }
-    }
-    while at + 32 <= dim {
-        upcoming.turn();
-        accumulate_lanes::<L, N, 4>(weights, values, stride, at, &mut to);
-        at += 32;
-    }
-    while at + 8 <= dim {
-        accumulate_lanes::<L, N, 1>(weights, values, stride, at, &mut to);
-        at += 8;
-    }
-    if at < dim {
-        for (weights, to) in weights.iter().zip(to) {
-            for (w, row) in weights.iter().zip(values.chunks(stride)) {
-                for (to, v) in to[at..].iter_mut().zip(&row[at..]) {
-                    *to = w.mul_add(*v, *to);
-                }
+            let (first, end) = (heads * group / groups, heads * (group + 1) / groups);
+            let (weights, to) = (&weights[first * RANGE..], &mut to[first * dim..end * dim]);
+            match end - first {
+                1 => weigh_group::<P, W, 1>(rows, weights, to, at),
+                2 => weigh_group::<P, W, 2>(rows, weights, to, at),
+                3 => weigh_group::<P, W, 3>(rows, weights, to, at),
+                4 => weigh_group::<P, W, 4>(rows, weights, to, at),
+                5 => weigh_group::<P, W, 5>(rows, weights, to, at),
+                6 => weigh_group::<P, W, 6>(rows, weights, to, at),
+                7 => weigh_group::<P, W, 7>(rows, weights, to, at),
+                8 => weigh_group::<P, W, 8>(rows, weights, to, at),
+                _ => unreachable!("a group is not empty, and no larger than CHAINS"),
             }
         }
     }
 }
 
+/// [`COLS`] values of N heads from `at` on.
 #[inline(always)]
-fn accumulate_lanes<L: Lanes, const N: usize, const C: usize>(
-    weights: [&[f32]; N],
-    values: &[f32],
-    stride: usize,
+fn weigh_group<P: Values, W: Sixteen, const N: usize>(
+    (rows, bytes): (&[u8], usize),
+    weights: &[f32],
+    to: &mut [f32],
     at: usize,
-    to: &mut [&mut [f32]; N],
 ) {
-    let places = to.each_mut().map(|to| lanes_mut::<C>(&mut to[at..]));
-    let mut sums: [[L; C]; N] = std::array::from_fn(|i| std::array::from_fn(|c| L::load(&places[i][c])));
-    let count = weights[0].len();
-    let weights = weights.map(|w| &w[..count]);
-    for (j, row) in values.chunks(stride).take(count).enumerate() {
-        // The weights stay in registers, values come one by one: 3 * 4 sums, 3 and 1 are sixteen.
-        let mut each = [L::zero(); N];
-        for (each, weights) in each.iter_mut().zip(weights) {
-            *each = L::splat(weights[j]);
+    let dim = to.len() / N;
+    let mut sums = [W::zero(); N];
+    for (sum, to) in sums.iter_mut().zip(to.chunks_exact(dim)) {
+        *sum = match to[at..].first_chunk() {
+            Some(to) => W::load(to),
+            None => {
+                let mut all = [0.0; COLS];
+                all.iter_mut().zip(&to[at..]).for_each(|(all, to)| *all = *to);
+                W::load(&all)
+            }
+        };
+    }
+    // The heads' weights of one j at a time, in a window of a length that the compiler knows: a check of each would cost as much
+    // as its product.
+    for (row, weights) in rows.chunks_exact(bytes).zip(weights.windows((N - 1) * RANGE + 1)) {
+        let values = P::sixteen::<W>(row, at);
+        for (sum, weight) in sums.iter_mut().zip(weights.iter().step_by(RANGE)) {
+            *sum = W::splat(*weight).mul_add(values, *sum);
         }
-        for (c, values) in lanes::<C>(&row[at..]).iter().enumerate() {
-            let values = L::load(values);
-            for (sums, weight) in sums.iter_mut().zip(each) {
-                sums[c] = weight.mul_add(values, sums[c]);
+    }
+    for (to, sum) in to.chunks_exact_mut(dim).zip(sums) {
+        match to[at..].first_chunk_mut() {
+            Some(to) => sum.store(to),
+            None => {
+                let mut all = [0.0; COLS];
+                sum.store(&mut all);
+                to[at..].iter_mut().zip(all).for_each(|(to, value)| *to = value);
             }
         }
     }
-    for (to, sums) in places.into_iter().zip(sums) {
-        for (to, sum) in to.iter_mut().zip(sums) {
-            sum.store(to);
-        }
+}
+
+/// How the rows of a page hold values: [`PageType`] as a type.
+trait Values {
+    /// Sixteen from `at` on, a multiple of that; anything beyond the row's end.
+    fn sixteen<W: Sixteen>(row: &[u8], at: usize) -> W;
+}
+
+struct Halves;
+struct Singles;
+struct Codes;
+
+impl Values for Halves {
+    #[inline(always)]
+    fn sixteen<W: Sixteen>(row: &[u8], at: usize) -> W {
+        W::halves(&part(row, 2 * at))
     }
 }
 
-/// The first `8 * C` values.
-#[inline(always)]
-fn lanes<const C: usize>(of: &[f32]) -> &[[f32; 8]; C] {
-    of.as_chunks().0.first_chunk().expect("the row is as wide as the sum")
+impl Values for Singles {
+    #[inline(always)]
+    fn sixteen<W: Sixteen>(row: &[u8], at: usize) -> W {
+        let (bytes, mut singles) = (part::<{ 4 * COLS }>(row, 4 * at), [0.0; COLS]);
+        for (single, bytes) in singles.iter_mut().zip(bytes.as_chunks().0) {
+            *single = f32::from_le_bytes(*bytes);
+        }
+        W::load(&singles)
+    }
 }
 
+impl Values for Codes {
+    #[inline(always)]
+    fn sixteen<W: Sixteen>(row: &[u8], at: usize) -> W {
+        let block = at / BLOCK * (SCALE + BLOCK);
+        let scale = W::half(part(row, block));
+        W::bytes(&part(row, block + SCALE + at % BLOCK)).mul(scale)
+    }
+}
+
+/// So many bytes from `at` on; zeros beyond the end.
 #[inline(always)]
-fn lanes_mut<const C: usize>(of: &mut [f32]) -> &mut [[f32; 8]; C] {
-    of.as_chunks_mut().0.first_chunk_mut().expect("the sum is as wide as said")
+fn part<const N: usize>(row: &[u8], at: usize) -> [u8; N] {
+    let rest = &row[at.min(row.len())..];
+    rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut bytes = [0; N];
+        bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        bytes
+    })
 }

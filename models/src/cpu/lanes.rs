@@ -253,11 +253,19 @@ impl Lanes for Avx2 {
 
 /// Sixteen values: two times eight, or one vector of AVX-512.
 pub(super) trait Sixteen: Copy {
+    /// How many sums stay in registers beside what they are sums of; at most 8.
+    const CHAINS: usize;
     /// Zeros.
     fn zero() -> Self;
     /// One value, sixteen times.
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; 16]) -> Self;
+    /// As [`Lanes::halves`].
+    fn halves(from: &[u8; 32]) -> Self;
+    /// As [`Lanes::half`].
+    fn half(from: [u8; 2]) -> Self;
+    /// As [`Lanes::bytes`].
+    fn bytes(from: &[u8; 16]) -> Self;
     fn store(self, to: &mut [f32; 16]);
     fn mul(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
@@ -266,6 +274,7 @@ pub(super) trait Sixteen: Copy {
 }
 
 impl<L: Lanes> Sixteen for [L; 2] {
+    const CHAINS: usize = 6;
     #[inline(always)]
     fn zero() -> Self {
         [L::zero(); 2]
@@ -278,6 +287,20 @@ impl<L: Lanes> Sixteen for [L; 2] {
     fn load(from: &[f32; 16]) -> Self {
         let (eights, _) = from.as_chunks();
         [L::load(&eights[0]), L::load(&eights[1])]
+    }
+    #[inline(always)]
+    fn halves(from: &[u8; 32]) -> Self {
+        let (eights, _) = from.as_chunks();
+        [L::halves(&eights[0]), L::halves(&eights[1])]
+    }
+    #[inline(always)]
+    fn half(from: [u8; 2]) -> Self {
+        [L::half(from); 2]
+    }
+    #[inline(always)]
+    fn bytes(from: &[u8; 16]) -> Self {
+        let (eights, _) = from.as_chunks();
+        [L::bytes(&eights[0]), L::bytes(&eights[1])]
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 16]) {
@@ -306,6 +329,7 @@ pub(super) struct Avx512(std::arch::x86_64::__m512);
 
 #[cfg(target_arch = "x86_64")]
 impl Sixteen for Avx512 {
+    const CHAINS: usize = 8;
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
@@ -319,6 +343,24 @@ impl Sixteen for Avx512 {
     fn load(from: &[f32; 16]) -> Self {
         // SAFETY: as in `splat`; sixteen values are readable, and the load may be unaligned.
         Self(unsafe { std::arch::x86_64::_mm512_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn halves(from: &[u8; 32]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`; 32 bytes are readable, and the load may be unaligned.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) })
+    }
+    #[inline(always)]
+    fn half(from: [u8; 2]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(from))) })
+    }
+    #[inline(always)]
+    fn bytes(from: &[u8; 16]) -> Self {
+        use std::arch::x86_64::*;
+        // SAFETY: as in `splat`; 16 bytes are readable, and the load may be unaligned.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; 16]) {

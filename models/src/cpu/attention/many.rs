@@ -69,14 +69,7 @@ impl Attention<'_> {
             // Beyond what is seen lies what may not be read; what stands in for it is not looked at.
             let mut rows = [&[][..]; COLS];
             let inside = at.max(positions.start)..positions.end.min(at + COLS);
-            let mut position = inside.start;
-            while position < inside.end {
-                let stretch = self.page(&keys, position, inside.end - position);
-                for row in stretch.chunks_exact(keys.bytes) {
-                    rows[position - at] = row;
-                    position += 1;
-                }
-            }
+            self.rows(&keys, inside.clone(), &mut rows[inside.start - at..]);
             let any = rows[inside.start - at];
             rows.iter_mut().filter(|row| row.is_empty()).for_each(|row| *row = any);
             tiles::key_panel(env.isa, page, rows, turn, panel);

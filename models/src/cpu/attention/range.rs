@@ -1,6 +1,6 @@
 //! One item's queries over one range of positions, and the merge of ranges.
 
-use super::super::few::{accumulate, dots};
+use super::super::few::{dots, turns, weigh};
 use super::super::lanes::widen;
 use super::super::math::{self, per_isa};
 use super::super::memory::Upcoming;
@@ -38,12 +38,12 @@ impl Attention<'_> {
         }
         let Room { scores, wide, .. } = room;
         scores.resize(item.queries() * RANGE, 0.0);
-        wide.resize(self.segment * self.key_dim.max(self.value_dim), 0.0);
+        wide.resize(self.segment * self.key_dim, 0.0);
         self.scores(env, item, range, wide, scores);
         let (maxima, rest) = partial.split_at_mut(item.queries());
         let (sums, values) = rest.split_at_mut(item.queries());
         self.exponentials(env, (item, range), scores, maxima, sums);
-        self.values(env, (item, range), next, (scores, wide), values);
+        self.values(env, (item, range), next, scores, values);
     }
 
     /// Each query's largest score, and what becomes of its scores and their sum.
@@ -90,29 +90,39 @@ impl Attention<'_> {
         env: &Env,
         (item, range): (&Item, usize),
         next: Option<(&Item, usize)>,
-        (scores, wide): (&[f32], &mut [f32]),
+        scores: &[f32],
         values: &mut [f32],
     ) {
         let (dim, heads) = (self.value_dim, item.heads.len());
-        // A latent's value is the beginning of its key.
-        let row = if self.input.v.is_none() { self.key_dim } else { dim };
         values.fill(0.0);
         let next = next.map(|(item, range)| self.keys(item, range));
-        self.segments(self.values_of(item, range), next, |page, at, len, ahead| {
-            widen(env.isa, self.pages.page(), page, &mut wide[..len * row], row);
-            let turns = dim.div_ceil(32) * heads.div_ceil(3) * item.tokens.len();
-            let mut upcoming = Upcoming::new(ahead, turns);
+        let of = self.values_of(item, range);
+        let bytes = of.bytes;
+        self.segments(of, next, |page, at, len, ahead| {
+            let mut upcoming = Upcoming::new(ahead, turns(dim, heads) * item.tokens.len());
             for (token, values) in values.chunks_exact_mut(heads * dim).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
                     continue;
                 }
-                let rows = &wide[(seen.start - at) * row..(seen.end - at) * row];
-                let scores = &scores[token * heads * RANGE..][..heads * RANGE];
-                accumulate(env.isa, (scores, RANGE), seen, (rows, row), (values, dim), &mut upcoming);
+                let rows = &page[(seen.start - at) * bytes..(seen.end - at) * bytes];
+                let weights = &scores[token * heads * RANGE + seen.start..];
+                weigh(env.isa, self.pages.page(), (rows, bytes), weights, (values, dim), &mut upcoming);
             }
             upcoming.rest();
         });
+    }
+
+    /// Rows one by one, as many as there are places.
+    pub(super) fn rows<'r>(&'r self, of: &Rows<'_>, positions: Range<usize>, to: &mut [&'r [u8]]) {
+        let (mut at, mut places) = (positions.start, to.iter_mut());
+        while at < positions.end {
+            let stretch = self.page(of, at, positions.end - at);
+            for (row, place) in stretch.chunks_exact(of.bytes).zip(&mut places) {
+                *place = row;
+            }
+            at += stretch.len() / of.bytes;
+        }
     }
 
     /// The keys that an item reads of a range.
