@@ -9,9 +9,10 @@ use divan::{Bencher, black_box};
 use frugal_models::backend::{AttendSpec, Backend, Batch};
 use frugal_models::cpu::{CpuBackend, CpuOptions, CpuTensor};
 use frugal_models::kv::{GroupLayout, PageType};
-use frugal_models::quant::{GgmlType, Isa};
+use frugal_models::quant::GgmlType;
 use frugal_models::step::{BlockId, BlockTable, Row, SeqId, StepInput, TokenId};
 use frugal_models::weights::TensorView;
+use frugal_tests::isa;
 
 /// Sequences, tokens of each, the position of their first, query heads, key heads, values of a head.
 #[derive(Clone, Copy)]
@@ -36,14 +37,6 @@ fn main() {
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.0)
-    }
-}
-
-/// `FRUGAL_ISA`, as `cpu.isa` in the configuration, or else the best of this processor.
-fn isa() -> Isa {
-    match std::env::var("FRUGAL_ISA") {
-        Ok(name) => *Isa::ALL.iter().find(|isa| isa.name() == name && isa.available()).expect("a set it has"),
-        Err(_) => Isa::detect(),
     }
 }
 

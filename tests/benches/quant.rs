@@ -11,6 +11,7 @@
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use frugal_models::quant::{ActKind, FORMATS, Format, Isa, PANEL, act_bytes, encode};
+use frugal_tests::isa;
 
 const COLS: usize = 2048;
 /// 64 Mi weights: 36 MiB in 4 bits, 256 MiB in F32.
@@ -21,14 +22,6 @@ const COLUMNS: [usize; 5] = [1, 2, 4, 6, 8];
 
 fn main() {
     divan::main();
-}
-
-/// `FRUGAL_ISA`, as `cpu.isa` in the configuration, or else the best of this processor.
-fn isa() -> Isa {
-    match std::env::var("FRUGAL_ISA") {
-        Ok(name) => *Isa::ALL.iter().find(|isa| isa.name() == name && isa.available()).expect("a set it has"),
-        Err(_) => Isa::detect(),
-    }
 }
 
 /// Bytes from a fixed sequence; halves made of them may be anything, which does not change the time.

@@ -7,7 +7,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use frugal_models::gguf::Gguf;
+use frugal_models::quant::Isa;
 use frugal_models::source::{Progress, SourceError, SourceFault};
+
+/// Of a benchmark: `FRUGAL_ISA`, as `cpu.isa` in the configuration, or else the best of this processor.
+///
+/// # Panics
+/// If the processor lacks it, or nothing has that name.
+pub fn isa() -> Isa {
+    match std::env::var("FRUGAL_ISA") {
+        Ok(name) => *Isa::ALL.iter().find(|isa| isa.name() == name && isa.available()).expect("a set it has"),
+        Err(_) => Isa::detect(),
+    }
+}
 
 /// [`frugal_models::source::default_model`] or [`frugal_models::source::dense_model`].
 pub type Obtain = fn(&Path, &mut dyn FnMut(Progress)) -> Result<PathBuf, SourceError>;

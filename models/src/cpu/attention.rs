@@ -103,6 +103,14 @@ struct Room {
     seen: Vec<Range<usize>>,
 }
 
+/// So many values of any content; never fewer than there were, so that they are zeroed once.
+fn at_least(of: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if of.len() < len {
+        of.resize(len, 0.0);
+    }
+    &mut of[..len]
+}
+
 /// An attention whose keys and values are written.
 struct Attention<'a> {
     input: &'a Attend<'a>,

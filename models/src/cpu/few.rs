@@ -1,7 +1,7 @@
 //! Attention's inner loops for a few queries that share a page: rows times rows. Where they are many, [`tiles`](super::tiles).
 
 use super::attention::RANGE;
-use super::lanes::{Lanes, Sixteen};
+use super::lanes::{Lanes, Sixteen, copy};
 use super::math::per_isa;
 use super::memory::Upcoming;
 use crate::kv::{BLOCK, PageType, SCALE};
@@ -183,9 +183,10 @@ fn weigh_group<P: Values, W: Sixteen, const N: usize>(
     for (sum, to) in sums.iter_mut().zip(to.chunks_exact(dim)) {
         *sum = match to[at..].first_chunk() {
             Some(to) => W::load(to),
+            // Only here: through an array of their own, all sums would leave the registers.
             None => {
                 let mut all = [0.0; COLS];
-                all.iter_mut().zip(&to[at..]).for_each(|(all, to)| *all = *to);
+                copy(&to[at..], &mut all);
                 W::load(&all)
             }
         };
@@ -204,7 +205,7 @@ fn weigh_group<P: Values, W: Sixteen, const N: usize>(
             None => {
                 let mut all = [0.0; COLS];
                 sum.store(&mut all);
-                to[at..].iter_mut().zip(all).for_each(|(to, value)| *to = value);
+                copy(&all, &mut to[at..]);
             }
         }
     }

@@ -384,6 +384,15 @@ impl Sixteen for Avx512 {
     }
 }
 
+/// As many values as the shorter has, at most sixteen; sixteen without a call.
+#[inline(always)]
+pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<16>(), to.first_chunk_mut::<16>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
+    }
+}
+
 per_isa! {
     /// [`PageType::write`] of one row.
     pub(super) fn write(page: PageType, row: &[f32], to: &mut [u8]) {

@@ -4,13 +4,13 @@
 //! registers, and twelve chains hide the latency of two multiply-adds a clock. A step of the loop is then twelve
 //! multiply-adds for eight loads; with vectors of sixteen, six for seven. Lanes are positions in scores and dimensions in sums of values, so no sum runs across lanes.
 //!
-//! The bits are those of [`dots`](super::few::dots) and [`accumulate`](super::few::accumulate). A score is eight partial sums over the
+//! The bits are those of [`dots`](super::few::dots) and [`few::weigh`](super::few::weigh). A score is eight partial sums over the
 //! dimension mod 8: here each is summed by itself, one after the other in the order in which [`sum8`](super::math::sum8) pairs them. For
 //! that, queries and keys lie sorted by the dimension mod 8 in the order of [`PARTS`].
 
 use std::ops::Range;
 
-use super::lanes::{Sixteen, widen_rows};
+use super::lanes::{Sixteen, copy, widen_rows};
 use super::math::per_isa;
 use super::memory::Upcoming;
 use crate::kv::PageType;
@@ -203,15 +203,6 @@ per_isa! {
                 copy(sums, &mut to[at..at + width]);
             }
         }
-    }
-}
-
-/// As many values as the shorter has; the usual ones without a call.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    match (from.first_chunk::<COLS>(), to.first_chunk_mut::<COLS>()) {
-        (Some(from), Some(to)) => *to = *from,
-        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
     }
 }
 

@@ -129,6 +129,24 @@ unsafe fn decode<B: Kernel>(panels: [*const u8; 2], to: &mut [Decoded]) {
     }
 }
 
+/// Where block `first` of each column lies, and the results. As arrays: of slices the compiler gathers the pointers with masked stores,
+/// which later loads have to wait for.
+///
+/// # Safety
+/// As [`Tile`].
+#[inline(always)]
+unsafe fn arrays<'a, const N: usize>(
+    acts: &[&[u8]],
+    first: usize,
+    out: &'a mut [[[f32; PANEL]; 2]],
+) -> ([*const u8; N], &'a mut [[[f32; PANEL]; 2]; N]) {
+    let (Ok(acts), Ok(out)) = (<&[&[u8]; N]>::try_from(acts), out.try_into()) else {
+        unreachable!("N columns and results")
+    };
+    // SAFETY: the caller's promise.
+    (acts.map(|act| unsafe { act.as_ptr().add(first * Q8X32_BYTES) }), out)
+}
+
 /// See [`Tile`].
 ///
 /// # Safety
@@ -141,12 +159,8 @@ unsafe fn tile<B: Kernel, const N: usize>(
     first: usize,
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    // As arrays: of slices the compiler gathers the pointers with masked stores, which later loads have to wait for.
-    let (Ok(acts), Ok(out)) = (<&[&[u8]; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
-        unreachable!("N columns and results")
-    };
     // SAFETY: the caller's promise.
-    let mut acts = acts.map(|act| unsafe { act.as_ptr().add(first * Q8X32_BYTES) });
+    let (mut acts, out) = unsafe { arrays::<N>(acts, first, out) };
     let ones = _mm256_set1_epi16(1);
     for w in w {
         let mut dots = [[_mm256_setzero_si256(); 2]; N];
@@ -215,12 +229,8 @@ unsafe fn vnni_tile<B: Kernel, const N: usize>(
     first: usize,
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    // As in `tile`.
-    let (Ok(acts), Ok(out)) = (<&[&[u8]; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
-        unreachable!("N columns and results")
-    };
     // SAFETY: the caller's promise.
-    let mut acts = acts.map(|act| unsafe { act.as_ptr().add(first * Q8X32_BYTES) });
+    let (mut acts, out) = unsafe { arrays::<N>(acts, first, out) };
     let mut totals = [_mm512_setzero_ps(); N];
     for (total, out) in totals.iter_mut().zip(&*out) {
         // SAFETY: results are sixteen values; the load may be unaligned.

@@ -1,4 +1,4 @@
-//! One range of positions for an item of many queries: the same bits as [`Attention::range`](super::Attention), by [`tiles`].
+//! One range of positions for an item of many queries, by [`tiles`]: the same bits as for a few.
 //!
 //! Sixteen keys at a time are widened and turned for all queries, then all values of the range, so each page is read once. What that
 //! costs, about 3 instructions for eight values, is spread over the queries, as each of them needs 16 multiply-adds for
@@ -6,7 +6,7 @@
 
 use super::super::memory::Upcoming;
 use super::super::tiles::{self, COLS, ROWS};
-use super::{Attention, Env, Item, RANGE, Room};
+use super::{Attention, Env, Item, RANGE, Room, at_least};
 
 /// Queries from which tiles pay.
 const MANY: usize = 12;
@@ -37,30 +37,14 @@ impl Attention<'_> {
         }
     }
 
-    /// See [`Attention::range`]; the room holds the item's tiles.
-    pub(super) fn range_of_many(
-        &self,
-        env: &Env,
-        (item, range): (&Item, usize),
-        next: Option<(&Item, usize)>,
-        room: &mut Room,
-        partial: &mut [f32],
-    ) {
+    /// The scores of one range; the room holds the item's tiles.
+    pub(super) fn scores_of_many(&self, env: &Env, (item, range): (&Item, usize), room: &mut Room) {
+        let Room { scores, wide, tiles, seen } = room;
         let n = item.queries();
         let padded = n.next_multiple_of(ROWS);
-        room.seen.clear();
-        room.seen
-            .extend((0..padded).map(|i| self.seen(item.position + i.min(n - 1) / item.heads.len(), range)));
-        at_least(&mut room.scores, padded * RANGE);
-        self.scores_of_many(env, (item, range), room);
-        let (maxima, rest) = partial.split_at_mut(n);
-        let (sums, values) = rest.split_at_mut(n);
-        self.exponentials(env, (item, range), &mut room.scores, maxima, sums);
-        self.values_of_many(env, (item, range), next, room, values);
-    }
-
-    fn scores_of_many(&self, env: &Env, (item, range): (&Item, usize), room: &mut Room) {
-        let Room { scores, wide, tiles, seen, .. } = room;
+        seen.clear();
+        seen.extend((0..padded).map(|i| self.seen(item.position + i.min(n - 1) / item.heads.len(), range)));
+        let scores = at_least(scores, padded * RANGE);
         let (dim, page) = (self.key_dim, self.pages.page());
         let (keys, values) = (self.keys(item, range), self.values_of(item, range));
         let (base, positions) = (range * RANGE, self.positions(&keys));
@@ -96,7 +80,8 @@ impl Attention<'_> {
         }
     }
 
-    fn values_of_many(
+    /// The sums of values over the range whose scores the room holds, as weights.
+    pub(super) fn values_of_many(
         &self,
         env: &Env,
         (item, range): (&Item, usize),
@@ -135,12 +120,4 @@ impl Attention<'_> {
             from = to;
         }
     }
-}
-
-/// So many values of any content; never fewer than there were, so that they are zeroed once.
-fn at_least(of: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if of.len() < len {
-        of.resize(len, 0.0);
-    }
-    &mut of[..len]
 }

@@ -4,7 +4,7 @@ use super::super::few::{dots, turns, weigh};
 use super::super::lanes::widen;
 use super::super::math::{self, per_isa};
 use super::super::memory::Upcoming;
-use super::{Attention, Disjoint, Env, Item, RANGE, Range, Room};
+use super::{Attention, Disjoint, Env, Item, RANGE, Range, Room, at_least};
 
 impl Attention<'_> {
     /// What merging begins with: nothing, or the sink.
@@ -33,21 +33,21 @@ impl Attention<'_> {
         room: &mut Room,
         partial: &mut [f32],
     ) {
-        if item.many() {
-            return self.range_of_many(env, (item, range), next, room, partial);
+        match item.many() {
+            true => self.scores_of_many(env, (item, range), room),
+            false => self.scores(env, (item, range), room),
         }
-        let Room { scores, wide, .. } = room;
-        scores.resize(item.queries() * RANGE, 0.0);
-        wide.resize(self.segment * self.key_dim, 0.0);
-        self.scores(env, item, range, wide, scores);
         let (maxima, rest) = partial.split_at_mut(item.queries());
         let (sums, values) = rest.split_at_mut(item.queries());
-        self.exponentials(env, (item, range), scores, maxima, sums);
-        self.values(env, (item, range), next, scores, values);
+        self.exponentials(env, (item, range), &mut room.scores, maxima, sums);
+        match item.many() {
+            true => self.values_of_many(env, (item, range), next, room, values),
+            false => self.values(env, (item, range), next, &room.scores, values),
+        }
     }
 
     /// Each query's largest score, and what becomes of its scores and their sum.
-    pub(super) fn exponentials(
+    fn exponentials(
         &self,
         env: &Env,
         (item, range): (&Item, usize),
@@ -63,15 +63,16 @@ impl Attention<'_> {
         }
     }
 
-    fn scores(&self, env: &Env, item: &Item, range: usize, wide: &mut [f32], scores: &mut [f32]) {
+    fn scores(&self, env: &Env, (item, range): (&Item, usize), room: &mut Room) {
         let (dim, heads) = (self.key_dim, item.heads.len());
         let scale = self.input.spec.scale;
+        let scores = at_least(&mut room.scores, item.queries() * RANGE);
+        let wide = at_least(&mut room.wide, self.segment * dim);
         self.segments(self.keys(item, range), Some(self.values_of(item, range)), |page, at, len, ahead| {
             widen(env.isa, self.pages.page(), page, &mut wide[..len * dim], dim);
             let turns = len.div_ceil(4) * heads.div_ceil(3) * item.tokens.len();
             let mut upcoming = Upcoming::new(ahead, turns);
-            for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate().take(item.tokens.len())
-            {
+            for (token, scores) in scores.chunks_exact_mut(heads * RANGE).enumerate() {
                 let seen = overlap(&self.seen(item.position + token, range), at, len);
                 if seen.is_empty() {
                     continue;
