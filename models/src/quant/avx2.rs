@@ -74,3 +74,13 @@ pub(super) fn table(values: &[i8; 16]) -> __m256i {
     // SAFETY: sixteen bytes are readable; the load may be unaligned.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
 }
+
+/// The same, in a register: the compiler may not regroup sums across it. Left to itself it adds in trees, whose parts
+/// then do not stay in registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn hold(mut v: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}

@@ -147,7 +147,7 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
-    use crate::quant::avx2::{available, dword, load, single};
+    use crate::quant::avx2::{available, dword, hold, load, single};
     use crate::quant::by_columns;
     use crate::quant::prefetch::{Ahead, prefetch};
 
@@ -308,15 +308,8 @@ mod avx2 {
         unsafe {
             if K::SUMS == Sums::Run {
                 let codes = [K::codes(run, 0), K::codes(run, 1)];
-                let scale = K::scales(header, 2 * j);
-                for (act, isum) in acts.iter().zip(isums) {
-                    let mut sum = _mm256_setzero_si256();
-                    for (i, &w) in codes.as_flattened().iter().enumerate() {
-                        let q = dword(act.add(32 * j + 4 * i));
-                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, q));
-                    }
-                    *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(sum, scale));
-                }
+                let sums = dots(codes.as_flattened(), 32 * j, acts, [_mm256_setzero_si256(); N]);
+                add_scaled(K::scales(header, 2 * j), sums, isums);
                 return;
             }
             for half in 0..2 {
@@ -333,18 +326,46 @@ mod avx2 {
                     }
                     continue;
                 }
-                for (act, isum) in acts.iter().zip(&mut *isums) {
-                    let mut sum = match K::SUMS {
-                        Sums::Biased => dword(act.add(Q8X256_PAIRS + 4 * sub)),
-                        _ => _mm256_setzero_si256(),
-                    };
-                    for (i, &w) in codes.iter().enumerate() {
-                        let q = dword(act.add(16 * sub + 4 * i));
-                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, q));
+                let mut sums = [_mm256_setzero_si256(); N];
+                if K::SUMS == Sums::Biased {
+                    for (act, sum) in acts.iter().zip(&mut sums) {
+                        *sum = dword(act.add(Q8X256_PAIRS + 4 * sub));
                     }
-                    *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(sum, scale));
                 }
+                add_scaled(scale, dots(&codes, 16 * sub, acts, sums), isums);
             }
+        }
+    }
+
+    /// Adds the pairs of products of unsigned codes with each column, from byte `at` on, to its 16-bit sums. A word meets all columns
+    /// before the next: as in [`super::super::block32`], codes are read once.
+    ///
+    /// # Safety
+    /// AVX2; each of `acts` is readable for as many words from `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn dots<const N: usize>(
+        codes: &[__m256i],
+        at: usize,
+        acts: &[*const u8; N],
+        mut sums: [__m256i; N],
+    ) -> [__m256i; N] {
+        for (i, &w) in codes.iter().enumerate() {
+            for (act, sum) in acts.iter().zip(&mut sums) {
+                // SAFETY: the caller's promise.
+                let q = unsafe { dword(act.add(at + 4 * i)) };
+                *sum = hold(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, q)));
+            }
+        }
+        sums
+    }
+
+    /// Adds 16-bit sums times their rows' scales.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn add_scaled<const N: usize>(scale: __m256i, sums: [__m256i; N], isums: &mut [__m256i; N]) {
+        for (isum, sum) in isums.iter_mut().zip(sums) {
+            *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(sum, scale));
         }
     }
 

@@ -170,7 +170,7 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::Q8X32_PAIRS;
-    use crate::quant::avx2::{available, dword, halves, high_nibbles, load, low_nibbles, single};
+    use crate::quant::avx2::{available, dword, halves, high_nibbles, hold, load, low_nibbles, single};
     use crate::quant::by_columns;
     use crate::quant::prefetch::{Ahead, prefetch};
 
@@ -178,7 +178,7 @@ mod avx2 {
     pub(in crate::quant) trait Kernel: Block32 {
         /// What [`Kernel::words`] have more than what they stand for.
         const BIAS: i16;
-        /// How many of their words a 16-bit sum takes: see [`unsigned_dot`]; one where the format has a [`Kernel::block`] of its own.
+        /// How many of their words a 16-bit sum takes: see [`unsigned_dots`]; one where the format has a [`Kernel::block`] of its own.
         const WORDS: usize;
 
         /// Unsigned codes, one vector for each word.
@@ -202,9 +202,9 @@ mod avx2 {
         ) {
             // SAFETY: the caller's promise.
             unsafe {
-                let codes = Self::words(body);
-                for (act, sum) in acts.iter().zip(sums) {
-                    *sum = add::<Self>(*sum, unsigned_dot::<Self>(&codes, *act), factors, *act);
+                let dots = unsigned_dots::<Self, N>(&Self::words(body), acts);
+                for ((act, dot), sum) in acts.iter().zip(dots).zip(sums) {
+                    *sum = add::<Self>(*sum, dot, factors, *act);
                 }
             }
         }
@@ -221,7 +221,9 @@ mod avx2 {
         }
     }
 
-    /// Exact sums of `w * q` per row for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
+    /// Exact sums of `w * q` per row and column for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
+    /// A word meets all columns before the next: a vector of codes is then read once, where a column at a time reads
+    /// each again for each column, and two reads a clock are what bounds it.
     ///
     /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
     /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
@@ -230,30 +232,37 @@ mod avx2 {
     /// codes below 32 at most 8 * 31 * 127 = 31496.
     ///
     /// # Safety
-    /// `act` is readable for an activation block.
+    /// Each of `acts` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn unsigned_dot<B: Kernel + ?Sized>(codes: &[__m256i; 8], act: *const u8) -> __m256i {
+    unsafe fn unsigned_dots<B: Kernel + ?Sized, const N: usize>(
+        codes: &[__m256i; 8],
+        acts: &[*const u8; N],
+    ) -> [__m256i; N] {
         const { assert!(B::WORDS == 8 || (B::WORDS == 4 && B::BIAS == 0), "the pair sums are of eight words") };
         let ones = _mm256_set1_epi16(1);
-        let mut dot = _mm256_setzero_si256();
-        // SAFETY: all offsets lie within the activation block.
-        unsafe {
-            for (part, codes) in codes.chunks_exact(B::WORDS).enumerate() {
-                let pairs =
-                    |i: usize| _mm256_maddubs_epi16(codes[i], dword(act.add(4 * (B::WORDS * part + i))));
-                let mut sum = pairs(0);
-                if B::BIAS != 0 {
-                    let bias = _mm256_mullo_epi16(dword(act.add(Q8X32_PAIRS)), _mm256_set1_epi16(B::BIAS));
-                    sum = _mm256_add_epi16(sum, bias);
+        let mut dots = [_mm256_setzero_si256(); N];
+        for (part, codes) in codes.chunks_exact(B::WORDS).enumerate() {
+            let mut sums = [_mm256_setzero_si256(); N];
+            if B::BIAS != 0 {
+                for (act, sum) in acts.iter().zip(&mut sums) {
+                    // SAFETY: the pair sums lie within the activation block.
+                    let pairs = unsafe { dword(act.add(Q8X32_PAIRS)) };
+                    *sum = _mm256_mullo_epi16(pairs, _mm256_set1_epi16(B::BIAS));
                 }
-                for i in 1..B::WORDS {
-                    sum = _mm256_add_epi16(sum, pairs(i));
+            }
+            for (i, &w) in codes.iter().enumerate() {
+                for (act, sum) in acts.iter().zip(&mut sums) {
+                    // SAFETY: the activation block starts with eight words.
+                    let q = unsafe { dword(act.add(4 * (B::WORDS * part + i))) };
+                    *sum = hold(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, q)));
                 }
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, ones));
+            }
+            for (dot, sum) in dots.iter_mut().zip(sums) {
+                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(sum, ones));
             }
         }
-        dot
+        dots
     }
 
     /// [`Kernel::block`] for signed bytes, given two words at a time: all of [`Kernel::words`] at once would not stay in registers

@@ -1,6 +1,6 @@
 //! Products of two panels with many columns, for formats with blocks of 32.
 //!
-//! Sixteen rows of [`BLOCKS`] blocks are decoded once into a scratch that stays in L1 (5 KiB), then meet the columns in groups of as
+//! Sixteen rows of up to [`BLOCKS`] blocks are decoded once into a scratch that stays in L1 (6 KiB), then meet the columns in groups of as
 //! many as there are registers for: a broadcast of activations serves both panels, and codes are not decoded for every eight columns.
 //! Bits are those of the panel product: the same integers, the same float step.
 //!
@@ -14,13 +14,13 @@
 use std::arch::x86_64::*;
 
 use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_PAIRS, Q8X32_SUM};
-use super::avx2::{available, dword, single};
+use super::avx2::{available, dword, hold, single};
 use super::block32::{self, Kernel};
 use super::prefetch::prefetch_ahead;
 use super::{PANEL, vnni};
 
-/// Blocks that are decoded at a time.
-const BLOCKS: usize = 8;
+/// Most blocks that are decoded at a time; of a row's, equal parts.
+const BLOCKS: usize = 9;
 
 /// One block of two panels.
 #[derive(Clone, Copy)]
@@ -88,8 +88,10 @@ fn product<B: Kernel>(
     // SAFETY: the processor has the features, all of which include AVX2, FMA and F16C.
     let mut decoded = unsafe { zeros() };
     let groups = acts.len().div_ceil(tiles.len());
-    for first in (0..count).step_by(BLOCKS) {
-        let decoded = &mut decoded[..BLOCKS.min(count - first)];
+    let parts = count.div_ceil(BLOCKS);
+    for part in 0..parts {
+        let first = count * part / parts;
+        let decoded = &mut decoded[..count * (part + 1) / parts - first];
         // SAFETY: the features; blocks `first..` of the panels and columns are as many as `decoded`, for `first < count`.
         unsafe {
             decode::<B>(panels.map(|p| p[first * PANEL * B::FORMAT.block_bytes..].as_ptr()), decoded);
@@ -206,15 +208,6 @@ unsafe fn tile<B: Kernel, const N: usize>(
             *x = x.wrapping_add(Q8X32_BYTES);
         }
     }
-}
-
-/// The same, in a register: the compiler may not regroup sums across it, for which there would be too few.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn hold(mut v: __m256i) -> __m256i {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
-    v
 }
 
 /// See [`Tile`].
