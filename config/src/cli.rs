@@ -101,7 +101,7 @@ struct Common {
     /// Compute threads, or "auto"
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// Where the model runs: "auto", "cpu" or "cuda:N"
+    /// Where the model runs: "auto", "cpu", "cuda:N" or "metal"
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 }

@@ -205,6 +205,8 @@ pub enum Device {
     Cpu,
     /// NVIDIA's GPU of this number.
     Cuda(u32),
+    /// Apple's GPU.
+    Metal,
 }
 
 impl FromStr for Device {
@@ -215,7 +217,8 @@ impl FromStr for Device {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            _ => cuda().ok_or_else(|| "expected \"auto\", \"cpu\" or \"cuda:N\"".to_owned()),
+            "metal" => Ok(Self::Metal),
+            _ => cuda().ok_or_else(|| "expected \"auto\", \"cpu\", \"cuda:N\" or \"metal\"".to_owned()),
         }
     }
 }
@@ -226,6 +229,7 @@ impl fmt::Display for Device {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Metal => f.write_str("metal"),
         }
     }
 }

@@ -93,9 +93,16 @@ pub enum BackendKind {
         /// Of its memory, what all processes may take together: weights, cache and work. Percent.
         memory: u8,
     },
+    /// Apple's GPU; refused by builds without the feature `metal`.
+    Metal {
+        /// Of what Metal recommends to take at most, what weights, cache and work may take together. Percent.
+        memory: u8,
+    },
     /// The GPU backend with its kernels' contracts in plain loops on the host, for tests; refused by builds without the feature
     /// `candle`.
     GpuHost,
+    /// The GPU backend with Metal's kernels on the host, for tests; refused as the last one is.
+    GpuPlain,
 }
 
 /// Loads a model onto a backend.
@@ -109,7 +116,7 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
     } else {
         gguf.rows_only()?;
     }
-    if matches!(options.backend, BackendKind::Cuda { .. } | BackendKind::GpuHost) {
+    if !matches!(options.backend, BackendKind::Cpu | BackendKind::Reference) {
         return gpu::load(gguf, shape, options);
     }
     let pool = memory::plan(&shape, &options.kv, memory::available())?;
@@ -127,13 +134,17 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
             let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
             bitwise(gguf, ReferenceBackend::new(kv), geometry)
         }
-        BackendKind::Cuda { .. } | BackendKind::GpuHost => unreachable!("loaded above"),
+        _ => unreachable!("loaded above"),
     }
 }
 
 /// Why a build without the feature `cuda` has no GPU.
 #[cfg(not(feature = "cuda"))]
 pub(crate) const NO_CUDA: &str = "this build has no CUDA kernels (feature `cuda`)";
+
+/// Why a build without the feature `metal` has none of Apple's.
+#[cfg(not(feature = "metal"))]
+pub(crate) const NO_METAL: &str = "this build has no Metal kernels (feature `metal`)";
 
 /// NVIDIA GPUs that the driver has for us.
 ///
@@ -144,6 +155,17 @@ pub fn cuda_devices() -> Result<usize, String> {
     return crate::gpu::GpuDevice::count();
     #[cfg(not(feature = "cuda"))]
     Err(NO_CUDA.to_owned())
+}
+
+/// Apple's GPUs: one or none.
+///
+/// # Errors
+/// Why there can be none: this build.
+pub fn metal_devices() -> Result<usize, String> {
+    #[cfg(feature = "metal")]
+    return Ok(crate::gpu::GpuDevice::metal_count());
+    #[cfg(not(feature = "metal"))]
+    Err(NO_METAL.to_owned())
 }
 
 /// What measures the energy of the device that a backend computes on; None if nothing does. For a GPU, one line in the log says
@@ -158,6 +180,10 @@ pub fn meter(backend: BackendKind) -> Option<Meter> {
                 None
             }
         },
+        BackendKind::Metal { .. } => {
+            tracing::info!("energy and load of Apple's GPUs are not measured");
+            None
+        }
         _ => None,
     }
 }
@@ -165,19 +191,9 @@ pub fn meter(backend: BackendKind) -> Option<Meter> {
 /// Compares what a GPU computes with the reference, operation by operation.
 ///
 /// # Errors
-/// If this build has no kernels for it, or the GPU fails.
-#[cfg(feature = "cuda")]
-pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
-    crate::gpu::selftest(&|| crate::gpu::GpuDevice::cuda(ordinal)).map_err(|e| e.to_string())
-}
-
-/// Compares what a GPU computes with the reference, operation by operation.
-///
-/// # Errors
-/// Always: this build has no kernels for it.
-#[cfg(not(feature = "cuda"))]
-pub fn gpu_selftest(ordinal: usize) -> Result<SelfTest, String> {
-    Err(format!("cuda:{ordinal}: {NO_CUDA}"))
+/// If `backend` is no GPU, this build has no kernels for it, or the GPU fails.
+pub fn gpu_selftest(backend: BackendKind) -> Result<SelfTest, String> {
+    gpu::selftest(backend)
 }
 
 fn bitwise<B: Backend + 'static>(

@@ -51,7 +51,7 @@ fn measure(config: &Config, bench: &Bench) -> anyhow::Result<Measured> {
     let path = load::file(config)?;
     let gguf = load::open(&path)?;
     let begin = Instant::now();
-    let runner = load::runner(config, load::backend(config)?, &path, &gguf, cache(config, bench))?;
+    let runner = load::runner(config, load::backend(config), &path, &gguf, cache(config, bench))?;
     let load_s = begin.elapsed().as_secs_f64();
     let figures = Session::new(runner, config).measure(bench)?;
     let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -179,6 +179,7 @@ impl Connections {
     }
 }
 
+#[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "the timeout is Linux's"))]
 fn socket_options(stream: &TcpStream, send_timeout: Duration) -> std::io::Result<()> {
     // Tokens are small and should not wait for each other.
     stream.set_nodelay(true)?;

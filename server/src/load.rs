@@ -10,7 +10,7 @@ use frugal_models::cpu::available_threads;
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
-use frugal_models::model_runner::{BackendKind, RunnerOptions, cuda_devices, load_runner};
+use frugal_models::model_runner::{BackendKind, RunnerOptions, cuda_devices, load_runner, metal_devices};
 use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
 use frugal_models::source::{self, Folders, Hub, Source};
@@ -76,19 +76,30 @@ pub(crate) fn runner(
 }
 
 /// On what the model runs, with one line in the log that says why.
-pub(crate) fn backend(config: &Config) -> anyhow::Result<BackendKind> {
-    let cuda = |ordinal: u32| BackendKind::Cuda { ordinal: ordinal as usize, memory: config.gpu.memory };
-    let (backend, why) = match config.gpu.device {
-        raw::Device::Cpu => (BackendKind::Cpu, "gpu.device = \"cpu\"".to_owned()),
-        raw::Device::Cuda(ordinal) => (cuda(ordinal), format!("gpu.device = \"cuda:{ordinal}\"")),
-        raw::Device::Auto => match cuda_devices() {
-            Ok(0) => (BackendKind::Cpu, "there is no NVIDIA GPU".to_owned()),
-            Ok(n) => (cuda(0), format!("the first of {n} NVIDIA GPUs")),
-            Err(why) => (BackendKind::Cpu, why),
-        },
-    };
+pub(crate) fn backend(config: &Config) -> BackendKind {
+    let (backend, why) = choose(config);
     tracing::info!(?backend, %why, "where the model runs");
-    Ok(backend)
+    backend
+}
+
+/// On what a model runs, and why.
+pub(crate) fn choose(config: &Config) -> (BackendKind, String) {
+    let memory = config.gpu.memory;
+    let cuda = |ordinal: u32| BackendKind::Cuda { ordinal: ordinal as usize, memory };
+    let device = config.gpu.device;
+    let asked = format!("gpu.device = \"{device}\"");
+    match device {
+        raw::Device::Cpu => (BackendKind::Cpu, asked),
+        raw::Device::Cuda(ordinal) => (cuda(ordinal), asked),
+        raw::Device::Metal => (BackendKind::Metal { memory }, asked),
+        raw::Device::Auto => match (cuda_devices(), metal_devices()) {
+            (Ok(n @ 1..), _) => (cuda(0), format!("the first of {n} NVIDIA GPUs")),
+            (_, Ok(1..)) => (BackendKind::Metal { memory }, "there is one of Apple's GPUs".to_owned()),
+            (Ok(_), _) => (BackendKind::Cpu, "there is no NVIDIA GPU".to_owned()),
+            (_, Ok(_)) => (BackendKind::Cpu, "there is no GPU that Metal knows".to_owned()),
+            (Err(cuda), Err(metal)) => (BackendKind::Cpu, format!("{cuda}; {metal}")),
+        },
+    }
 }
 
 /// Compute threads.

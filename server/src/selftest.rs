@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use frugal_config::Config;
-use frugal_config::raw::Device;
 use frugal_models::gguf::Gguf;
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, gpu_selftest, load_runner};
@@ -21,12 +20,9 @@ const RMS_MAX: f32 = 0.35;
 
 /// Whether everything is right.
 pub(crate) fn run(config: &Config) -> anyhow::Result<bool> {
-    let ordinal = match config.gpu.device {
-        Device::Cuda(ordinal) => ordinal as usize,
-        Device::Auto => 0,
-        Device::Cpu => anyhow::bail!("gpu.device = \"cpu\" leaves no GPU to test"),
-    };
-    let test = gpu_selftest(ordinal).map_err(anyhow::Error::msg).context("the self-test did not end")?;
+    let (backend, why) = load::choose(config);
+    ensure!(backend != BackendKind::Cpu, "no GPU to test: {why}");
+    let test = gpu_selftest(backend).map_err(anyhow::Error::msg).context("the self-test did not end")?;
     let giga = |n: u64, micros: f64| format!("{:.0}", n as f64 / micros / 1e3);
     let mut rows = Vec::new();
     let (mut right, mut compared) = (true, 0);
@@ -58,7 +54,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<bool> {
     writeln!(out, "\n{compared} operations compared with the reference: {verdict}")?;
     if config.model.source.is_some() {
         let path = load::file(config)?;
-        let (max, rms) = model(&load::open(&path)?, ordinal, config)?;
+        let (max, rms) = model(&load::open(&path)?, backend, config)?;
         right &= rms <= RMS_MAX;
         let verdict = if rms <= RMS_MAX { "right" } else { "WRONG" };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -71,8 +67,8 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<bool> {
 }
 
 /// Largest and root mean square difference of log-probabilities between a GPU and the processor.
-fn model(gguf: &Gguf, ordinal: usize, config: &Config) -> anyhow::Result<(f32, f32)> {
-    let gpu = scores(gguf, BackendKind::Cuda { ordinal, memory: config.gpu.memory }, config)?;
+fn model(gguf: &Gguf, backend: BackendKind, config: &Config) -> anyhow::Result<(f32, f32)> {
+    let gpu = scores(gguf, backend, config)?;
     let cpu = scores(gguf, BackendKind::Cpu, config)?;
     ensure!(gpu.len() == cpu.len() && !gpu.is_empty(), "{} and {} scores", gpu.len(), cpu.len());
     let differences = || gpu.iter().zip(&cpu).map(|(a, b)| (a - b).abs());

@@ -193,7 +193,7 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
         },
     };
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).with_context(of)?);
-    let backend = load::backend(config)?;
+    let backend = load::backend(config);
     let meter = meter(backend);
     let runner = load::runner(config, backend, &path, &gguf, load::kv(config))?;
     Ok(Loaded { runner, meter, tokenizer, template: template.map(Arc::new), grammars })

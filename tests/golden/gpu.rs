@@ -1,7 +1,8 @@
 //! The GPU backend against the goldens: every architecture and format that the project has.
 //!
 //! A test of the crate `frugal-models`, so that it builds nothing else: `cargo test -p frugal-models --features candle --test gpu` runs
-//! all but the kernels, on the host; with `--features cuda`, on a machine with an NVIDIA GPU, the kernels too.
+//! all but the kernels, on the host, and the kernels that run on Apple's GPUs, on candle's CPU device; with `--features cuda`, on a machine
+//! with an NVIDIA GPU, the kernels for that, and with `--features metal`, on a Mac, the same ones on its GPU.
 
 mod compare;
 #[expect(dead_code, reason = "shared with the other goldens")]
@@ -34,9 +35,33 @@ fn on_the_host() -> Result<()> {
 }
 
 #[test]
-fn on_the_host_with_f16_pages() -> Result<()> {
+fn in_plain_operations() -> Result<()> {
+    all(|gguf, golden| compare(gguf, golden, BackendKind::GpuPlain, PageType::F32, golden.cpu_limits()))
+}
+
+#[test]
+fn with_f16_pages() -> Result<()> {
     let (gguf, golden) = open("qwen3moe-Q4_K_M")?;
-    compare(&gguf, &golden, BackendKind::GpuHost, PageType::F16, fixture::ROUNDED)
+    compare(&gguf, &golden, BackendKind::GpuHost, PageType::F16, fixture::ROUNDED)?;
+    compare(&gguf, &golden, BackendKind::GpuPlain, PageType::F16, fixture::ROUNDED)
+}
+
+#[test]
+fn a_build_without_kernels_says_so() -> Result<()> {
+    let (gguf, _) = open("qwen3moe-Q4_K_M")?;
+    let refused = |backend| {
+        let refused = drive::Driver::new(&gguf, backend, PageType::F16, 8).err();
+        refused.map(|e| format!("{e:#}")).unwrap_or_default()
+    };
+    if cfg!(not(feature = "metal")) {
+        let message = refused(BackendKind::Metal { memory: 90 });
+        ensure!(message.contains("metal: this build has no Metal kernels (feature `metal`)"), "{message:?}");
+    }
+    if cfg!(not(feature = "cuda")) {
+        let message = refused(BackendKind::Cuda { ordinal: 0, memory: 90 });
+        ensure!(message.contains("cuda:0: this build has no CUDA kernels (feature `cuda`)"), "{message:?}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -56,5 +81,16 @@ fn on_cuda() -> Result<()> {
         let first = BackendKind::Cuda { ordinal: 0, memory: 90 };
         compare(gguf, golden, first, PageType::F16, fixture::ROUNDED)?;
         compare(gguf, golden, first, PageType::F32, fixture::ROUNDED)
+    })
+}
+
+/// The same.
+#[cfg(feature = "metal")]
+#[test]
+fn on_metal() -> Result<()> {
+    all(|gguf, golden| {
+        let gpu = BackendKind::Metal { memory: 90 };
+        compare(gguf, golden, gpu, PageType::F16, fixture::ROUNDED)?;
+        compare(gguf, golden, gpu, PageType::F32, fixture::ROUNDED)
     })
 }

@@ -10,7 +10,7 @@ use super::error::{GpuError, contract};
 use super::index::StepIndex;
 use super::kernels::{Angles, Attention, Forms, Kernels, Operand, RouteBias};
 use super::pages::Pages;
-use super::weight::{GpuWeight, Store, floats};
+use super::weight::{GpuWeight, floats};
 use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router, WorkMeter};
 use crate::kv::{GroupLayout, PageType};
 use crate::step::StepStats;
@@ -95,7 +95,7 @@ impl GpuBackend {
         block_tokens: usize,
         page: PageType,
     ) -> Result<(), GpuError> {
-        self.pages = Some(Pages::new(groups, block_tokens, page, &self.device)?);
+        self.pages = Some(Pages::new(groups, block_tokens, page, (&self.device, self.kernels.form()))?);
         Ok(())
     }
 
@@ -114,11 +114,12 @@ impl GpuBackend {
     pub(super) fn copy_rate(&self) -> Result<f64, GpuError> {
         let values = if self.device.is_cpu() { 1 << 20 } else { 1 << 28 };
         let from = Tensor::zeros(values, DType::F32, &self.device)?;
-        drop(from.copy()?);
+        drop(from.force_contiguous()?);
         self.kernels.synchronize()?;
         let begin = std::time::Instant::now();
         for _ in 0..8 {
-            drop(from.copy()?);
+            // `copy` would share the bytes on Metal.
+            drop(from.force_contiguous()?);
         }
         self.kernels.synchronize()?;
         Ok(8.0 * 2.0 * 4.0 * values as f64 / begin.elapsed().as_secs_f64())
@@ -224,7 +225,7 @@ impl Backend for GpuBackend {
     fn load_weight(&mut self, view: &TensorView) -> Result<GpuWeight, BackendError> {
         let halves = 2 * (view.experts * view.rows * view.cols) as u64;
         self.work_bytes = self.work_bytes.max(2 * halves);
-        Ok(GpuWeight::load(view, &self.device)?)
+        Ok(GpuWeight::load(view, &self.device, self.kernels.form())?)
     }
 
     fn load_embedding(&mut self, view: &TensorView) -> Result<GpuWeight, BackendError> {
@@ -289,16 +290,10 @@ impl Backend for GpuBackend {
         require(width == head_dim * heads && weight.cols <= head_dim, "per_head", "heads of equal width")?;
         self.count(heads as u64 * weight.matrix_bytes(), heads as u64 * weight.macs(), x);
         let product = || -> candle_core::Result<Tensor> {
-            let stack = match &weight.store {
-                Store::Quantized(q) => q.dequantize(&self.device)?,
-                Store::Dense(dense) => dense.to_dtype(DType::F32)?,
-                Store::Table { .. } => candle_core::bail!("a table is for looking up"),
-            };
-            let stack = stack.reshape((heads, weight.rows, weight.cols))?;
             let rows = x.values.dim(0)?;
             let x = x.values.reshape((rows, heads, head_dim))?;
             let first = x.narrow(2, 0, weight.cols)?.transpose(0, 1)?.contiguous()?;
-            let out = first.matmul(&stack.transpose(1, 2)?.contiguous()?)?.transpose(0, 1)?;
+            let out = self.kernels.product_each(&first, weight)?.transpose(0, 1)?;
             let rest = x.narrow(2, weight.cols, head_dim - weight.cols)?;
             let out = if head_dim > weight.cols { Tensor::cat(&[out, rest], 2)? } else { out };
             out.contiguous()?.reshape((rows, heads * (weight.rows + head_dim - weight.cols)))
@@ -470,14 +465,15 @@ impl Backend for GpuBackend {
     fn take_stats(&mut self) -> Result<StepStats, BackendError> {
         let chosen = std::mem::take(&mut self.chosen);
         let ids = || -> candle_core::Result<Vec<u32>> {
-            match chosen.is_empty() {
-                true => self.kernels.synchronize().map(|()| Vec::new()),
-                false => {
-                    let flat: Vec<Tensor> =
-                        chosen.iter().map(|c| c.ids.flatten_all()).collect::<candle_core::Result<_>>()?;
-                    Tensor::cat(&flat, 0)?.to_vec1()
-                }
+            // Reading ids waits for the device, if they are there.
+            if chosen.first().is_none_or(|c| c.ids.device().is_cpu()) {
+                self.kernels.synchronize()?;
             }
+            if chosen.is_empty() {
+                return Ok(Vec::new());
+            }
+            let flat = chosen.iter().map(|c| c.ids.flatten_all());
+            Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1()
         };
         let ids = ids().map_err(own)?;
         let mut rest = ids.as_slice();

@@ -5,6 +5,7 @@ use candle_core::Device;
 use super::error::GpuError;
 use super::host::HostKernels;
 use super::kernels::Kernels;
+use super::plain::PlainKernels;
 
 /// An open device with its kernels.
 pub struct GpuDevice {
@@ -27,6 +28,46 @@ impl GpuDevice {
     pub fn host() -> Self {
         let (device, kernels) = (Device::Cpu, Box::new(HostKernels));
         Self { device, kernels, name: "candle's CPU device".to_owned() }
+    }
+
+    /// candle's CPU device with the kernels that run on Apple's GPUs, for tests.
+    pub fn plain() -> Self {
+        // So little room for scores that short prompts are cut too.
+        let kernels = Box::new(PlainKernels { device: Device::Cpu, scores_max: 4096 });
+        Self { device: Device::Cpu, kernels, name: "candle's CPU device, plain kernels".to_owned() }
+    }
+
+    /// Apple's GPU.
+    ///
+    /// # Errors
+    /// If there is none, or Metal gives no queue on it.
+    #[cfg(feature = "metal")]
+    pub fn metal() -> Result<Self, GpuError> {
+        let absent = |what: String| GpuError::Absent(format!("metal: {what}"));
+        // candle takes the first device of a list without asking whether it has one.
+        if Self::metal_count() == 0 {
+            return Err(absent("this machine has no GPU that Metal knows".to_owned()));
+        }
+        let device = Device::new_metal(0).map_err(|error| absent(error.to_string()))?;
+        let name = device.as_metal_device()?.metal_device().architecture_name();
+        // 64 MiB.
+        let kernels = Box::new(PlainKernels { device: device.clone(), scores_max: 16 << 20 });
+        Ok(Self { device, kernels, name })
+    }
+
+    /// Apple's GPU: this build has no kernels for it.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(feature = "metal"))]
+    pub fn metal() -> Result<Self, GpuError> {
+        Err(GpuError::Absent(format!("metal: {}", crate::model_runner::NO_METAL)))
+    }
+
+    /// Apple's GPUs: one or none.
+    #[cfg(feature = "metal")]
+    pub fn metal_count() -> usize {
+        candle_metal_kernels::metal::Device::all().len()
     }
 
     /// NVIDIA's GPU of this number.

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp3, Layout, Module, Result,
 use half::f16;
 
 use super::device::Memory;
-use super::kernels::{Attention, Forms, Kernels, Operand, RouteBias, dense_product};
+use super::kernels::{Attention, Forms, Kernels, Operand, RouteBias, dense_product, route_on_host};
 use super::weight::{GpuWeight, Store};
 use crate::backend::{Gated, RouteSpec};
 use crate::reference;
@@ -79,24 +79,14 @@ impl Kernels for HostKernels {
     }
 
     fn route(&self, logits: &Tensor, bias: &RouteBias<'_>, spec: &RouteSpec) -> Result<(Tensor, Tensor)> {
-        let (tokens, k) = (logits.dim(0)?, spec.top_k as usize);
-        let biases = [bias_of(bias.logits)?, bias_of(bias.choice)?];
-        let (mut ids, mut weights) = (Vec::new(), Vec::new());
-        for mut row in logits.to_vec2::<f32>()? {
-            let biases = [biases[0].as_ref(), biases[1].as_ref()];
-            let (experts, of_them) = reference::choose_experts(&mut row, biases, spec);
-            ids.extend(experts);
-            weights.extend(of_them);
-        }
-        let shape = (tokens, k);
-        Ok((Tensor::from_vec(ids, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, &Device::Cpu)?))
+        route_on_host(logits, bias, spec)
     }
 
     fn product(&self, x: &Operand<'_>, weight: &GpuWeight) -> Result<Tensor> {
         match &weight.store {
             Store::Quantized(q) => QMatMul::QTensor(q.clone()).forward(x.values),
             Store::Dense(dense) => dense_product(x.values, dense),
-            Store::Table { .. } => bail!("a table is for looking up"),
+            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
         }
     }
 
@@ -134,7 +124,7 @@ fn gather(x: &Tensor, weight: &GpuWeight, ids: &Tensor) -> Result<Tensor> {
     let stack = match &weight.store {
         Store::Quantized(q) => q.dequantize(&Device::Cpu)?,
         Store::Dense(dense) => dense.clone(),
-        Store::Table { .. } => bail!("a table is for looking up"),
+        Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
     };
     let stack = stack.reshape((weight.experts, weight.rows, weight.cols))?;
     let x = x.broadcast_as((tokens, k, weight.cols))?.contiguous()?;
@@ -146,10 +136,6 @@ fn gather(x: &Tensor, weight: &GpuWeight, ids: &Tensor) -> Result<Tensor> {
         }
     }
     Tensor::cat(&rows, 0)?.reshape((tokens, k, weight.rows))
-}
-
-fn bias_of(bias: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
-    bias.map(|b| b.to_vec1::<f32>()).transpose()
 }
 
 /// Where a value lies in pages of each layout (module `pages`).

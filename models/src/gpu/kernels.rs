@@ -6,14 +6,24 @@
 
 use std::cell::OnceCell;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use candle_nn::ops;
 
 use super::device::Memory;
 use super::index::{GroupIndex, StepIndex};
 use super::pages::LayerPages;
-use super::weight::GpuWeight;
+use super::weight::{GpuWeight, Store};
 use crate::backend::{Activation, AttendSpec, Gated, RopeStyle, RouteSpec};
+use crate::reference;
+
+/// How weights and pages lie on a device: what its kernels read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// A stack of matrices is one tensor; pages lie as `mistralrs-paged-attn` wants them.
+    Stacked,
+    /// Each matrix is a tensor of its own; a block of pages is a matrix with a row per position.
+    Apart,
+}
 
 /// The left side of products, with what a device makes of it once for all of them.
 pub(super) struct Operand<'a> {
@@ -78,13 +88,18 @@ pub(super) struct RouteBias<'a> {
 
 /// Operations of one device. Tensors are F32 and contiguous unless said otherwise; T tokens, K experts per token.
 pub(super) trait Kernels: Send {
+    /// What the device holds weights and pages as.
+    fn form(&self) -> Form {
+        Form::Stacked
+    }
+
     /// Writes T keys and values into their slots of a layer's pages.
     fn write(&self, call: &Attention<'_>) -> Result<()>;
 
     /// Causal attention over pages: `[T, heads * value_dim]`.
     fn attend(&self, call: &Attention<'_>) -> Result<(Tensor, Forms)>;
 
-    /// From logits `[T, experts]` to ids u32 `[T, K]` and weights `[T, K]`.
+    /// From logits `[T, experts]` to ids u32 `[T, K]`, which may be on the host, and weights `[T, K]`.
     fn route(&self, logits: &Tensor, bias: &RouteBias<'_>, spec: &RouteSpec) -> Result<(Tensor, Tensor)>;
 
     /// `x W^T`: `[T, cols]` to `[T, rows]`.
@@ -95,6 +110,17 @@ pub(super) trait Kernels: Send {
         let (gate, up) = (self.product(x, ffn.gate)?, self.product(x, ffn.up)?);
         let inner = self.glu(&gate, &up, ffn.activation)?;
         self.product(&Operand { values: &inner, forms: &Forms::default() }, ffn.down)
+    }
+
+    /// Each matrix of a stack with rows of its own: x `[matrices, T, cols]` to `[matrices, T, rows]`.
+    fn product_each(&self, x: &Tensor, weight: &GpuWeight) -> Result<Tensor> {
+        let stack = match &weight.store {
+            Store::Quantized(q) => q.dequantize(x.device())?,
+            Store::Dense(dense) => dense.to_dtype(DType::F32)?,
+            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
+        };
+        let stack = stack.reshape((weight.experts, weight.rows, weight.cols))?;
+        x.matmul(&stack.transpose(1, 2)?.contiguous()?)
     }
 
     /// RMS norm of groups of `weight`'s length within rows of x `[T, width]`; what is left of a row stays.
@@ -191,4 +217,29 @@ pub(super) fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let weight = weight.squeeze(0)?;
     let x = x.to_dtype(weight.dtype())?;
     x.matmul(&weight.t()?)?.to_dtype(DType::F32)
+}
+
+/// [`Kernels::route`] by the reference's rule, on the host: ids stay there, weights go to the device of the logits.
+pub(super) fn route_on_host(
+    logits: &Tensor,
+    bias: &RouteBias<'_>,
+    spec: &RouteSpec,
+) -> Result<(Tensor, Tensor)> {
+    let (tokens, k) = (logits.dim(0)?, spec.top_k as usize);
+    // What is read comes in one go: each read waits for the device.
+    let mut parts = vec![logits.clone()];
+    for bias in [bias.logits, bias.choice].into_iter().flatten() {
+        parts.push(bias.unsqueeze(0)?);
+    }
+    let mut rows = Tensor::cat(&parts, 0)?.to_vec2::<f32>()?;
+    let mut biases = rows.split_off(tokens).into_iter();
+    let biases = [bias.logits, bias.choice].map(|bias| bias.and_then(|_| biases.next()));
+    let (mut ids, mut weights) = (Vec::new(), Vec::new());
+    for row in &mut rows {
+        let (experts, of_them) = reference::choose_experts(row, biases.each_ref().map(Option::as_ref), spec);
+        ids.extend(experts);
+        weights.extend(of_them);
+    }
+    let shape = (tokens, k);
+    Ok((Tensor::from_vec(ids, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, logits.device())?))
 }

@@ -1,7 +1,7 @@
 //! The GPU backend: [`crate::backend::Backend`] over candle's tensors, with kernels of mistral.rs, of candle and our own.
 //!
-//! A tensor of a model goes to the device once, in its quantized form. Pages live there in the layout of
-//! `mistralrs-paged-attn`; a step's tables and slots are uploaded once. Between operations activations are F32 tensors on the device;
+//! A tensor of a model goes to the device once, in its quantized form. Pages live there in the layout that the device's kernels
+//! want; a step's tables and slots are uploaded once. Between operations activations are F32 tensors on the device;
 //! what comes back is logits, and which experts ran, once a step. Results are within the goldens' tolerance, not bit for bit: kernels
 //! are chosen by the number of rows.
 //!
@@ -11,6 +11,7 @@
 //! | `index.rs`, `pages.rs`, `weight.rs` | what is uploaded per step, the cache, the weights |
 //! | `kernels.rs` | what a device must do, and plain forms of what the tensor library has everywhere |
 //! | `host.rs` | the kernels' contracts in loops, on candle's CPU device: everything but kernels is tested with it |
+//! | `plain.rs` | kernels in plain tensor operations: Apple's GPUs, by candle's Metal device |
 //! | `cuda/` | NVIDIA: whose kernel does what is told in `attend.rs` and `products.rs`; ours are in `own.cu` |
 //! | `selftest.rs` | every operation beside the reference's |
 //! | `device.rs` | which device there is, and its memory |
@@ -21,11 +22,12 @@ mod cuda;
 mod device;
 mod error;
 mod host;
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "some of it is for kernels alone"))]
+#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "some of it is for kernels alone"))]
 mod index;
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "some of it is for kernels alone"))]
 mod kernels;
 mod pages;
+mod plain;
 mod selftest;
 mod weight;
 

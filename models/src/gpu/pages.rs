@@ -2,11 +2,12 @@
 //!
 //! Keys and values lie as `mistralrs-paged-attn` wants them: keys `[blocks, kv_heads, key_dim / x, block_tokens, x]` with
 //! x values in 16 bytes, values `[blocks, kv_heads, value_dim, block_tokens]`. Latent pages hold keys alone, for our own kernel:
-//! `[blocks, block_tokens, key_dim]`.
+//! `[blocks, block_tokens, key_dim]`. Kernels that want them apart (module `plain`) have all pages so: `[blocks, block_tokens, heads * dim]`.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::error::{GpuError, contract};
+use super::kernels::Form;
 use crate::kv::{GroupLayout, PageType};
 use crate::step::BlockCopy;
 
@@ -54,17 +55,26 @@ impl Pages {
         layouts: &[GroupLayout],
         block_tokens: usize,
         page: PageType,
-        device: &Device,
+        (device, form): (&Device, Form),
     ) -> Result<Self, GpuError> {
         let dtype = element(page)?;
         let x = 16 / dtype.size_in_bytes();
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, device);
+        let zeros = |shape: &[usize]| match form {
+            Form::Stacked => Tensor::zeros(shape, dtype, device),
+            // What candle allocates on Metal itself has a power of two of bytes; what it takes from the host has as many as there are
+            // (candle-core 0.10.2, metal_backend/device.rs).
+            Form::Apart => Tensor::zeros(shape, dtype, &Device::Cpu)?.to_device(device),
+        };
         let layer = |g: &GroupLayout| -> Result<LayerPages, GpuError> {
             if g.value_dim == 0 {
                 return match g.kv_heads {
                     1 => Ok(LayerPages { keys: zeros(&[g.blocks, block_tokens, g.key_dim])?, values: None }),
                     n => Err(contract("latent pages", format!("{n} heads of keys"))),
                 };
+            }
+            if form == Form::Apart {
+                let pages = |dim: usize| zeros(&[g.blocks, block_tokens, g.kv_heads * dim]);
+                return Ok(LayerPages { keys: pages(g.key_dim)?, values: Some(pages(g.value_dim)?) });
             }
             if !g.key_dim.is_multiple_of(x) {
                 let what = format!("keys of {} values, which is no multiple of {x}", g.key_dim);
@@ -101,7 +111,7 @@ impl Pages {
             for layer in &group.layers {
                 for pages in std::iter::once(&layer.keys).chain(&layer.values) {
                     // A source that shares the target's storage is refused.
-                    pages.slice_set(&pages.narrow(0, from, 1)?.copy()?, 0, to)?;
+                    pages.slice_set(&pages.narrow(0, from, 1)?.force_contiguous()?, 0, to)?;
                 }
             }
         }

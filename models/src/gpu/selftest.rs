@@ -111,7 +111,17 @@ mod tests {
     /// The operations on the host, so that the comparison itself is known to work; those that are only timed are left out.
     #[test]
     fn the_host_passes() {
-        let mut b = GpuBackend::new(GpuDevice::host());
+        passes(GpuDevice::host());
+    }
+
+    /// What runs on Apple's GPUs, on the host.
+    #[test]
+    fn plain_operations_pass() {
+        passes(GpuDevice::plain());
+    }
+
+    fn passes(device: GpuDevice) {
+        let mut b = GpuBackend::new(device);
         // Every format and kind once: the loops of the host do not depend on the number of rows.
         let few = |op: &AnyOp| match op {
             AnyOp::Product(op) => op.compared && op.tokens == 7,
@@ -122,7 +132,7 @@ mod tests {
             let check = check_once(&op, &mut b);
             assert!(check <= op.limit(), "{}: {check}", op.name());
         }
-        for op in attentions().into_iter().filter(|op| op.compared && op.tokens == 5) {
+        for op in attentions().into_iter().filter(|op| op.compared && [5, 40].contains(&op.tokens)) {
             b.reserve(&[op.layout()], BLOCK, op.page).unwrap();
             let check = check_once(&op, &mut b);
             assert!(check <= op.limit(), "{}: {check}", op.name());

@@ -6,6 +6,9 @@
 //! | F32 F16 BF16 | a dense tensor of that type (F32 on candle's CPU device, to be exact there) |
 //! | IQ4_NL MXFP4 | Q8_0 of the same values: codes are small integers, a block's scale is a half or a power of two |
 //! | IQ4_XS | Q8_0, its scales rounded to half precision |
+//!
+//! Kernels that want matrices apart get each as a tensor of its own, with rows of zeros up to a multiple of eight: candle's products of
+//! quantized rows on Metal work on as many as eight at once, some of them without asking how many there are.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,6 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use half::f16;
 
 use super::error::{GpuError, contract};
+use super::kernels::Form;
 use crate::quant::{self, GgmlType};
 use crate::weights::TensorView;
 
@@ -33,19 +37,39 @@ pub(super) enum Store {
     Quantized(Arc<QTensor>),
     /// `[experts, rows, cols]`.
     Dense(Tensor),
+    /// One after the other.
+    Apart(Vec<Matrix>),
     /// Rows in the file's format on the host, to look up.
     Table { ty: GgmlType, bytes: Vec<u8> },
 }
 
+/// One matrix of a weight whose matrices are held apart.
+pub(super) enum Matrix {
+    /// `[rows or up to seven more, cols]`.
+    Quantized(Arc<QTensor>),
+    /// `[rows, cols]`.
+    Dense(Tensor),
+}
+
+/// Rows of a quantized matrix that is held apart are a multiple of it.
+const ROWS: usize = 8;
+
 impl GpuWeight {
-    pub(super) fn load(view: &TensorView, device: &Device) -> Result<Self, GpuError> {
+    /// Brings a weight to the device.
+    ///
+    /// # Errors
+    /// If it has not so much memory, or a scale is beyond what the weight is to be held as.
+    pub(super) fn load(view: &TensorView, device: &Device, form: Form) -> Result<Self, GpuError> {
+        if form == Form::Apart {
+            return Self::load_apart(view, device);
+        }
         let shape = (view.experts, view.rows, view.cols);
         let (store, bytes) = match kind(view.ty) {
-            Kind::Same(ty) => (quantized(view.data, ty, shape, device)?, view.data.len()),
+            Kind::Same(ty) => (Store::Quantized(qtensor(view.data, ty, shape, device)?), view.data.len()),
             Kind::AsQ8_0 => {
                 let bytes = to_q8_0(view)?;
                 tracing::debug!(tensor = view.name, format = ?view.ty, "held as Q8_0");
-                (quantized(&bytes, GgmlDType::Q8_0, shape, device)?, bytes.len())
+                (Store::Quantized(qtensor(&bytes, GgmlDType::Q8_0, shape, device)?), bytes.len())
             }
             Kind::Dense(dtype) => {
                 let dtype = if device.is_cpu() { DType::F32 } else { dtype };
@@ -63,6 +87,36 @@ impl GpuWeight {
             experts: view.experts,
             matrix_bytes: bytes as u64 / view.experts as u64,
         })
+    }
+
+    fn load_apart(view: &TensorView, device: &Device) -> Result<Self, GpuError> {
+        let (cols, rows, experts) = (view.cols, view.rows, view.experts);
+        let padded = |bytes: &[u8], ty: GgmlDType| -> Result<Matrix, GpuError> {
+            let rows = rows.next_multiple_of(ROWS);
+            let len = rows * cols / ty.block_size() * ty.type_size();
+            // Blocks of zero bytes are zeros in every format.
+            let bytes = match bytes.len() == len {
+                true => Cow::Borrowed(bytes),
+                false => Cow::Owned([bytes, &vec![0; len.saturating_sub(bytes.len())]].concat()),
+            };
+            Ok(Matrix::Quantized(qtensor(&bytes, ty, (1, rows, cols), device)?))
+        };
+        let matrix = |view: &TensorView| match kind(view.ty) {
+            Kind::Same(ty) => padded(view.data, ty),
+            Kind::AsQ8_0 => padded(&to_q8_0(view)?, GgmlDType::Q8_0),
+            // Converted on the host, so that the device never holds it in F32.
+            Kind::Dense(dtype) => {
+                let dtype = if device.is_cpu() { DType::F32 } else { dtype };
+                Ok(Matrix::Dense(dense(view, dtype, &Device::Cpu)?.to_device(device)?))
+            }
+        };
+        let all: Vec<_> = (0..experts).map(|e| matrix(&view.expert(e))).collect::<Result<_, _>>()?;
+        let bytes = |matrix: &Matrix| match matrix {
+            Matrix::Quantized(q) => q.storage_size_in_bytes(),
+            Matrix::Dense(dense) => dense.elem_count() * dense.dtype().size_in_bytes(),
+        };
+        let matrix_bytes = all.first().map_or(0, bytes) as u64;
+        Ok(Self { store: Store::Apart(all), cols, rows, experts, matrix_bytes })
     }
 
     /// A table that stays on the host.
@@ -121,12 +175,12 @@ fn kind(ty: GgmlType) -> Kind {
     }
 }
 
-fn quantized(
+fn qtensor(
     bytes: &[u8],
     ty: GgmlDType,
     (experts, rows, cols): (usize, usize, usize),
     device: &Device,
-) -> Result<Store, GpuError> {
+) -> Result<Arc<QTensor>, GpuError> {
     let expected = experts * rows * cols / ty.block_size() * ty.type_size();
     if bytes.len() != expected {
         return Err(contract("load", format!("{} bytes for {expected}", bytes.len())));
@@ -146,7 +200,7 @@ fn quantized(
         1 => QTensor::new(storage, (rows, cols))?,
         _ => QTensor::new(storage, (experts, rows, cols))?,
     };
-    Ok(Store::Quantized(Arc::new(tensor)))
+    Ok(Arc::new(tensor))
 }
 
 fn dense(view: &TensorView, dtype: DType, device: &Device) -> Result<Tensor, GpuError> {

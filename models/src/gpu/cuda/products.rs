@@ -149,7 +149,7 @@ impl CudaKernels {
                 self.integers(rounded, q, rows, weight)
             }
             Store::Dense(dense) => dense_product(x.values, dense),
-            Store::Table { .. } => bail!("a table is for looking up"),
+            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
         }
     }
 
@@ -219,7 +219,7 @@ impl CudaKernels {
                 Store::Dense(stack) => {
                     self.each_float(x.values, stack, weight, ids, if per_row == 1 { k } else { 1 })
                 }
-                Store::Table { .. } => bail!("a table is for looking up"),
+                Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
             };
             let gate = biased(product(ffn.gate, x, k)?, 0)?;
             let up = biased(product(ffn.up, x, k)?, 1)?;
@@ -345,7 +345,7 @@ impl CudaKernels {
         let stack = match &weight.store {
             Store::Quantized(q) => self.expanded(q, weight)?,
             Store::Dense(dense) => dense.clone(),
-            Store::Table { .. } => bail!("a table is for looking up"),
+            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
         };
         if x.dims() != [by_expert.pairs.dim(0)? / per_row, weight.cols] {
             bail!("experts' rows of halves are {:?}", x.dims());
@@ -422,7 +422,7 @@ fn shareable(w: &GpuWeight) -> bool {
     let known = match &w.store {
         Store::Quantized(_) => true,
         Store::Dense(dense) => dense.dtype() == DType::F16,
-        Store::Table { .. } => false,
+        Store::Apart(_) | Store::Table { .. } => false,
     };
     known && w.cols.is_multiple_of(TILE_COLS)
 }
