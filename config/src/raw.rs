@@ -297,3 +297,18 @@ pub struct Traces {
     pub endpoint: Option<String>,
     pub ratio: f64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_read_back_as_they_are_written() {
+        for text in ["auto", "cpu", "cuda:0", "cuda:12", "metal"] {
+            assert_eq!(text.parse::<Device>().map(|device| device.to_string()), Ok(text.to_owned()));
+        }
+        for text in ["", "cuda", "cuda:", "cuda:-1", "metal:0", "Metal"] {
+            assert!(text.parse::<Device>().is_err(), "{text:?}");
+        }
+    }
+}
