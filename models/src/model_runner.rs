@@ -134,7 +134,12 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
             let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
             bitwise(gguf, ReferenceBackend::new(kv), geometry)
         }
-        _ => unreachable!("loaded above"),
+        BackendKind::Cuda { .. }
+        | BackendKind::Metal { .. }
+        | BackendKind::GpuHost
+        | BackendKind::GpuPlain => {
+            unreachable!("loaded above")
+        }
     }
 }
 

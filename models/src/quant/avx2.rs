@@ -75,6 +75,32 @@ pub(super) fn table(values: &[i8; 16]) -> __m256i {
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
 }
 
+/// Adds the products of words of unsigned codes with each column's, from byte `at` on, in pairs to its 16-bit sums: the caller sees to
+/// it that none overflows.
+///
+/// A word meets all columns before the next: a vector of codes is then read once, where a column at a time reads each again for each
+/// column, and two reads a clock are what bounds it.
+///
+/// # Safety
+/// Each of `acts` is readable for as many words from `at` on.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn add_products<const N: usize>(
+    codes: &[__m256i],
+    at: usize,
+    acts: &[*const u8; N],
+    mut sums: [__m256i; N],
+) -> [__m256i; N] {
+    for (i, &w) in codes.iter().enumerate() {
+        for (act, sum) in acts.iter().zip(&mut sums) {
+            // SAFETY: the caller's promise.
+            let q = unsafe { dword(act.add(at + 4 * i)) };
+            *sum = hold(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, q)));
+        }
+    }
+    sums
+}
+
 /// The same, in a register: the compiler may not regroup sums across it. Left to itself it adds in trees, whose parts
 /// then do not stay in registers.
 #[inline]

@@ -147,7 +147,7 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
-    use crate::quant::avx2::{available, dword, hold, load, single};
+    use crate::quant::avx2::{add_products, available, dword, load, single};
     use crate::quant::by_columns;
     use crate::quant::prefetch::{Ahead, prefetch};
 
@@ -308,7 +308,7 @@ mod avx2 {
         unsafe {
             if K::SUMS == Sums::Run {
                 let codes = [K::codes(run, 0), K::codes(run, 1)];
-                let sums = dots(codes.as_flattened(), 32 * j, acts, [_mm256_setzero_si256(); N]);
+                let sums = add_products(codes.as_flattened(), 32 * j, acts, [_mm256_setzero_si256(); N]);
                 add_scaled(K::scales(header, 2 * j), sums, isums);
                 return;
             }
@@ -332,32 +332,9 @@ mod avx2 {
                         *sum = dword(act.add(Q8X256_PAIRS + 4 * sub));
                     }
                 }
-                add_scaled(scale, dots(&codes, 16 * sub, acts, sums), isums);
+                add_scaled(scale, add_products(&codes, 16 * sub, acts, sums), isums);
             }
         }
-    }
-
-    /// Adds the pairs of products of unsigned codes with each column, from byte `at` on, to its 16-bit sums. A word meets all columns
-    /// before the next: as in [`super::super::block32`], codes are read once.
-    ///
-    /// # Safety
-    /// AVX2; each of `acts` is readable for as many words from `at` on.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn dots<const N: usize>(
-        codes: &[__m256i],
-        at: usize,
-        acts: &[*const u8; N],
-        mut sums: [__m256i; N],
-    ) -> [__m256i; N] {
-        for (i, &w) in codes.iter().enumerate() {
-            for (act, sum) in acts.iter().zip(&mut sums) {
-                // SAFETY: the caller's promise.
-                let q = unsafe { dword(act.add(at + 4 * i)) };
-                *sum = hold(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, q)));
-            }
-        }
-        sums
     }
 
     /// Adds 16-bit sums times their rows' scales.

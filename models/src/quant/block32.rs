@@ -170,7 +170,9 @@ mod avx2 {
 
     use super::*;
     use crate::quant::act::Q8X32_PAIRS;
-    use crate::quant::avx2::{available, dword, halves, high_nibbles, hold, load, low_nibbles, single};
+    use crate::quant::avx2::{
+        add_products, available, dword, halves, high_nibbles, load, low_nibbles, single,
+    };
     use crate::quant::by_columns;
     use crate::quant::prefetch::{Ahead, prefetch};
 
@@ -222,8 +224,6 @@ mod avx2 {
     }
 
     /// Exact sums of `w * q` per row and column for unsigned codes below 32; a 16-bit sum takes [`Kernel::WORDS`] of their words.
-    /// A word meets all columns before the next: a vector of codes is then read once, where a column at a time reads
-    /// each again for each column, and two reads a clock are what bounds it.
     ///
     /// A pair of products is at most 2 * 31 * 127 = 7874, so `maddubs` does not saturate. The 16-bit sum starts at
     /// -BIAS * (sum of its q); on the way it is the sum of (code - BIAS) * q over the products done and of -BIAS * q over
@@ -251,13 +251,8 @@ mod avx2 {
                     *sum = _mm256_mullo_epi16(pairs, _mm256_set1_epi16(B::BIAS));
                 }
             }
-            for (i, &w) in codes.iter().enumerate() {
-                for (act, sum) in acts.iter().zip(&mut sums) {
-                    // SAFETY: the activation block starts with eight words.
-                    let q = unsafe { dword(act.add(4 * (B::WORDS * part + i))) };
-                    *sum = hold(_mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, q)));
-                }
-            }
+            // SAFETY: the activation block starts with eight words.
+            let sums = unsafe { add_products(codes, 4 * B::WORDS * part, acts, sums) };
             for (dot, sum) in dots.iter_mut().zip(sums) {
                 *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(sum, ones));
             }
