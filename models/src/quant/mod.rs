@@ -16,6 +16,8 @@
 mod act;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_sums;
 mod block256;
 mod block32;
 mod dense;

@@ -10,11 +10,11 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
 use super::act::{Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS, Q8X256_SUMS};
 use super::block256::{Kernel, Sums};
 use super::vnni::available;
-use super::wide::{Decoded, Tile, by_count};
+use super::wide::{Decoded, Tile};
+use super::{PANEL, by_columns};
 
 /// The tile.
 pub(super) struct Vnni;
@@ -30,9 +30,10 @@ impl Tile for Vnni {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
         // SAFETY: the caller's promise.
-        unsafe { by_count!(acts, [1 2 3 4 5 6 7 8], tile[K](w, acts, b, out)) }
+        unsafe { by_columns!(acts, tile[K](w, acts, b, out)) }
     }
 }
+
 /// Both panels' vectors.
 #[inline]
 #[target_feature(enable = "avx512f")]

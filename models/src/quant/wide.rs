@@ -11,11 +11,11 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
-use super::act::{Q8X256_BYTES, Q8X256_D, Q8X256_PAIRS};
-use super::avx2::{available, dword, single};
+use super::act::{Q8X256_BYTES, Q8X256_D};
+use super::avx2::{available, single};
 use super::block256::{Kernel, Rest, Sums};
 use super::prefetch::prefetch_ahead;
+use super::{PANEL, avx2_sums};
 
 /// One block of two panels.
 #[repr(align(64))]
@@ -39,7 +39,7 @@ pub(super) trait Tile {
     /// Adds the products of block b of the columns to `out`.
     ///
     /// # Safety
-    /// The processor can run it; the columns, at most [`Tile::COLUMNS`], have a block b; as many results.
+    /// The processor can run it; the columns, at least one and at most [`Tile::COLUMNS`], have a block b; as many results.
     unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]);
 }
 
@@ -109,34 +109,19 @@ unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
     }
 }
 
-/// Where block b of each of N columns lies.
-///
-/// # Safety
-/// The N columns have a block b.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn columns<const N: usize>(acts: &[&[u8]], b: usize) -> [*const u8; N] {
-    let mut x = [std::ptr::null(); N];
-    for (x, act) in x.iter_mut().zip(acts) {
-        // SAFETY: the caller's promise.
-        *x = unsafe { act.as_ptr().add(b * Q8X256_BYTES) };
-    }
-    x
-}
-
 /// Adds the block's values, times the activations' d, to `out`.
 ///
 /// # Safety
-/// AVX2 and FMA; `acts` are activation blocks; N results.
+/// AVX2 and FMA; `acts` are activation blocks, of which as many count as there are results.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn finish<K: Kernel, const N: usize>(
+unsafe fn finish<K: Kernel>(
     w: &Decoded,
-    acts: [*const u8; N],
-    isums: [[__m256i; 2]; N],
+    acts: &[*const u8],
+    isums: &[[__m256i; 2]],
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    for ((x, isums), out) in acts.into_iter().zip(isums).zip(out) {
+    for ((&x, isums), out) in acts.iter().zip(isums).zip(out) {
         // SAFETY: the caller's promise; results are eight values, loads and stores may be unaligned.
         unsafe {
             let d = single(x.add(Q8X256_D));
@@ -149,74 +134,27 @@ unsafe fn finish<K: Kernel, const N: usize>(
     }
 }
 
-/// Runs `$tile::<$k, N>` for the number of columns, one of those listed.
-macro_rules! by_count {
-    ($acts:ident, [$($n:literal)*], $tile:ident [$k:ident] $args:tt) => {
-        match $acts.len() {
-            $($n => $tile::<$k, $n> $args,)*
-            _ => unreachable!("a group is no larger, and not empty"),
-        }
-    };
-}
-pub(super) use by_count;
-
 /// The tile with AVX2, for unsigned codes.
 pub(super) struct Avx2;
 
 impl Tile for Avx2 {
-    const COLUMNS: usize = 6;
+    const COLUMNS: usize = avx2_sums::COLUMNS;
 
     fn available() -> bool {
         available()
     }
 
-    #[inline]
+    #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
-        // SAFETY: the caller's promise.
-        unsafe { by_count!(acts, [1 2 3 4 5 6], tile[K](w, acts, b, out)) }
-    }
-}
-
-/// # Safety
-/// As [`Tile::tile`], with N columns.
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<K: Kernel, const N: usize>(
-    w: &Decoded,
-    acts: &[&[u8]],
-    b: usize,
-    out: &mut [[[f32; PANEL]; 2]],
-) {
-    const { assert!(!matches!(K::SUMS, Sums::Word)) };
-    let words = if K::SUMS == Sums::Run { 8 } else { 4 };
-    // SAFETY: the caller's promise.
-    let acts = unsafe { columns::<N>(acts, b) };
-    let mut isums = [[_mm256_setzero_si256(); 2]; N];
-    // SAFETY: all offsets lie within an activation block.
-    unsafe {
-        for part in 0..64 / words {
-            let mut sums = [[_mm256_setzero_si256(); 2]; N];
-            if K::SUMS == Sums::Biased {
-                for (x, sums) in acts.iter().zip(&mut sums) {
-                    *sums = [dword(x.add(Q8X256_PAIRS + 4 * part)); 2];
-                }
-            }
-            for i in 0..words {
-                let word = words * part + i;
-                let [w0, w1] = w.codes[word];
-                for (x, [sum0, sum1]) in acts.iter().zip(&mut sums) {
-                    let q = dword(x.add(4 * word));
-                    *sum0 = _mm256_add_epi16(*sum0, _mm256_maddubs_epi16(w0, q));
-                    *sum1 = _mm256_add_epi16(*sum1, _mm256_maddubs_epi16(w1, q));
-                }
-            }
-            let [s0, s1] = w.scales[part * words / 4];
-            for ([isum0, isum1], [sum0, sum1]) in isums.iter_mut().zip(sums) {
-                *isum0 = _mm256_add_epi32(*isum0, _mm256_madd_epi16(sum0, s0));
-                *isum1 = _mm256_add_epi32(*isum1, _mm256_madd_epi16(sum1, s1));
-            }
+        const { assert!(!matches!(K::SUMS, Sums::Word)) };
+        let mut isums = [[_mm256_setzero_si256(); 2]; avx2_sums::COLUMNS];
+        // SAFETY: the caller's promise; the columns that are missing are the first again.
+        unsafe {
+            let block = |i: usize| acts.get(i).unwrap_or(&acts[0]).as_ptr().add(b * Q8X256_BYTES);
+            let blocks: [_; avx2_sums::COLUMNS] = std::array::from_fn(block);
+            avx2_sums::sums(K::SUMS, w, blocks, acts.len(), &mut isums);
+            finish::<K>(w, &blocks, &isums, out);
         }
-        finish::<K, N>(w, acts, isums, out);
     }
 }
