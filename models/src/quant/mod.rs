@@ -17,7 +17,7 @@ mod act;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx2_sums;
+mod avx2_wide;
 mod block256;
 mod block32;
 mod dense;

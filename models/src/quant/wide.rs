@@ -15,7 +15,7 @@ use super::act::{Q8X256_BYTES, Q8X256_D};
 use super::avx2::{available, single};
 use super::block256::{Kernel, Rest, Sums};
 use super::prefetch::prefetch_ahead;
-use super::{PANEL, avx2_sums};
+use super::{PANEL, avx2_wide};
 
 /// One block of two panels.
 #[repr(align(64))]
@@ -138,7 +138,7 @@ unsafe fn finish<K: Kernel>(
 pub(super) struct Avx2;
 
 impl Tile for Avx2 {
-    const COLUMNS: usize = avx2_sums::COLUMNS;
+    const COLUMNS: usize = avx2_wide::COLUMNS;
 
     fn available() -> bool {
         available()
@@ -148,12 +148,12 @@ impl Tile for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
         const { assert!(!matches!(K::SUMS, Sums::Word)) };
-        let mut isums = [[_mm256_setzero_si256(); 2]; avx2_sums::COLUMNS];
+        let mut isums = [[_mm256_setzero_si256(); 2]; avx2_wide::COLUMNS];
         // SAFETY: the caller's promise; the columns that are missing are the first again.
         unsafe {
             let block = |i: usize| acts.get(i).unwrap_or(&acts[0]).as_ptr().add(b * Q8X256_BYTES);
-            let blocks: [_; avx2_sums::COLUMNS] = std::array::from_fn(block);
-            avx2_sums::sums(K::SUMS, w, blocks, acts.len(), &mut isums);
+            let blocks: [_; avx2_wide::COLUMNS] = std::array::from_fn(block);
+            avx2_wide::block256(K::SUMS, w, blocks, acts.len(), &mut isums);
             finish::<K>(w, &blocks, &isums, out);
         }
     }
