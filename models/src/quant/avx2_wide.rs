@@ -34,7 +34,21 @@ macro_rules! products {
 /// Adds a pair of products to sums `$a` and `$b`.
 macro_rules! add {
     ($a:literal $b:literal, ($p:literal $q:literal)) => {
-        concat!("vpaddw ymm", $a, ", ymm", $a, ", ymm", $p, "\nvpaddw ymm", $b, ", ymm", $b, ", ymm", $q, "\n")
+        concat!(
+            "vpaddw ymm",
+            $a,
+            ", ymm",
+            $a,
+            ", ymm",
+            $p,
+            "\nvpaddw ymm",
+            $b,
+            ", ymm",
+            $b,
+            ", ymm",
+            $q,
+            "\n"
+        )
     };
 }
 
@@ -114,10 +128,10 @@ macro_rules! store {
 
 /// `asm!` with these lines and operands; nothing is left in the vector registers.
 macro_rules! assembly {
-    ($acts:ident, [$($x:ident $c:literal)*], $($rest:tt)*) => {
+    ([$($x:ident)*], $($rest:tt)*) => {
         asm!(
             $($rest)*
-            $($x = in(reg) $acts[$c],)*
+            $($x = in(reg) $x,)*
             out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
             out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _, out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
             options(nostack),
@@ -127,20 +141,25 @@ macro_rules! assembly {
 
 /// `$block` for as many columns as there are; fewer than three are rare, then others are computed for nothing.
 macro_rules! by_columns {
-    ($n:expr, $block:ident $args:tt) => {
-        match $n {
-            5 => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5) (x3 3 6 7) (x4 4 8 9)], [x0 0 x1 1 x2 2 x3 3 x4 4]),
-            4 => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5) (x3 3 6 7)], [x0 0 x1 1 x2 2 x3 3]),
-            _ => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 0 x1 1 x2 2]),
+    ($acts:expr, $block:ident $args:tt) => {
+        match *$acts {
+            [x0, x1, x2, x3, x4] => {
+                $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5) (x3 3 6 7) (x4 4 8 9)], [x0 x1 x2 x3 x4])
+            }
+            [x0, x1, x2, x3] => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5) (x3 3 6 7)], [x0 x1 x2 x3]),
+            [x0, x1, x2] => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]),
+            [x0, x1] => { let x2 = x0; $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]) }
+            [x0] => { let (x1, x2) = (x0, x0); $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]) }
+            _ => unreachable!("one to five columns"),
         }
     };
 }
 
 /// All parts of a block of 256, `$words` words each: word 0 and `$i`.
 macro_rules! block256 {
-    (($w:ident, $acts:ident, $isums:ident, $start:ident, $words:literal, $i:tt), [$($column:tt)*], $operands:tt) => {
+    (($w:ident, $first:ident, $isums:ident, $start:ident, $words:literal, $i:tt), [$($column:tt)*], $operands:tt) => {
         assembly!(
-            $acts, $operands,
+            $operands,
             "2:",
             codes!(0),
             $(first!(0 $start, $column),)*
@@ -160,51 +179,62 @@ macro_rules! block256 {
             end = in(reg) $w.codes.as_ptr_range().end,
             scales = inout(reg) $w.scales.as_ptr() => _,
             isums = in(reg) $isums.as_mut_ptr(),
-            at = inout(reg) 0_usize => _,
-            pairs = inout(reg) Q8X256_PAIRS => _,
+            at = inout(reg) $first => _,
+            pairs = inout(reg) $first + Q8X256_PAIRS => _,
         )
     };
 }
 
-/// The sums of products of `n` columns with a block of two panels, times the scales, added to `isums`.
+/// The sums of products of a block of two panels with one to five columns, from byte `first` of them on, times the scales: added to
+/// `isums`.
 ///
 /// # Safety
-/// The processor has AVX2; all `acts` are activation blocks, those from `n` on of any column.
+/// The processor has AVX2; the columns have an activation block there.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn block256(
     sums: Sums,
     w: &wide::Decoded,
-    acts: [*const u8; COLUMNS],
-    n: usize,
+    acts: &[*const u8],
+    first: usize,
     isums: &mut Isums,
 ) {
     // SAFETY: a block is 64 words of codes, sixteen scales, and in a column 256 codes and sixteen pairs of sums: `codes`
     // reaches its end after all its parts, with the other pointers at the ends of theirs. Codes and scales are aligned to their size.
     unsafe {
         match sums {
-            Sums::Run => by_columns!(n, block256(w, acts, isums, plain, 8, [1 2 3 4 5 6 7])),
-            Sums::Half => by_columns!(n, block256(w, acts, isums, plain, 4, [1 2 3])),
-            Sums::Biased => by_columns!(n, block256(w, acts, isums, biased256, 4, [1 2 3])),
+            Sums::Run => by_columns!(acts, block256(w, first, isums, plain, 8, [1 2 3 4 5 6 7])),
+            Sums::Half => by_columns!(acts, block256(w, first, isums, plain, 4, [1 2 3])),
+            Sums::Biased => by_columns!(acts, block256(w, first, isums, biased256, 4, [1 2 3])),
             Sums::Word => unreachable!("signed codes have no wide product"),
         }
     }
 }
 
-/// The float step of a block of 32, with d in ymm10 and ymm11 and m, if there are two factors, in ymm14 and ymm15.
-macro_rules! value {
-    (1, ($x:ident $c:literal $a:literal $b:literal)) => {
-        concat!(
-            concat!("vcvtdq2ps ymm", $a, ", ymm", $a, "\nvcvtdq2ps ymm", $b, ", ymm", $b, "\n"),
-            concat!("vmulps ymm", $a, ", ymm", $a, ", ymm10\nvmulps ymm", $b, ", ymm", $b, ", ymm11\n"),
-        )
+/// Sums times d, which is in ymm10 and ymm11.
+macro_rules! times_d {
+    (($x:ident $c:literal $a:literal $b:literal)) => {
+        concat!("vmulps ymm", $a, ", ymm", $a, ", ymm10\nvmulps ymm", $b, ", ymm", $b, ", ymm11\n")
+    };
+}
+
+/// Adds m, which is in ymm14 and ymm15 if there is one, times the activations' sum.
+macro_rules! plus_m {
+    (1, $column:tt) => {
+        ""
     };
     (2, ($x:ident $c:literal $a:literal $b:literal)) => {
         concat!(
-            value!(1, ($x $c $a $b)),
             concat!("vbroadcastss ymm12, [{", stringify!($x), "} + {at} + {sum}]\n"),
             concat!("vfmadd231ps ymm", $a, ", ymm12, ymm14\nvfmadd231ps ymm", $b, ", ymm12, ymm15\n"),
         )
+    };
+}
+
+/// Sums as floats.
+macro_rules! floats {
+    (($x:ident $c:literal $a:literal $b:literal)) => {
+        concat!("vcvtdq2ps ymm", $a, ", ymm", $a, "\nvcvtdq2ps ymm", $b, ", ymm", $b, "\n")
     };
 }
 
@@ -241,16 +271,20 @@ macro_rules! dots {
 
 /// Blocks of 32.
 macro_rules! blocks32 {
-    (($w:ident, $acts:ident, $out:ident, $constants:ident, $start:ident, $words:tt, $factors:tt $(, $half:ident)?), [$($column:tt)*], $operands:tt) => {
+    (($w:ident, $first:ident, $out:ident, $constants:ident, $start:ident, $words:tt, $factors:tt $(, $half:ident)?), [$($column:tt)*], $operands:tt) => {
         assembly!(
-            $acts, $operands,
+            $operands,
             "2:",
             dots!($start $words, [$($column)*]),
             "vmovaps ymm10, [{codes} + {factors}]",
             "vmovaps ymm11, [{codes} + {factors} + 32]",
             "vmovaps ymm14, [{codes} + {factors} + 64]",
             "vmovaps ymm15, [{codes} + {factors} + 96]",
-            $(value!($factors, $column), total!($column),)*
+            // One step of all columns before the next: none waits for the one before it.
+            $(floats!($column),)*
+            $(times_d!($column),)*
+            $(plus_m!($factors, $column),)*
+            $(total!($column),)*
             "add {codes}, {size}",
             "add {at}, {act}",
             "cmp {codes}, {end}",
@@ -262,7 +296,7 @@ macro_rules! blocks32 {
             out = in(reg) $out.as_mut_ptr(),
             constants = in(reg) $constants.as_ptr(),
             $($half = in(reg) $half.as_mut_ptr(),)?
-            at = inout(reg) 0_usize => _,
+            at = inout(reg) $first => _,
             factors = const std::mem::offset_of!(wide32::Decoded, factors),
             size = const size_of::<wide32::Decoded>(),
             act = const Q8X32_BYTES,
@@ -273,25 +307,27 @@ macro_rules! blocks32 {
     };
 }
 
-/// Adds the products of blocks of two panels with `out.len()` columns to the results.
+/// Adds the products of blocks of two panels with one to five columns, from byte `first` of them on, to the results.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA; all `acts` have as many blocks, those from `out.len()` on of any column; at least one block, and of results
-/// at least one and no more than there are columns.
+/// The processor has AVX2 and FMA; the columns have as many activation blocks there, at least one; as many results as columns.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn blocks32<B: block32::Kernel>(
     w: &[wide32::Decoded],
-    acts: [*const u8; COLUMNS],
+    acts: &[*const u8],
+    first: usize,
     out: &mut [[[f32; PANEL]; 2]],
 ) {
     const { assert!(std::mem::offset_of!(wide32::Decoded, codes) == 0, "a block starts with its codes") };
     let n = out.len();
     if n < 3 {
+        // What is computed for nothing is stored as well.
         let mut three = [[[0.0; PANEL]; 2]; 3];
         three[..n].copy_from_slice(out);
+        let acts = [acts[0], acts[n - 1], acts[0]];
         // SAFETY: the caller's promise.
-        unsafe { blocks32::<B>(w, acts, &mut three) };
+        unsafe { blocks32::<B>(w, &acts, first, &mut three) };
         out.copy_from_slice(&three[..n]);
         return;
     }
@@ -299,11 +335,11 @@ pub(super) unsafe fn blocks32<B: block32::Kernel>(
     // SAFETY: `w` has codes and factors for each block, aligned to their size, and a column 44 bytes for each; results are 64 bytes a column.
     unsafe {
         match (B::WORDS, B::BIAS != 0, B::FACTORS) {
-            (8, false, 2) => by_columns!(n, blocks32(w, acts, out, constants, plain, 8, 2)),
-            (8, true, 1) => by_columns!(n, blocks32(w, acts, out, constants, biased32, 8, 1)),
+            (8, false, 2) => by_columns!(acts, blocks32(w, first, out, constants, plain, 8, 2)),
+            (8, true, 1) => by_columns!(acts, blocks32(w, first, out, constants, biased32, 8, 1)),
             (4, false, 2) => {
                 let mut half = [[_mm256_set1_epi16(0); 2]; COLUMNS];
-                by_columns!(n, blocks32(w, acts, out, constants, plain, 4, 2, half))
+                by_columns!(acts, blocks32(w, first, out, constants, plain, 4, 2, half))
             }
             _ => unreachable!("no format is another"),
         }

@@ -28,7 +28,7 @@ impl Tile for Vnni {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
+    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[*const u8], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
         // SAFETY: the caller's promise.
         unsafe { by_columns!(acts, tile[K](w, acts, b, out)) }
     }
@@ -59,17 +59,16 @@ unsafe fn dword(p: *const u8) -> __m512i {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<K: Kernel, const N: usize>(
     w: &Decoded,
-    acts: &[&[u8]],
+    acts: &[*const u8],
     b: usize,
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    // As arrays: of slices the compiler gathers the pointers with masked stores, which later loads have to wait for.
-    let (Ok(acts), Ok(out)) = (<&[&[u8]; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
+    let (Ok(acts), Ok(out)) = (<&[*const u8; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
         unreachable!("N columns and results")
     };
     let words = 64 / K::SUBS;
     // SAFETY: the caller's promise.
-    let acts = acts.map(|act| unsafe { act.as_ptr().add(b * Q8X256_BYTES) });
+    let acts = acts.map(|act| unsafe { act.add(b * Q8X256_BYTES) });
     let mut isums = [_mm512_setzero_si512(); N];
     // SAFETY: all offsets lie within an activation block.
     unsafe {

@@ -17,12 +17,15 @@ use super::block256::{Kernel, Rest, Sums};
 use super::prefetch::prefetch_ahead;
 use super::{PANEL, avx2_wide};
 
+/// Most columns that meet a decoded block.
+pub(super) const AT_A_TIME: usize = 64;
+
 /// One block of two panels.
 #[repr(align(64))]
 pub(super) struct Decoded {
     /// For each word of the block both panels' vectors.
     pub(super) codes: [[__m256i; 2]; 64],
-    /// [`Kernel::scales`] of each sub-block of 16.
+    /// [`Kernel::scales`] of each sub-block of 16; of every other one where a sum takes 32.
     pub(super) scales: [[__m256i; 2]; 16],
     /// Factors of the float step.
     pub(super) rest: [Rest; 2],
@@ -40,7 +43,7 @@ pub(super) trait Tile {
     ///
     /// # Safety
     /// The processor can run it; the columns, at least one and at most [`Tile::COLUMNS`], have a block b; as many results.
-    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]);
+    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[*const u8], b: usize, out: &mut [[[f32; PANEL]; 2]]);
 }
 
 pub(super) fn product<K: Kernel, T: Tile>(
@@ -55,15 +58,27 @@ pub(super) fn product<K: Kernel, T: Tile>(
     assert!(panels.iter().all(|p| p.len() == K::FORMAT.panel_bytes(cols)), "panels of {PANEL} rows");
     assert!(acts.iter().all(|a| a.len() == count * Q8X256_BYTES), "encoded columns have the row's length");
     out.fill([[0.0; PANEL]; 2]);
-    // SAFETY: the processor has the features, and the lengths are asserted.
-    unsafe { blocks::<K, T>(panels.map(<[u8]>::as_ptr), count, acts, out) }
+    for (acts, out) in acts.chunks(AT_A_TIME).zip(out.chunks_mut(AT_A_TIME)) {
+        let acts = pointers(acts);
+        // SAFETY: the processor has the features, and the lengths are asserted.
+        unsafe { blocks::<K, T>(panels.map(<[u8]>::as_ptr), count, &acts[..out.len()], out) }
+    }
+}
+
+/// Where columns begin, up to [`AT_A_TIME`].
+pub(super) fn pointers(acts: &[&[u8]]) -> [*const u8; AT_A_TIME] {
+    let mut pointers = [std::ptr::null(); AT_A_TIME];
+    for (pointer, act) in pointers.iter_mut().zip(acts) {
+        *pointer = act.as_ptr();
+    }
+    pointers
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn blocks<K: Kernel, T: Tile>(
     panels: [*const u8; 2],
     count: usize,
-    acts: &[&[u8]],
+    acts: &[*const u8],
     out: &mut [[[f32; PANEL]; 2]],
 ) {
     let zero = [_mm256_setzero_si256(); 2];
@@ -100,7 +115,9 @@ unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
             prefetch_ahead(run, K::RUN);
             for half in 0..2 {
                 let sub = 2 * j + half;
-                to.scales[sub][panel] = K::scales(&header, sub);
+                if half == 0 || K::SUMS != Sums::Run {
+                    to.scales[sub][panel] = K::scales(&header, sub);
+                }
                 for (to, code) in to.codes[4 * sub..4 * sub + 4].iter_mut().zip(K::codes(run, half)) {
                     to[panel] = code;
                 }
@@ -112,18 +129,20 @@ unsafe fn decode<K: Kernel>(p: *const u8, panel: usize, to: &mut Decoded) {
 /// Adds the block's values, times the activations' d, to `out`.
 ///
 /// # Safety
-/// AVX2 and FMA; `acts` are activation blocks, of which as many count as there are results.
+/// AVX2 and FMA; the columns have an activation block from byte `first` on; as many results.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn finish<K: Kernel>(
     w: &Decoded,
     acts: &[*const u8],
+    first: usize,
     isums: &[[__m256i; 2]],
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    for ((&x, isums), out) in acts.iter().zip(isums).zip(out) {
+    for ((x, isums), out) in acts.iter().zip(isums).zip(out) {
         // SAFETY: the caller's promise; results are eight values, loads and stores may be unaligned.
         unsafe {
+            let x = x.add(first);
             let d = single(x.add(Q8X256_D));
             for ((isum, rest), out) in isums.iter().zip(&w.rest).zip(out) {
                 let total = _mm256_loadu_ps(out.as_ptr());
@@ -146,15 +165,13 @@ impl Tile for Avx2 {
 
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[&[u8]], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
+    unsafe fn tile<K: Kernel>(w: &Decoded, acts: &[*const u8], b: usize, out: &mut [[[f32; PANEL]; 2]]) {
         const { assert!(!matches!(K::SUMS, Sums::Word)) };
-        let mut isums = [[_mm256_setzero_si256(); 2]; avx2_wide::COLUMNS];
-        // SAFETY: the caller's promise; the columns that are missing are the first again.
+        let (first, mut isums) = (b * Q8X256_BYTES, [[_mm256_setzero_si256(); 2]; avx2_wide::COLUMNS]);
+        // SAFETY: the caller's promise.
         unsafe {
-            let block = |i: usize| acts.get(i).unwrap_or(&acts[0]).as_ptr().add(b * Q8X256_BYTES);
-            let blocks: [_; avx2_wide::COLUMNS] = std::array::from_fn(block);
-            avx2_wide::block256(K::SUMS, w, blocks, acts.len(), &mut isums);
-            finish::<K>(w, &blocks, &isums, out);
+            avx2_wide::block256(K::SUMS, w, acts, first, &mut isums);
+            finish::<K>(w, acts, first, &isums, out);
         }
     }
 }

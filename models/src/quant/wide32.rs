@@ -15,6 +15,7 @@ use super::act::{Q8X32_BYTES, Q8X32_D, Q8X32_PAIRS, Q8X32_SUM};
 use super::avx2::available;
 use super::block32::{self, Kernel};
 use super::prefetch::prefetch_ahead;
+use super::wide::{AT_A_TIME, pointers};
 use super::{COLUMNS_MAX, PANEL, avx2_wide, by_columns, vnni};
 
 /// Most blocks that are decoded at a time; of a row's, equal parts.
@@ -30,11 +31,11 @@ pub(super) struct Decoded {
     pub(super) factors: [[__m256; 2]; 2],
 }
 
-/// Adds the products of blocks `first..` of some columns to the results.
+/// Adds the products of blocks to the results of some columns, whose blocks begin at byte `first`.
 ///
 /// # Safety
 /// The processor has the features; the columns have those blocks, and there are as many results: no more than the tile takes.
-type Tile = unsafe fn(w: &[Decoded], acts: &[&[u8]], first: usize, out: &mut [[[f32; PANEL]; 2]]);
+type Tile = unsafe fn(w: &[Decoded], acts: &[*const u8], first: usize, out: &mut [[[f32; PANEL]; 2]]);
 
 /// With AVX2, for unsigned codes.
 pub(super) fn avx2<B: Kernel>(
@@ -45,7 +46,7 @@ pub(super) fn avx2<B: Kernel>(
 ) {
     const { assert!(B::WORDS > 1, "signed codes have none") };
     assert!(available(), "no AVX2 on this processor");
-    product::<B>(panels, cols, acts, out, avx2_wide::COLUMNS, avx2_tile::<B>);
+    product::<B>(panels, cols, acts, out, avx2_wide::COLUMNS, avx2_wide::blocks32::<B>);
 }
 
 /// With AVX-512 VNNI.
@@ -75,17 +76,19 @@ fn product<B: Kernel>(
     out.fill([[0.0; PANEL]; 2]);
     // SAFETY: the processor has the features, all of which include AVX2, FMA and F16C.
     let mut decoded = unsafe { zeros() };
-    let groups = acts.len().div_ceil(most);
     let parts = count.div_ceil(BLOCKS);
-    for part in 0..parts {
-        let first = count * part / parts;
-        let decoded = &mut decoded[..count * (part + 1) / parts - first];
-        // SAFETY: the features; blocks `first..` of the panels and columns are as many as `decoded`, for `first < count`.
-        unsafe {
-            decode::<B>(panels.map(|p| p[first * PANEL * B::FORMAT.block_bytes..].as_ptr()), decoded);
-            for g in 0..groups {
-                let range = acts.len() * g / groups..acts.len() * (g + 1) / groups;
-                tile(decoded, &acts[range.clone()], first, &mut out[range]);
+    for (acts, out) in acts.chunks(AT_A_TIME).zip(out.chunks_mut(AT_A_TIME)) {
+        let (n, groups, acts) = (acts.len(), acts.len().div_ceil(most), pointers(acts));
+        for part in 0..parts {
+            let first = count * part / parts;
+            let decoded = &mut decoded[..count * (part + 1) / parts - first];
+            // SAFETY: the features; blocks `first..` of the panels and columns are as many as `decoded`, at least one.
+            unsafe {
+                decode::<B>(panels.map(|p| p[first * PANEL * B::FORMAT.block_bytes..].as_ptr()), decoded);
+                for g in 0..groups {
+                    let range = n * g / groups..n * (g + 1) / groups;
+                    tile(decoded, &acts[range.clone()], first * Q8X32_BYTES, &mut out[range]);
+                }
             }
         }
     }
@@ -122,20 +125,13 @@ unsafe fn decode<B: Kernel>(panels: [*const u8; 2], to: &mut [Decoded]) {
 /// See [`Tile`].
 ///
 /// # Safety
-/// As there; the features are AVX2 and FMA.
-unsafe fn avx2_tile<B: Kernel>(w: &[Decoded], acts: &[&[u8]], first: usize, out: &mut [[[f32; PANEL]; 2]]) {
-    // SAFETY: the caller's promise; the columns that are missing are the first again.
-    unsafe {
-        let column = |i: usize| acts.get(i).unwrap_or(&acts[0]).as_ptr().add(first * Q8X32_BYTES);
-        avx2_wide::blocks32::<B>(w, std::array::from_fn(column), out);
-    }
-}
-
-/// See [`Tile`].
-///
-/// # Safety
 /// As there; the features are those of [`vnni::available`].
-unsafe fn vnni_tile<B: Kernel>(w: &[Decoded], acts: &[&[u8]], first: usize, out: &mut [[[f32; PANEL]; 2]]) {
+unsafe fn vnni_tile<B: Kernel>(
+    w: &[Decoded],
+    acts: &[*const u8],
+    first: usize,
+    out: &mut [[[f32; PANEL]; 2]],
+) {
     // SAFETY: the caller's promise.
     unsafe { by_columns!(acts, vnni_columns[B](w, acts, first, out)) }
 }
@@ -148,16 +144,15 @@ unsafe fn vnni_tile<B: Kernel>(w: &[Decoded], acts: &[&[u8]], first: usize, out:
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn vnni_columns<B: Kernel, const N: usize>(
     w: &[Decoded],
-    acts: &[&[u8]],
+    acts: &[*const u8],
     first: usize,
     out: &mut [[[f32; PANEL]; 2]],
 ) {
-    // As arrays: of slices the compiler gathers the pointers with masked stores, which later loads have to wait for.
-    let (Ok(acts), Ok(out)) = (<&[&[u8]; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
+    let (Ok(acts), Ok(out)) = (<&[*const u8; N]>::try_from(acts), <&mut [_; N]>::try_from(out)) else {
         unreachable!("N columns and results")
     };
     // SAFETY: the caller's promise.
-    let mut acts = acts.map(|act| unsafe { act.as_ptr().add(first * Q8X32_BYTES) });
+    let mut acts = acts.map(|act| unsafe { act.add(first) });
     let mut totals = [_mm512_setzero_ps(); N];
     for (total, out) in totals.iter_mut().zip(&*out) {
         // SAFETY: results are sixteen values; the load may be unaligned.
