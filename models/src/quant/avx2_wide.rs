@@ -35,19 +35,8 @@ macro_rules! products {
 macro_rules! add {
     ($a:literal $b:literal, ($p:literal $q:literal)) => {
         concat!(
-            "vpaddw ymm",
-            $a,
-            ", ymm",
-            $a,
-            ", ymm",
-            $p,
-            "\nvpaddw ymm",
-            $b,
-            ", ymm",
-            $b,
-            ", ymm",
-            $q,
-            "\n"
+            concat!("vpaddw ymm", $a, ", ymm", $a, ", ymm", $p, "\n"),
+            concat!("vpaddw ymm", $b, ", ymm", $b, ", ymm", $q, "\n"),
         )
     };
 }
@@ -139,8 +128,8 @@ macro_rules! assembly {
     };
 }
 
-/// `$block` for as many columns as there are; fewer than three are rare, then others are computed for nothing.
-macro_rules! by_columns {
+/// `$block` for three, four or five columns.
+macro_rules! by_number {
     ($acts:expr, $block:ident $args:tt) => {
         match *$acts {
             [x0, x1, x2, x3, x4] => {
@@ -148,11 +137,14 @@ macro_rules! by_columns {
             }
             [x0, x1, x2, x3] => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5) (x3 3 6 7)], [x0 x1 x2 x3]),
             [x0, x1, x2] => $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]),
-            [x0, x1] => { let x2 = x0; $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]) }
-            [x0] => { let (x1, x2) = (x0, x0); $block!($args, [(x0 0 0 1) (x1 1 2 3) (x2 2 4 5)], [x0 x1 x2]) }
-            _ => unreachable!("one to five columns"),
+            _ => unreachable!("three to five columns"),
         }
     };
+}
+
+/// Three columns in place of fewer, which are rare: what the others give is computed for nothing.
+fn padded(acts: &[*const u8]) -> [*const u8; 3] {
+    [acts[0], acts[acts.len() - 1], acts[0]]
 }
 
 /// All parts of a block of 256, `$words` words each: word 0 and `$i`.
@@ -199,13 +191,15 @@ pub(super) unsafe fn block256(
     first: usize,
     isums: &mut Isums,
 ) {
+    let few = padded(acts);
+    let acts = if acts.len() < 3 { &few } else { acts };
     // SAFETY: a block is 64 words of codes, sixteen scales, and in a column 256 codes and sixteen pairs of sums: `codes`
     // reaches its end after all its parts, with the other pointers at the ends of theirs. Codes and scales are aligned to their size.
     unsafe {
         match sums {
-            Sums::Run => by_columns!(acts, block256(w, first, isums, plain, 8, [1 2 3 4 5 6 7])),
-            Sums::Half => by_columns!(acts, block256(w, first, isums, plain, 4, [1 2 3])),
-            Sums::Biased => by_columns!(acts, block256(w, first, isums, biased256, 4, [1 2 3])),
+            Sums::Run => by_number!(acts, block256(w, first, isums, plain, 8, [1 2 3 4 5 6 7])),
+            Sums::Half => by_number!(acts, block256(w, first, isums, plain, 4, [1 2 3])),
+            Sums::Biased => by_number!(acts, block256(w, first, isums, biased256, 4, [1 2 3])),
             Sums::Word => unreachable!("signed codes have no wide product"),
         }
     }
@@ -325,9 +319,8 @@ pub(super) unsafe fn blocks32<B: block32::Kernel>(
         // What is computed for nothing is stored as well.
         let mut three = [[[0.0; PANEL]; 2]; 3];
         three[..n].copy_from_slice(out);
-        let acts = [acts[0], acts[n - 1], acts[0]];
         // SAFETY: the caller's promise.
-        unsafe { blocks32::<B>(w, &acts, first, &mut three) };
+        unsafe { blocks32::<B>(w, &padded(acts), first, &mut three) };
         out.copy_from_slice(&three[..n]);
         return;
     }
@@ -335,11 +328,11 @@ pub(super) unsafe fn blocks32<B: block32::Kernel>(
     // SAFETY: `w` has codes and factors for each block, aligned to their size, and a column 44 bytes for each; results are 64 bytes a column.
     unsafe {
         match (B::WORDS, B::BIAS != 0, B::FACTORS) {
-            (8, false, 2) => by_columns!(acts, blocks32(w, first, out, constants, plain, 8, 2)),
-            (8, true, 1) => by_columns!(acts, blocks32(w, first, out, constants, biased32, 8, 1)),
+            (8, false, 2) => by_number!(acts, blocks32(w, first, out, constants, plain, 8, 2)),
+            (8, true, 1) => by_number!(acts, blocks32(w, first, out, constants, biased32, 8, 1)),
             (4, false, 2) => {
                 let mut half = [[_mm256_set1_epi16(0); 2]; COLUMNS];
-                by_columns!(acts, blocks32(w, first, out, constants, plain, 4, 2, half))
+                by_number!(acts, blocks32(w, first, out, constants, plain, 4, 2, half))
             }
             _ => unreachable!("no format is another"),
         }

@@ -4,8 +4,9 @@
 //! many as there are registers for: a broadcast of activations serves both panels, and codes are not decoded for every eight columns.
 //! Bits are those of the panel product: the same integers, the same float step.
 //!
-//! With AVX2 five columns and two panels are ten 16-bit sums ([`avx2_wide`]). With VNNI both panels are one vector, and a block of a column is eight `vpdpbusd` and three float operations, one a clock: 11 clocks for 512 multiply-adds. With AVX2
-//! signed codes have none: their four operations a word and column leave decoding too small a part to save.
+//! With AVX2 five columns and two panels are ten 16-bit sums ([`avx2_wide`]); signed codes have none: their four operations a word and
+//! column leave decoding too small a part to save. With VNNI both panels are one vector, and a block of a column is eight `vpdpbusd` and
+//! three float operations, one a clock: 11 clocks for 512 multiply-adds.
 
 #![expect(unsafe_code, reason = "SIMD loads by pointer")]
 
