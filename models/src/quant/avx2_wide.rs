@@ -2,8 +2,9 @@
 //!
 //! Two panels meet up to five columns. A word is two loads of codes, and for each column a broadcast, two `vpmaddubsw` and two `vpaddw`; ten
 //! sums, two vectors of codes and two pairs of products fill the sixteen registers. A column's products are added once the next
-//! column's are under way, so no addition waits for the product before it. Compilers add products in trees instead, whose parts leave the
-//! registers: six instructions for a product and its addition where this takes three (a sixth faster on a Zen 3).
+//! column's are under way, so no addition waits for the product before it. The compiler's loop was little longer (269 instructions for eight words
+//! of five columns, here 244), but added products in trees whose parts leave the registers: 54 of them were to the stack. The tile is a
+//! sixth faster so on a Zen 3.
 
 #![expect(unsafe_code, reason = "assembly")]
 
