@@ -38,16 +38,13 @@ pub struct Span {
 }
 
 impl Batch {
-    /// Lays a step flat; logits are wanted after a row's last token if it samples, and after each scored token.
+    /// Lays a step flat; logits are wanted as [`Row::outputs`] says.
     pub fn new(step: &StepInput) -> Self {
         let mut batch = Self { copies: step.copies.clone(), ..Self::default() };
         for row in &step.rows {
             let begin = batch.tokens.len() as u32;
+            batch.outputs.extend(row.outputs().map(|token| begin + token as u32));
             for (i, &token) in row.tokens.iter().enumerate() {
-                let scored = row.score.as_ref().is_some_and(|s| i < s.targets.len());
-                if scored || (row.sample.is_some() && i + 1 == row.tokens.len()) {
-                    batch.outputs.push(batch.tokens.len() as u32);
-                }
                 batch.tokens.push(token);
                 batch.positions.push(row.start + i as u32);
             }

@@ -162,7 +162,18 @@ impl FakeRunner {
             if let Some(sample) = &row.sample {
                 let wanted = if sample.params.needs_history() { end } else { 0 };
                 assert_eq!(sample.history.len(), wanted, "{seq:?}: history at position {start}");
-                assert!(sample.prompt_len as usize <= end, "{seq:?}: sampled before the prompt's end");
+                let given = row.start as usize + row.last_given() + 1;
+                assert!(sample.prompt_len as usize <= given, "{seq:?}: sampled before the prompt's end");
+            }
+            if row.drafts > 0 {
+                let sample = row.sample.as_ref().expect("drafts are for rows that sample");
+                assert!(row.drafts < row.tokens.len() as u32, "{seq:?}: nothing but drafts");
+                assert!(
+                    sample.constraint.is_none() && row.score.is_none(),
+                    "{seq:?}: drafts where none may be"
+                );
+                let state = self.geometry.groups.iter().any(|g| g.kind == GroupKind::State);
+                assert!(!state, "{seq:?}: a state cannot go back to before a draft");
             }
         }
     }
@@ -262,17 +273,26 @@ impl FakeRunner {
                 out.prompt_scores.push(score_of(past, self.geometry.vocab, target, score.top));
             }
         }
-        if let Some(sample) = &row.sample {
-            let position = row.start + row.tokens.len() as u32 - 1;
-            let past = self.past(row, position, true);
+        let Some(sample) = &row.sample else { return Ok(out) };
+        for at in row.last_given()..row.tokens.len() {
+            if out.tokens.last().is_some_and(|chosen| *chosen != row.tokens[at]) {
+                break;
+            }
+            let past = self.past(row, row.start + at as u32, true);
             if let Some(constraint) = &sample.constraint
                 && constraint.next.wait()?.is_end()
             {
-                return Ok(out);
+                break;
             }
-            let token = choose(past, self.geometry.vocab, sample).ok_or(RowFault::NothingToChoose)?;
-            out.token = Some(token);
-            out.score = sample.params.logprobs.map(|top| score_of(past, self.geometry.vocab, token, top));
+            match choose(past, self.geometry.vocab, sample) {
+                Some(token) => {
+                    out.tokens.push(token);
+                    let score = |top| score_of(past, self.geometry.vocab, token, top);
+                    out.scores.extend(sample.params.logprobs.map(score));
+                }
+                None if out.tokens.is_empty() => return Err(RowFault::NothingToChoose),
+                None => break,
+            }
         }
         Ok(out)
     }
@@ -378,13 +398,19 @@ mod tests {
             tokens: tokens.iter().copied().map(TokenId).collect(),
             tables: tables.map(table).to_vec(),
             sample: Some(sample()),
+            drafts: 0,
             score: None,
         }
     }
 
     fn step(runner: &mut FakeRunner, copies: Vec<BlockCopy>, row: Row) -> Option<TokenId> {
         runner.submit(Arc::new(StepInput { copies, rows: vec![row] }));
-        runner.wait().expect("no fault was asked for").rows[0].clone().expect("nor here").token
+        runner.wait().expect("no fault was asked for").rows[0]
+            .clone()
+            .expect("nor here")
+            .tokens
+            .first()
+            .copied()
     }
 
     #[test]

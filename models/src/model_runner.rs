@@ -350,17 +350,10 @@ fn fault(error: &BackendError, recovered: Result<(), BackendError>) -> StepFault
     StepFault(error.to_string())
 }
 
-/// The (row, token within it) of each output, by the same rule and in the same order as [`Batch::new`]'s.
+/// The (row, token within it) of each output, in the order of [`Batch::new`]'s.
 fn wanted(step: &StepInput) -> Vec<(usize, usize)> {
-    let mut wanted = Vec::new();
-    for (index, row) in step.rows.iter().enumerate() {
-        let scored = row.score.as_ref().map_or(0, |s| s.targets.len());
-        wanted.extend((0..scored).map(|token| (index, token)));
-        if row.sample.is_some() && scored < row.tokens.len() {
-            wanted.push((index, row.tokens.len() - 1));
-        }
-    }
-    wanted
+    let of = |(index, row): (usize, &Row)| row.outputs().map(move |token| (index, token));
+    step.rows.iter().enumerate().flat_map(of).collect()
 }
 
 /// What a row asked for after one of its tokens.
@@ -376,18 +369,26 @@ fn choose(
     {
         output.prompt_scores.push(sampler.score(logits, target, score.top)?);
     }
-    if let Some(sample) = &row.sample
-        && token + 1 == row.tokens.len()
+    let Some(sample) = &row.sample else { return Ok(()) };
+    // Behind a guess that was wrong nothing counts.
+    let right = match token.checked_sub(row.last_given()) {
+        None => return Ok(()),
+        Some(0) => true,
+        Some(drafts) => output.tokens.len() == drafts && output.tokens.last() == row.tokens.get(token),
+    };
+    if !right
+        || sample.constraint.as_ref().map(|c| c.next.wait()).transpose()?.is_some_and(|next| next.is_end())
     {
-        if let Some(constraint) = &sample.constraint
-            && constraint.next.wait()?.is_end()
-        {
-            return Ok(());
-        }
-        let position = row.start + row.tokens.len() as u32;
-        let (token, score) = sampler.sample(logits, sample, position)?;
-        output.token = Some(token);
-        output.score = score;
+        return Ok(());
     }
-    Ok(())
+    match sampler.sample(logits, sample, row.start + token as u32 + 1) {
+        Ok((token, score)) => {
+            output.tokens.push(token);
+            output.scores.extend(score);
+            Ok(())
+        }
+        // What was chosen before it is good. If it goes on, the next step meets the same fault.
+        Err(_) if !output.tokens.is_empty() => Ok(()),
+        Err(fault) => Err(fault),
+    }
 }

@@ -64,7 +64,7 @@ impl Sampler {
             let token = self.choose(raw, raw_max, ask, position);
             return Ok((token, score(self, token)));
         }
-        self.adjust(raw, ask)?;
+        self.adjust(raw, ask, position)?;
         let adjusted = std::mem::take(&mut self.adjusted);
         let max = adjusted.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let token = (max > f32::NEG_INFINITY).then(|| self.choose(&adjusted, max, ask, position));
@@ -98,8 +98,8 @@ impl Sampler {
         TokenScore { token, logprob: logprob(own), rank: ahead as u32 + 1, top }
     }
 
-    /// Fills `adjusted`: bias, forbidden tokens, the grammar's mask, then penalties.
-    fn adjust(&mut self, raw: &[f32], ask: &Sample) -> Result<(), RowFault> {
+    /// Fills `adjusted`: bias, forbidden tokens, the grammar's mask, then penalties for what is before `position`.
+    fn adjust(&mut self, raw: &[f32], ask: &Sample, position: u32) -> Result<(), RowFault> {
         let params = &*ask.params;
         self.adjusted.clear();
         self.adjusted.extend_from_slice(raw);
@@ -118,7 +118,8 @@ impl Sampler {
             self.mask(&next, &constraint.ends);
         }
         if params.needs_history() {
-            self.penalise(ask, params);
+            // Behind it are guesses.
+            self.penalise(ask, ask.history.get(..position as usize).unwrap_or(&ask.history));
         }
         Ok(())
     }
@@ -141,14 +142,15 @@ impl Sampler {
         }
     }
 
-    fn penalise(&mut self, ask: &Sample, params: &SamplingParams) {
+    fn penalise(&mut self, ask: &Sample, history: &[TokenId]) {
+        let params = &*ask.params;
         self.seen.resize(self.adjusted.len(), 0);
-        for (i, token) in ask.history.iter().enumerate() {
+        for (i, token) in history.iter().enumerate() {
             if let Some(seen) = self.seen.get_mut(token.0 as usize) {
                 *seen = (*seen).max(1) + u32::from(i >= ask.prompt_len as usize);
             }
         }
-        for token in &ask.history {
+        for token in history {
             let id = token.0 as usize;
             let (Some(logit), Some(seen)) = (self.adjusted.get_mut(id), self.seen.get_mut(id)) else {
                 continue;

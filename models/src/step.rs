@@ -106,7 +106,7 @@ impl SamplingParams {
     }
 }
 
-/// Ask for one token after a row's last token.
+/// Ask for a token after a row's last token, or for several ([`Row::drafts`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// How to choose.
@@ -115,7 +115,7 @@ pub struct Sample {
     pub seed: u64,
     /// Which of the request's `n` choices.
     pub choice: u32,
-    /// Prompt and output so far, including this row's tokens; empty unless `params.needs_history()`.
+    /// Prompt and output so far, including this row's tokens, drafts too; empty unless `params.needs_history()`.
     pub history: Vec<TokenId>,
     /// How many of `history` are the prompt's.
     pub prompt_len: u32,
@@ -165,8 +165,27 @@ pub struct Row {
     pub tables: Vec<BlockTable>,
     /// Choose a token after the last one.
     pub sample: Option<Sample>,
+    /// How many of `tokens`, the last ones, are guessed (speculative decoding). A token is chosen after the last that is not, and after each
+    /// guess that is what was chosen before it. Fewer than `tokens`; 0 for rows that do not sample, follow a
+    /// grammar or are scored.
+    pub drafts: u32,
     /// Report log-probabilities of known tokens.
     pub score: Option<Score>,
+}
+
+impl Row {
+    /// The index of the last token that is not a draft: where the first token is chosen.
+    pub fn last_given(&self) -> usize {
+        self.tokens.len().saturating_sub(1 + self.drafts as usize)
+    }
+
+    /// Indices of the tokens after which logits are wanted, ascending: those that are scored, and those after which a token may be
+    /// chosen.
+    pub fn outputs(&self) -> impl Iterator<Item = usize> + use<> {
+        let scored = self.score.as_ref().map_or(0, |s| s.targets.len());
+        let sampled = if self.sample.is_some() { self.last_given() } else { self.tokens.len() };
+        (0..scored).chain(sampled.max(scored)..self.tokens.len())
+    }
 }
 
 /// Copy a block's bytes within a group, before any row runs (checkpoints of `State` groups).
@@ -212,10 +231,11 @@ pub struct TokenScore {
 /// What one row produced.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
-    /// The chosen token, if one was asked for and its grammar lets one follow.
-    pub token: Option<TokenId>,
-    /// Its score, if `params.logprobs` asked for it.
-    pub score: Option<TokenScore>,
+    /// The chosen tokens: none if none was asked for or the grammar lets none follow; else one, and one more for each draft that
+    /// was right.
+    pub tokens: Vec<TokenId>,
+    /// Their scores, if `params.logprobs` asked for them.
+    pub scores: Vec<TokenScore>,
     /// One entry per `Score::targets`.
     pub prompt_scores: Vec<TokenScore>,
 }

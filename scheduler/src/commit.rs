@@ -7,6 +7,7 @@ use frugal_models::step::{
 
 use crate::engine::Engine;
 use crate::ledger::RowTokens;
+use crate::lookup::Lookup;
 use crate::policy::{Plan, Planned};
 use crate::request::{Event, FinishReason, Tick};
 use crate::stop::StopMatch;
@@ -30,8 +31,10 @@ impl Engine {
 
     fn commit_output(&mut self, plan: &Plan, output: StepOutput) {
         assert_eq!(output.rows.len(), plan.rows.len(), "every row is answered");
-        let tokens: Vec<RowTokens> = plan.rows.iter().map(|r| r.tokens).collect();
+        let tokens: Vec<RowTokens> =
+            plan.rows.iter().zip(&output.rows).map(|(p, row)| spent(p, row)).collect();
         let charges = self.ledger.step(self.now, &output.stats, &tokens);
+        self.count_drafts(plan, &tokens);
         self.count_work(&output.stats);
         for (i, (planned, charge)) in plan.rows.iter().zip(charges).enumerate() {
             self.counters.recomputed_tokens += u64::from(planned.tokens.recompute);
@@ -79,15 +82,26 @@ impl Engine {
         }
     }
 
+    fn count_drafts(&mut self, plan: &Plan, tokens: &[RowTokens]) {
+        for (planned, tokens) in plan.rows.iter().zip(tokens).filter(|(planned, _)| planned.drafts > 0) {
+            self.counters.drafts += 1;
+            self.counters.draft_tokens += u64::from(planned.drafts);
+            self.counters.accepted_tokens += u64::from(planned.drafts - tokens.draft);
+            let request = self.seqs[&planned.seq].request;
+            if let Some(live) = self.live.get_mut(&request) {
+                live.report.accepted_tokens += planned.drafts - tokens.draft;
+                live.report.rejected_tokens += tokens.draft;
+            }
+        }
+    }
+
     fn commit_row(&mut self, planned: &Planned, row: RowOutput) {
         // A sibling may have ended it since: a request that is only scored ends as a whole.
+        let Some(seq) = self.seqs.get(&planned.seq) else { return };
+        let (request, from) = (seq.request, seq.computed);
+        self.advance(planned.seq, planned.count - planned.drafts);
         let Some(seq) = self.seqs.get_mut(&planned.seq) else { return };
-        let Some(live) = self.live.get_mut(&seq.request) else { return };
-        let from = seq.computed;
-        seq.computed += planned.count;
-        seq.high = seq.high.max(seq.computed);
-        self.kv.computed(&mut seq.kv, &seq.tokens, from, seq.computed, live.share);
-        let request = seq.request;
+        let Some(live) = self.live.get_mut(&request) else { return };
         if !row.prompt_scores.is_empty() {
             let event = Event::PromptScores { first: from + 1, scores: row.prompt_scores };
             self.outbox.events.push((request, event));
@@ -101,16 +115,35 @@ impl Engine {
         if seq.output_max == 0 && seq.remaining() == 0 {
             return self.end(request, FinishReason::Length);
         }
-        if planned.samples {
-            match row.token {
-                Some(token) => self.output(planned.seq, token, row.score),
-                None if seq.matcher.is_some() => self.finish(planned.seq, FinishReason::Complete, None),
-                None => panic!("a row that was asked for a token gives one or a fault"),
+        if !planned.samples {
+            return;
+        }
+        if row.tokens.is_empty() {
+            assert!(seq.matcher.is_some(), "a row that was asked for a token gives one or a fault");
+            return self.finish(planned.seq, FinishReason::Complete, None);
+        }
+        let mut scores = row.scores.into_iter();
+        for (i, token) in row.tokens.into_iter().enumerate() {
+            if i > 0 {
+                // What was chosen before it was a draft, and is computed.
+                self.advance(planned.seq, 1);
             }
+            self.output(planned.seq, token, scores.next());
         }
     }
 
+    /// The next `count` positions are computed, unless the sequence has ended.
+    fn advance(&mut self, id: SeqId, count: u32) {
+        let Some(seq) = self.seqs.get_mut(&id) else { return };
+        let Some(live) = self.live.get(&seq.request) else { return };
+        let from = seq.computed;
+        seq.computed += count;
+        seq.high = seq.high.max(seq.computed);
+        self.kv.computed(&mut seq.kv, &seq.tokens, from, seq.computed, live.share);
+    }
+
     fn output(&mut self, id: SeqId, token: TokenId, score: Option<TokenScore>) {
+        let speculates = self.speculates();
         let Some(seq) = self.seqs.get_mut(&id) else { return };
         let Some(live) = self.live.get_mut(&seq.request) else { return };
         seq.output += 1;
@@ -134,6 +167,10 @@ impl Engine {
                 self.outbox.events.push((seq.request, event));
             }
             return self.finish(id, FinishReason::EndToken(token), None);
+        }
+        if speculates && live.request.grammar.is_none() {
+            let new = || Lookup::new(&live.request.prompt, &live.request.prediction);
+            seq.lookup.get_or_insert_with(new).push(token);
         }
         seq.tokens.push(token);
         let bytes = self.options.token_bytes.get(token);
@@ -162,6 +199,14 @@ impl Engine {
             }
         }
     }
+}
+
+/// What a row's tokens were computed for, now that its drafts are known to be right or wrong.
+fn spent(planned: &Planned, row: &Result<RowOutput, RowFault>) -> RowTokens {
+    let accepted = row.as_ref().map_or(0, |row| row.tokens.len().saturating_sub(1) as u32);
+    assert!(accepted <= planned.drafts, "only drafts are followed by more tokens");
+    let RowTokens { decode, .. } = planned.tokens;
+    RowTokens { decode: decode + accepted, draft: planned.drafts - accepted, ..planned.tokens }
 }
 
 /// Whether the request is to blame.

@@ -166,6 +166,7 @@ impl Engine {
                 kv: SeqKv::new(&self.geometry, root),
                 stop: StopMatcher::new(stop.clone()),
                 matcher: None,
+                lookup: None,
                 last_token: None,
             };
             self.seqs.insert(seq, state);
@@ -174,6 +175,7 @@ impl Engine {
         self.counters.requests += 1;
         let money = self.ledger.is_priced().then_some(0);
         let cost = RequestCost { prefill: money, decode: money, saved: money, ..RequestCost::default() };
+        let predicted = !request.prediction.is_empty();
         let only_scored = request.max_tokens == 0;
         let live = Live {
             open: request.n,
@@ -184,7 +186,7 @@ impl Engine {
             first_planned: None,
             first_token: None,
             share,
-            report: Report { prompt_tokens: prompt_len, cost, ..Report::default() },
+            report: Report { prompt_tokens: prompt_len, predicted, cost, ..Report::default() },
         };
         self.live.insert(id, live);
         if only_scored && prompt_len == 1 {

@@ -7,6 +7,7 @@
 mod commit;
 mod driver;
 mod kv;
+mod lookup;
 mod seq;
 mod watchdog;
 

@@ -24,6 +24,9 @@ pub struct EngineOptions {
     pub max_stall: Option<Duration>,
     /// Prompt tokens per step that the bound above leaves in any case; at least 1.
     pub chunk_min: u32,
+    /// Most draft tokens of a sequence in a step; 0 for no speculation. [`handle::start`](crate::handle::start) makes it 0 for runners
+    /// whose results are not the same bits in every batch.
+    pub draft_tokens: u32,
     /// What a second costs.
     pub prices: Prices,
     /// Start values of the fit.
@@ -49,6 +52,7 @@ impl Default for EngineOptions {
             prefix_cache: true,
             max_stall: None,
             chunk_min: 16,
+            draft_tokens: 0,
             prices: Prices::default(),
             coefficients: Coefficients::default(),
             startup: Duration::ZERO,

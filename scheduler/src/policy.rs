@@ -4,7 +4,9 @@
 //! prompts get any; what is left of the budget goes to prompts in order. Blocks are taken from younger sequences if need be, never
 //! from older ones, and no younger sequence starts before an older one that could: so the oldest runnable
 //! sequence is in every plan (I5). A prompt whose beginning an older one computes in this very step waits for it and takes it
-//! from the prefix cache; its place is kept.
+//! from the prefix cache; its place is kept. What is left of the budget then is for [`speculate`].
+
+mod speculate;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -27,7 +29,10 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Planned {
     pub(crate) seq: SeqId,
+    /// Its tokens, drafts included.
     pub(crate) count: u32,
+    pub(crate) drafts: u32,
+    /// What the others are computed for.
     pub(crate) tokens: RowTokens,
     pub(crate) samples: bool,
 }
@@ -41,7 +46,7 @@ impl Plan {
 
 /// A plan in the making.
 #[derive(Default)]
-struct Draft {
+struct Sketch {
     copies: Vec<BlockCopy>,
     rows: Vec<Row>,
     planned: Vec<Planned>,
@@ -58,7 +63,7 @@ impl Engine {
     pub fn plan(&mut self, now: Tick) -> Plan {
         self.begin(now);
         self.expire(now);
-        let mut draft = Draft { prompt_budget: self.prompt_budget(), ..Draft::default() };
+        let mut sketch = Sketch { prompt_budget: self.prompt_budget(), ..Sketch::default() };
         let running: Vec<SeqId> = self.running.iter().copied().collect();
         let mut running = running.into_iter().peekable();
         let mut waiting = Some(SeqId(0));
@@ -70,17 +75,17 @@ impl Engine {
                 (Some(id), next) if next.is_none_or(|w| id < w) => {
                     running.next();
                     // Unless an older one took its blocks (and, maybe, it has started anew since).
-                    if self.running.contains(&id) && draft.planned.last().is_none_or(|p| p.seq < id) {
-                        self.go_on(id, &mut draft);
+                    if self.running.contains(&id) && sketch.planned.last().is_none_or(|p| p.seq < id) {
+                        self.go_on(id, &mut sketch);
                     }
                 }
                 (_, Some(id)) => {
                     waiting = Some(SeqId(id.0 + 1));
-                    let may = slots > 0 && draft.prompt_budget > 0;
-                    if self.waits_for_sibling(id) || may && self.waits_for_prefix(id, &draft) {
+                    let may = slots > 0 && sketch.prompt_budget > 0;
+                    if self.waits_for_sibling(id) || may && self.waits_for_prefix(id, &sketch) {
                         // Its place is kept, or younger requests would have to be thrown out for it.
                         slots = slots.saturating_sub(1);
-                    } else if may && self.start(id, &mut draft, now) {
+                    } else if may && self.start(id, &mut sketch, now) {
                         slots -= 1;
                     } else {
                         waiting = None;
@@ -90,19 +95,20 @@ impl Engine {
             }
         }
         assert!(
-            self.seqs.is_empty() || !draft.planned.is_empty(),
+            self.seqs.is_empty() || !sketch.planned.is_empty(),
             "I5: work is pending and none was planned"
         );
-        self.launch(draft, now)
+        self.speculate(&mut sketch);
+        self.launch(sketch, now)
     }
 
-    fn launch(&mut self, draft: Draft, now: Tick) -> Plan {
-        if draft.planned.is_empty() {
+    fn launch(&mut self, sketch: Sketch, now: Tick) -> Plan {
+        if sketch.planned.is_empty() {
             self.ledger.idle(now);
         } else {
             self.in_flight = true;
         }
-        Plan { input: Arc::new(StepInput { copies: draft.copies, rows: draft.rows }), rows: draft.planned }
+        Plan { input: Arc::new(StepInput { copies: sketch.copies, rows: sketch.rows }), rows: sketch.planned }
     }
 
     fn expire(&mut self, now: Tick) {
@@ -142,23 +148,23 @@ impl Engine {
 
     /// Whether at least half of what the sequence could compute in this step is computed in it anyway, by an older one. So it
     /// falls behind by no more than the step gains; and as its hit grows each time, it waits only so often.
-    fn waits_for_prefix(&mut self, id: SeqId, draft: &Draft) -> bool {
+    fn waits_for_prefix(&mut self, id: SeqId, sketch: &Sketch) -> bool {
         // State is set aside at one place of a prompt, which need not be where another one's beginning ends.
-        if draft.coming.is_empty() || self.kv.has_state() {
+        if sketch.coming.is_empty() || self.kv.has_state() {
             return false;
         }
         let Some(seq) = self.seqs.get_mut(&id) else { return false };
         let limit = seq.hit_max();
-        let (hit, coming) = self.kv.coming(&mut seq.kv, &seq.tokens, limit, &draft.coming);
-        let want = (seq.goal() - hit).min(draft.prompt_budget);
+        let (hit, coming) = self.kv.coming(&mut seq.kv, &seq.tokens, limit, &sketch.coming);
+        let want = (seq.goal() - hit).min(sketch.prompt_budget);
         coming > 0 && 2 * u64::from(coming) >= u64::from(want)
     }
 
     /// A sequence that holds blocks gets its row, if there are blocks for it (else it waits with what it has).
-    fn go_on(&mut self, id: SeqId, draft: &mut Draft) {
+    fn go_on(&mut self, id: SeqId, sketch: &mut Sketch) {
         let want = match self.seqs[&id].remaining() {
             1 => 1,
-            more => more.min(draft.prompt_budget),
+            more => more.min(sketch.prompt_budget),
         };
         if want == 0 {
             return;
@@ -166,12 +172,12 @@ impl Engine {
         let want = self.cut(id, want);
         loop {
             let seq = &self.seqs[&id];
-            let count = self.kv.fit(&seq.kv, seq.computed, want);
+            let count = self.kv.fit(&seq.kv, seq.computed, want, 0);
             if count > 0 {
                 if seq.remaining() > 1 {
-                    draft.prompt_budget -= count;
+                    sketch.prompt_budget -= count;
                 }
-                return self.add_row(id, count, draft);
+                return self.add_row(id, count, sketch);
             }
             if !self.preempt_younger(id) {
                 return;
@@ -199,17 +205,17 @@ impl Engine {
     }
 
     /// A sequence without blocks takes what the prefix cache has of it and gets its first row.
-    fn start(&mut self, id: SeqId, draft: &mut Draft, now: Tick) -> bool {
+    fn start(&mut self, id: SeqId, sketch: &mut Sketch, now: Tick) -> bool {
         let mut started = false;
         while !started {
-            started = self.try_start(id, true, draft);
+            started = self.try_start(id, true, sketch);
             if !started && !self.preempt_younger(id) {
                 break;
             }
         }
         // What it shares may itself be what is in its way: checkpoints it reads take blocks too.
         if !started && self.running.range(..id).next().is_none() {
-            started = self.try_start(id, false, draft);
+            started = self.try_start(id, false, sketch);
         }
         if started {
             self.scheduled(id, now);
@@ -217,17 +223,17 @@ impl Engine {
         started
     }
 
-    fn try_start(&mut self, id: SeqId, hit: bool, draft: &mut Draft) -> bool {
+    fn try_start(&mut self, id: SeqId, hit: bool, sketch: &mut Sketch) -> bool {
         let older = self.running.range(..id).next().is_some();
         let Some(seq) = self.seqs.get_mut(&id) else { return false };
         let limit = if hit { seq.hit_max() } else { 0 };
         seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, limit);
-        let want = seq.remaining().min(draft.prompt_budget);
+        let want = seq.remaining().min(sketch.prompt_budget);
         // Beside older ones it starts only if it can be computed and each of them grow by a block, lest it be thrown out again.
         let room = !older || self.kv.leaves(&seq.kv, seq.len(), self.running.len() as u32);
         let want = self.cut(id, want);
         let Some(seq) = self.seqs.get_mut(&id) else { return false };
-        let count = if room { self.kv.fit(&seq.kv, seq.computed, want) } else { 0 };
+        let count = if room { self.kv.fit(&seq.kv, seq.computed, want, 0) } else { 0 };
         if count == 0 {
             seq.computed = 0;
             self.kv.abandon(&mut seq.kv);
@@ -235,23 +241,23 @@ impl Engine {
         }
         self.waiting.remove(&id);
         self.running.insert(id);
-        draft.prompt_budget -= count;
-        self.add_row(id, count, draft);
+        sketch.prompt_budget -= count;
+        self.add_row(id, count, sketch);
         true
     }
 
-    fn add_row(&mut self, id: SeqId, count: u32, draft: &mut Draft) {
+    fn add_row(&mut self, id: SeqId, count: u32, sketch: &mut Sketch) {
         let Some(seq) = self.seqs.get_mut(&id) else { return };
         let live = &self.live[&seq.request];
         let (start, end) = (seq.computed, seq.computed + count);
         self.kv.grow(&mut seq.kv, end);
-        draft.copies.extend(self.kv.restore(&seq.kv));
+        sketch.copies.extend(self.kv.restore(&seq.kv));
         let bt = self.geometry.block_tokens;
         if live.share && count > 1 {
-            draft.coming.extend(self.kv.keys(&mut seq.kv, &seq.tokens, start, end));
+            sketch.coming.extend(self.kv.keys(&mut seq.kv, &seq.tokens, start, end));
         }
         if live.share && start > 0 && start == seq.checkpoint_at(bt) {
-            draft.copies.extend(self.kv.checkpoint(&mut seq.kv, &seq.tokens, start));
+            sketch.copies.extend(self.kv.checkpoint(&mut seq.kv, &seq.tokens, start));
         }
         let request = &live.request;
         let samples = seq.output_max > 0 && end == seq.len();
@@ -273,13 +279,14 @@ impl Engine {
             targets: request.prompt[start as usize + 1..(end + 1).min(seq.prompt_len) as usize].to_vec(),
             top,
         });
-        draft.planned.push(Planned { seq: id, count, tokens: seq.row_tokens(count), samples });
-        draft.rows.push(Row {
+        sketch.planned.push(Planned { seq: id, count, drafts: 0, tokens: seq.row_tokens(count), samples });
+        sketch.rows.push(Row {
             seq: id,
             start,
             tokens: seq.tokens[start as usize..end as usize].to_vec(),
             tables: seq.kv.tables.clone(),
             sample,
+            drafts: 0,
             score,
         });
     }

@@ -39,6 +39,8 @@ pub struct Request {
     /// What each choice's output must follow. Where the grammar is complete the choice ends, whatever `min_tokens` says; end
     /// tokens are chosen only where it may end.
     pub grammar: Option<Arc<dyn Grammar>>,
+    /// What the output may turn out to be, for speculative decoding; empty if the client does not say. No token depends on it.
+    pub prediction: Arc<[TokenId]>,
     /// Report log-probabilities of the prompt's tokens from the second on, with so many alternatives.
     /// Such a request does not read the prefix cache.
     pub prompt_logprobs: Option<u32>,
@@ -118,6 +120,12 @@ pub struct Report {
     pub cached_tokens: u32,
     /// Output tokens of all choices, end tokens included.
     pub completion_tokens: u32,
+    /// Whether the request says what may follow.
+    pub predicted: bool,
+    /// Output tokens that were computed as drafts and are right.
+    pub accepted_tokens: u32,
+    /// Draft tokens that were computed and are wrong.
+    pub rejected_tokens: u32,
     /// What it used; zero if any choice ended in a fault or was impossible, which is the house's.
     pub cost: RequestCost,
     /// Nanoseconds from submission to the first planned step; None if never scheduled.
@@ -201,6 +209,7 @@ pub(crate) fn test_request(prompt: u32) -> Request {
         stop: Arc::default(),
         include_stop: false,
         grammar: None,
+        prediction: Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,

@@ -5,6 +5,7 @@ use frugal_models::step::{SeqId, TokenId};
 
 use crate::kv::table::SeqKv;
 use crate::ledger::RowTokens;
+use crate::lookup::Lookup;
 use crate::request::{Report, Request, RequestId, Tick};
 use crate::stop::StopMatcher;
 
@@ -28,6 +29,8 @@ pub(crate) struct Seq {
     pub(crate) stop: StopMatcher,
     /// Where the output is in its grammar, if it follows one; from the first row that samples on. Losing blocks loses nothing here.
     pub(crate) matcher: Option<Box<dyn Matcher>>,
+    /// What may follow, from the first output token on; None where nothing is speculated on.
+    pub(crate) lookup: Option<Lookup>,
     pub(crate) last_token: Option<Tick>,
 }
 
@@ -61,7 +64,7 @@ impl Seq {
         let (start, end) = (self.computed, self.computed + count);
         let fresh = start.max(self.high).min(end);
         let output = self.prompt_len.clamp(fresh, end);
-        RowTokens { recompute: fresh - start, prefill: output - fresh, decode: end - output }
+        RowTokens { recompute: fresh - start, prefill: output - fresh, decode: end - output, draft: 0 }
     }
 }
 

@@ -44,6 +44,12 @@ pub struct Counters {
     pub generated_tokens: u64,
     /// Tokens computed again after a preemption.
     pub recomputed_tokens: u64,
+    /// Rows that had draft tokens.
+    pub drafts: u64,
+    /// Tokens computed on the guess that they would be chosen.
+    pub draft_tokens: u64,
+    /// Of these, those that were.
+    pub accepted_tokens: u64,
     /// Choices ended, in the order of [`finish_index`].
     pub finished: [u64; 7],
     /// Requests accepted.

@@ -212,7 +212,7 @@ impl Session {
             constraint: None,
         });
         let tables = sequence.tables.clone();
-        Row { seq: sequence.id, start, tokens: tokens.to_vec(), tables, sample, score: None }
+        Row { seq: sequence.id, start, tokens: tokens.to_vec(), tables, sample, drafts: 0, score: None }
     }
 
     /// A sequence with blocks for `tokens` positions.

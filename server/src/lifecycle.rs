@@ -286,6 +286,7 @@ mod tests {
             stop: Arc::default(),
             include_stop: false,
             grammar: None,
+            prediction: Arc::default(),
             prompt_logprobs: None,
             cache_domain: [0; 32],
             deadline: None,

@@ -95,7 +95,7 @@ fn scores(gguf: &Gguf, backend: BackendKind, config: &Config) -> anyhow::Result<
     };
     let tables = geometry.groups.iter().map(|g| table(g.kind)).collect();
     let score = Some(Score { targets, top: 0 });
-    let row = Row { seq: SeqId(0), start: 0, tokens, tables, sample: None, score };
+    let row = Row { seq: SeqId(0), start: 0, tokens, tables, sample: None, drafts: 0, score };
     runner.submit(Arc::new(StepInput { rows: vec![row], ..StepInput::default() }));
     let row = runner.wait()?.rows.pop().context("a row has a result")??;
     Ok(row.prompt_scores.iter().map(|s| s.logprob).collect())

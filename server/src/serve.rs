@@ -266,6 +266,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         tenant_requests_max: config.auth.requests_per_key_max.map(Into::into),
         prefix_cache: scheduler.prefix_cache,
         max_stall: scheduler.max_stall,
+        draft_tokens: scheduler.draft_tokens,
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
             per_kwh: config.cost.per_kwh.map(|p| p.0),

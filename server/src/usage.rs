@@ -18,6 +18,8 @@ pub struct Totals {
     pub completion_tokens: u64,
     /// Of these, spent on reasoning; None if the answer has no form that tells.
     pub reasoning_tokens: Option<u64>,
+    /// Draft tokens that were right and wrong; None if no answer was predicted.
+    pub predicted: Option<[u64; 2]>,
     /// Pico-units for prompts; None without a price.
     pub prefill: Option<u128>,
     /// Pico-units for output; None without a price.
@@ -38,6 +40,11 @@ impl Totals {
         self.cached_tokens += u64::from(report.cached_tokens);
         // Reasoning is counted where answers are read.
         self.completion_tokens += u64::from(report.completion_tokens);
+        if report.predicted {
+            let [accepted, rejected] = self.predicted.unwrap_or_default();
+            let more = [report.accepted_tokens, report.rejected_tokens].map(u64::from);
+            self.predicted = Some([accepted + more[0], rejected + more[1]]);
+        }
         money(&mut self.prefill, report.cost.prefill);
         money(&mut self.decode, report.cost.decode);
         money(&mut self.saved, report.cost.saved);
@@ -56,7 +63,7 @@ pub struct Usage {
     completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptDetails,
-    /// Of a chat whose model marks its reasoning.
+    /// Of a chat whose model marks its reasoning, or that was asked for with a prediction.
     #[serde(skip_serializing_if = "Option::is_none")]
     completion_tokens_details: Option<CompletionDetails>,
     /// Absent without a price: no price is not a price of 0.
@@ -78,7 +85,14 @@ struct PromptDetails {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 struct CompletionDetails {
     /// Spent on reasoning.
-    reasoning_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_tokens: Option<u64>,
+    /// Of a predicted answer, those that were guessed and computed ahead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_prediction_tokens: Option<u64>,
+    /// Tokens that were computed ahead in vain. They are no part of `completion_tokens`, and of no cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejected_prediction_tokens: Option<u64>,
 }
 
 /// What the cost is made of.
@@ -90,6 +104,19 @@ pub(crate) struct CostDetails {
     /// What the prefix cache spared this request, an estimate.
     saved: f64,
     currency: String,
+}
+
+impl CompletionDetails {
+    /// None if there is nothing to tell.
+    fn new(totals: &Totals) -> Option<Self> {
+        let Totals { reasoning_tokens, predicted, .. } = *totals;
+        let [accepted, rejected] = [0, 1].map(|i| predicted.map(|tokens| tokens[i]));
+        (reasoning_tokens.is_some() || predicted.is_some()).then_some(Self {
+            reasoning_tokens,
+            accepted_prediction_tokens: accepted,
+            rejected_prediction_tokens: rejected,
+        })
+    }
 }
 
 impl CostDetails {
@@ -120,9 +147,7 @@ impl Usage {
             completion_tokens: totals.completion_tokens,
             total_tokens: totals.prompt_tokens + totals.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: totals.cached_tokens },
-            completion_tokens_details: totals
-                .reasoning_tokens
-                .map(|reasoning_tokens| CompletionDetails { reasoning_tokens }),
+            completion_tokens_details: CompletionDetails::new(totals),
             cost: cost_details.as_ref().map(CostDetails::cost),
             cost_details,
         }

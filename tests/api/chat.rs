@@ -114,6 +114,36 @@ async fn money_is_shown_with_a_price_only() {
 }
 
 #[tokio::test]
+async fn a_prediction_changes_nothing_but_what_is_computed_ahead() {
+    let mut setup = Setup::default();
+    setup.engine.draft_tokens = 8;
+    let server = setup.start().await;
+    let a = server.tokenizer.encode_plain("a").unwrap()[0].0;
+    let ask =
+        with(request(), &json!({"logit_bias": {a.to_string(): 100}, "max_tokens": 40, "logprobs": true}));
+    let plain = server.chat(&ask).await;
+    assert_eq!(plain["usage"].get("completion_tokens_details"), None);
+    for content in [json!("a a"), json!([{"type": "text", "text": "a"}, {"type": "text", "text": "a"}])] {
+        let predicted = with(ask.clone(), &json!({"prediction": {"type": "content", "content": content}}));
+        let predicted = server.chat(&predicted).await;
+        assert_eq!(predicted["choices"], plain["choices"]);
+        assert_eq!(predicted["usage"]["completion_tokens"], 40);
+        let details = &predicted["usage"]["completion_tokens_details"];
+        assert!(details["accepted_prediction_tokens"].as_u64().unwrap() > 5, "{details}");
+        assert!(details["rejected_prediction_tokens"].is_u64() && details.get("reasoning_tokens").is_none());
+    }
+    let metrics = server.client.get(format!("{}/metrics", server.url)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let count = |name: &str| {
+        let of = metrics.lines().find(|line| line.starts_with(&format!("vllm:spec_decode_num_{name}_total")));
+        of.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .unwrap_or_else(|| panic!("{metrics}"))
+    };
+    let [drafts, tokens, accepted] = ["drafts", "draft_tokens", "accepted_tokens"].map(count);
+    assert!(drafts > 0 && accepted > drafts && tokens >= accepted, "{drafts} {tokens} {accepted}");
+}
+
+#[tokio::test]
 async fn without_max_tokens_the_context_is_the_limit() {
     let server = Server::new().await;
     let mut ask = request();

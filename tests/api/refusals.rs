@@ -26,7 +26,6 @@ fn refused_by_both() -> Vec<(&'static str, Value)> {
         ("function_call", json!({"name": "f"})),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({"voice": "alloy", "format": "mp3"})),
-        ("prediction", json!({"type": "content", "content": "x"})),
         ("web_search_options", json!({})),
         ("reasoning_effort", json!("high")),
         ("verbosity", json!("low")),
@@ -138,8 +137,15 @@ async fn fields_of_one_endpoint() {
         ("echo", json!(true)),
         ("prompt", json!("Hi")),
         ("max_completion_tokens", json!(0)),
+        ("prediction", json!("x")),
+        ("prediction.type", json!({"type": "text", "content": "x"})),
+        ("prediction.content", json!({"type": "content"})),
+        ("prediction.content", json!({"type": "content", "content": 7})),
+        ("prediction.content[0].type", json!({"type": "content", "content": [{"type": "image_url"}]})),
+        ("prediction.mood", json!({"type": "content", "content": "x", "mood": "good"})),
     ] {
-        assert_refused(&server, CHAT, &with(chat(), &json!({field: value})), field).await;
+        let (param, field) = (field, field.split('.').next().unwrap());
+        assert_refused(&server, CHAT, &with(chat(), &json!({field: value})), param).await;
     }
     assert_refused(&server, CHAT, &with(chat(), &json!({"max_completion_tokens": 2})), "max_tokens").await;
     let top = json!({"logprobs": true, "top_logprobs": 101});
@@ -163,6 +169,7 @@ async fn fields_of_one_endpoint() {
         ("logprobs", json!(true)),
         ("messages", user("Hi")),
         ("max_completion_tokens", json!(1)),
+        ("prediction", json!({"type": "content", "content": "x"})),
         ("response_format", json!({"type": "json_object"})),
         ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
     ] {

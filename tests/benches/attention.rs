@@ -91,6 +91,7 @@ fn attention(bencher: Bencher, case: &Case) {
                 tokens: vec![TokenId(0); tokens],
                 tables: vec![BlockTable { first: 0, blocks: ids }],
                 sample: None,
+                drafts: 0,
                 score: None,
             }
         });

@@ -50,6 +50,15 @@ def test_chat():
     assert answer.system_fingerprint.startswith("fp_") and answer.choices[0].stop_reason is None
 
 
+def test_prediction():
+    plain = chat(max_tokens=24)
+    text = plain.choices[0].message.content
+    answer = chat(max_tokens=24, prediction={"type": "content", "content": text})
+    assert answer.choices[0].message.content == text
+    details = answer.usage.completion_tokens_details
+    assert details.accepted_prediction_tokens >= 0 and details.rejected_prediction_tokens >= 0
+
+
 def test_stream():
     whole = chat()
     chunks = list(chat(stream=True, stream_options={"include_usage": True}))

@@ -98,7 +98,7 @@ impl Driver {
         let rows = output.rows.into_iter().collect::<Result<Vec<_>, _>>()?;
         for ((sequence, chunk), row) in parts.iter_mut().zip(&rows) {
             sequence.computed = sequence.tokens.len().min(sequence.computed + *chunk);
-            sequence.tokens.extend(row.token);
+            sequence.tokens.extend(&row.tokens);
         }
         Ok(rows)
     }
@@ -133,6 +133,7 @@ impl Driver {
             tokens: sequence.tokens[sequence.computed..end].to_vec(),
             tables: sequence.tables.clone(),
             sample,
+            drafts: 0,
             score: None,
         }
     }
@@ -163,7 +164,7 @@ fn gcd(a: u32, b: u32) -> u32 {
 /// All log-probabilities in the order of ids.
 pub(crate) fn by_id(output: &RowOutput, vocab: u32) -> Vec<f32> {
     let mut all = vec![f32::NAN; vocab as usize];
-    for &(token, logprob) in output.score.iter().flat_map(|s| &s.top) {
+    for &(token, logprob) in output.scores.iter().flat_map(|s| &s.top) {
         all[token.0 as usize] = logprob;
     }
     all

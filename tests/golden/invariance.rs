@@ -56,7 +56,7 @@ fn together(driver: &mut Driver, golden: &Golden) -> Result<Vec<Trace>> {
         let mut parts: Vec<_> = running.iter_mut().map(|(s, chunk, _)| (s, *chunk)).collect();
         let outputs = driver.step(&mut parts)?;
         for ((_, _, bits), output) in running.iter_mut().zip(outputs) {
-            if bits.is_empty() && output.token.is_some() {
+            if bits.is_empty() && !output.tokens.is_empty() {
                 *bits = by_id(&output, vocab).into_iter().map(f32::to_bits).collect();
             }
         }

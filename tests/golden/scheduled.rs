@@ -9,7 +9,7 @@ use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::step::{GroupKind, SamplingParams, TokenId};
 use frugal_scheduler::engine::{Command, Engine};
-use frugal_scheduler::options::EngineOptions;
+use frugal_scheduler::options::{Coefficients, EngineOptions};
 use frugal_scheduler::request::{Event, Request, RequestId, Tick};
 use frugal_scheduler::snapshot::Counters;
 
@@ -50,6 +50,7 @@ fn request(i: u64) -> Request {
         include_stop: false,
         stop: Arc::default(),
         grammar: None,
+        prediction: Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,
@@ -57,8 +58,13 @@ fn request(i: u64) -> Request {
     }
 }
 
+/// What may follow: what a choice said, but for a token in eight.
+fn prediction(text: &[(TokenId, u32)]) -> Arc<[TokenId]> {
+    text.iter().enumerate().map(|(i, t)| if i % 8 == 5 { TokenId(t.0.0 ^ 1) } else { t.0 }).collect()
+}
+
 /// Runs requests to their end, new ones arriving every other step.
-fn run(name: &str, requests: &[u64], kv: KvOptions, options: EngineOptions) -> Result<(Texts, Counters)> {
+fn run(name: &str, requests: &[Request], kv: KvOptions, options: EngineOptions) -> Result<(Texts, Counters)> {
     let options_of_runner =
         RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv };
     let (gguf, _) = open(name)?;
@@ -69,10 +75,11 @@ fn run(name: &str, requests: &[u64], kv: KvOptions, options: EngineOptions) -> R
     for step in 0..10_000 {
         let now = Tick(step);
         if step % 2 == 0
-            && let Some(&i) = arrivals.next()
+            && let Some(request) = arrivals.next()
         {
-            let request = Box::new(request(i));
-            engine.apply(Command::Submit { id: RequestId(i + 1), request, at: now }, now);
+            // By its seed, so that it has the same alone and in a crowd.
+            let (id, request) = (RequestId(request.seed), Box::new(request.clone()));
+            engine.apply(Command::Submit { id, request, at: now }, now);
         }
         let plan = engine.plan(now);
         if plan.is_empty() {
@@ -125,10 +132,10 @@ fn check(name: &str, page: PageType) -> Result<()> {
     let mut alone = Texts::new();
     for i in 0..REQUESTS {
         let whole = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
-        alone.append(&mut run(name, &[i], blocks(64), whole)?.0);
+        alone.append(&mut run(name, &[request(i)], blocks(64), whole)?.0);
     }
     ensure!(alone.len() == 19 && alone.values().all(|text| text.len() == OUTPUT as usize));
-    let all: Vec<u64> = (0..REQUESTS).collect();
+    let all: Vec<Request> = (0..REQUESTS).map(request).collect();
     let crowd = |kv: KvOptions, prefix_cache, step_tokens| -> Result<Counters> {
         let options = EngineOptions { prefix_cache, step_tokens, ..EngineOptions::default() };
         let (texts, counters) = run(name, &all, kv, options)?;
@@ -141,6 +148,19 @@ fn check(name: &str, page: PageType) -> Result<()> {
     for prefix_cache in [true, false] {
         let scarce = crowd(blocks(24), prefix_cache, 64)?;
         ensure!(scarce.preemptions > 0 && scarce.recomputed_tokens > 0, "{scarce:?}");
+    }
+    // Drafts that are mostly right, at a price at which they are computed.
+    let mut predicted = all.clone();
+    for request in &mut predicted {
+        request.prediction = prediction(&alone[&(RequestId(request.seed), 0)]);
+    }
+    let coefficients = Coefficients { ns_per_byte: 1.0, ns_per_mac: 1e-6 };
+    for kv in [blocks(512), blocks(24)] {
+        let options = EngineOptions { draft_tokens: 6, coefficients, ..EngineOptions::default() };
+        let (texts, counters) = run(name, &predicted, kv, options)?;
+        ensure!(texts == alone, "{name}: {kv:?}, with drafts");
+        let [right, all] = [counters.accepted_tokens, counters.draft_tokens];
+        ensure!(right > 50 && all > right && counters.drafts > 20, "{counters:?}");
     }
     // Windows for one sequence and 16 tokens a step, for all of them.
     crowd(KvOptions { sequences: 1, step_tokens: 16, ..blocks(512) }, true, 64)?;

@@ -33,6 +33,7 @@ fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> Request {
         include_stop: false,
         stop: std::sync::Arc::default(),
         grammar: None,
+        prediction: std::sync::Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,
@@ -131,6 +132,57 @@ fn chunks_keep_to_the_longest_stall() {
     w.take(request(10..40, 2));
     assert_eq!(w.step().input.tokens(), 1 + 2, "nothing meets this target, so the least chunk it is");
     w.run_to_end();
+}
+
+/// Draft tokens that are right save steps, and those that are wrong are the house's; the client judges that none changes a token.
+#[test]
+fn what_is_guessed_rightly_is_computed_in_fewer_steps() {
+    let run = |draft_tokens, wrong: &[usize]| {
+        let options = EngineOptions { draft_tokens, ..EngineOptions::default() };
+        let mut w = world(vec![group(GroupKind::Full, 60)], options);
+        let mut request = request(0..8, 40);
+        request.prediction = w.predict(&request, wrong);
+        let id = w.take(request);
+        w.run_to_end();
+        let (s, report) = (w.engine.snapshot(), w.report(id).clone());
+        assert_eq!(report.completion_tokens, 40);
+        assert_eq!(s.counters.accepted_tokens, u64::from(report.accepted_tokens));
+        assert_eq!(s.counters.draft_tokens, u64::from(report.accepted_tokens + report.rejected_tokens));
+        let account = |a: Account| s.cost.accounts[a as usize].ns;
+        assert_eq!(account(Account::Decode), report.cost.decode_ns);
+        assert_eq!(account(Account::Draft) > 0, report.rejected_tokens > 0);
+        (s.counters.steps, report)
+    };
+    let (steps, plain) = run(0, &[]);
+    assert_eq!((steps, plain.accepted_tokens, plain.rejected_tokens), (40, 0, 0));
+    let (steps, right) = run(8, &[]);
+    assert!(steps < 20 && right.rejected_tokens == 0, "{steps} steps, {right:?}");
+    assert_eq!(steps + u64::from(right.accepted_tokens), 40);
+    assert!(right.cost.decode_ns < plain.cost.decode_ns);
+    let (steps, half) = run(8, &[12, 13, 20, 30]);
+    assert!(steps < 40 && half.rejected_tokens > 0 && half.accepted_tokens > 0, "{steps} steps, {half:?}");
+    let (steps, wrong) = run(8, &(0..40).collect::<Vec<_>>());
+    assert!(steps == 40 && wrong.rejected_tokens <= 2, "it learns: {wrong:?}");
+}
+
+/// Draft tokens take only what prompts leave of the step, and no block that someone may need.
+#[test]
+fn no_one_waits_for_a_guess() {
+    let options = EngineOptions { draft_tokens: 8, step_tokens: 12, max_seqs: 4, ..EngineOptions::default() };
+    let mut w = world(vec![group(GroupKind::Full, 24)], options);
+    let mut predicted = request(0..4, 56);
+    predicted.prediction = w.predict(&predicted, &[]);
+    w.take(predicted);
+    w.step();
+    while w.step().input.rows[0].drafts < 8 {}
+    w.take(request(20..50, 2));
+    let plan = w.step();
+    assert_eq!(
+        plan.input.rows.iter().map(|r| (r.tokens.len(), r.drafts)).collect::<Vec<_>>(),
+        [(1, 0), (11, 0)]
+    );
+    w.run_to_end();
+    assert_eq!(w.engine.snapshot().counters.preemptions, 0);
 }
 
 /// Two sequences in a pool for one and a half: the younger goes, comes back and says the same (the client judges). Its prompt is

@@ -1,10 +1,11 @@
 //! One seeded world: clients, gate, engine, fake runner and a clock that stands still unless moved.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use frugal_models::fake::{FakeControl, FakeFault, FakeRunner};
 use frugal_models::runner::Runner;
-use frugal_models::step::RowFault;
+use frugal_models::step::{RowFault, TokenId};
 use frugal_scheduler::engine::{Command, Engine};
 use frugal_scheduler::gate::Gate;
 use frugal_scheduler::policy::Plan;
@@ -12,6 +13,7 @@ use frugal_scheduler::request::{FinishReason, Request, RequestId, SubmitError, T
 use frugal_scheduler::snapshot::{Snapshot, finish_index};
 
 use crate::client::Client;
+use crate::expect::expected;
 use crate::params::Params;
 use crate::rng::Rng;
 
@@ -83,7 +85,13 @@ impl World {
         for _ in 0..STEPS_MAX {
             while left > 0 && self.rng.percent(self.params.arrival) {
                 left -= 1;
-                let request = self.params.request(&mut self.rng, self.now);
+                let mut request = self.params.request(&mut self.rng, self.now);
+                if self.rng.percent(40) && request.prompt.len() < self.room as usize {
+                    let most = u64::from(request.max_tokens) + 1;
+                    let wrong: Vec<_> =
+                        (0..self.rng.range(0, 3)).map(|_| (self.rng.next() % most) as usize).collect();
+                    request.prediction = self.predict(&request, &wrong);
+                }
                 // What was refused is refused; nobody comes back.
                 let _ = self.submit(request);
             }
@@ -97,6 +105,18 @@ impl World {
             }
         }
         panic!("I5: the world does not come to an end");
+    }
+
+    /// What choice 0 will say, but for some places.
+    pub(crate) fn predict(&self, request: &Request, wrong: &[usize]) -> Arc<[TokenId]> {
+        let Params { geometry, options, .. } = &self.params;
+        let mut tokens = expected(geometry, &options.token_bytes, self.room, request, 0).tokens;
+        for &at in wrong {
+            if let Some(token) = tokens.get_mut(at) {
+                *token = TokenId((token.0 + 1) % geometry.vocab);
+            }
+        }
+        tokens.into()
     }
 
     pub(crate) fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
@@ -239,6 +259,7 @@ impl World {
             let c = &s.counters;
             let mut all = vec![c.prompt_tokens, c.cached_tokens, c.generated_tokens, c.recomputed_tokens];
             all.extend([c.requests, c.preemptions, c.steps, c.step_faults, c.row_faults, c.prefix_queries]);
+            all.extend([c.drafts, c.draft_tokens, c.accepted_tokens]);
             all.extend(c.finished);
             all
         };
@@ -266,7 +287,13 @@ impl World {
             s.counters.finished.iter().sum::<u64>(),
             self.clients.values().map(|c| u64::from(c.request.n)).sum::<u64>()
         );
+        let drafts = self.clients.values().filter_map(|c| c.report.as_ref());
+        let drafts = drafts.map(|r| [r.accepted_tokens, r.rejected_tokens].map(u64::from));
+        let drafts = drafts.fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
+        assert_eq!(drafts[0], s.counters.accepted_tokens);
+        assert_eq!(drafts[0] + drafts[1], s.counters.draft_tokens);
         self.tally.worlds += 1;
+        self.tally.drafts = drafts;
         self.tally.preemptions += s.counters.preemptions;
         self.tally.recomputed += s.counters.recomputed_tokens;
         self.tally.step_faults += s.counters.step_faults;
@@ -298,6 +325,8 @@ pub(crate) struct Tally {
     followed: u64,
     preemptions: u64,
     recomputed: u64,
+    /// Accepted and rejected tokens.
+    drafts: [u64; 2],
     step_faults: u64,
     row_faults: u64,
     finished: [u64; 7],
@@ -319,6 +348,7 @@ impl Tally {
         self.row_faults += other.row_faults;
         (0..7).for_each(|i| self.finished[i] += other.finished[i]);
         (0..3).for_each(|i| self.cancelled[i] += other.cancelled[i]);
+        (0..2).for_each(|i| self.drafts[i] += other.drafts[i]);
     }
 
     /// A simulation in which something never happens says nothing about it.
@@ -326,7 +356,7 @@ impl Tally {
         let counts =
             [self.refused, self.hits, self.preemptions, self.recomputed, self.step_faults, self.row_faults];
         let counts = [&counts[..], &[self.followed]].concat();
-        let all = counts.iter().chain(&self.finished).chain(&self.cancelled);
+        let all = counts.iter().chain(&self.finished).chain(&self.cancelled).chain(&self.drafts);
         assert!(all.clone().all(|&n| n >= 100), "something hardly ever happened: {self:#?}");
     }
 }

@@ -99,6 +99,7 @@ impl Model {
             stop: ask.stop.clone().into(),
             include_stop: false,
             grammar: ask.grammar.clone(),
+            prediction: Arc::default(),
             prompt_logprobs: None,
             cache_domain: [0; 32],
             deadline: None,

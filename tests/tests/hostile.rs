@@ -107,11 +107,12 @@ fn step(runner: &mut dyn Runner, sample: Sample) -> Option<TokenId> {
         tokens: (0..geometry.context_max.min(3)).map(|i| TokenId(i % geometry.vocab)).collect(),
         tables: vec![BlockTable { first: 0, blocks: vec![BlockId(1)] }; geometry.groups.len()],
         sample: Some(sample),
+        drafts: 0,
         score: None,
     };
     runner.submit(Arc::new(StepInput { copies: Vec::new(), rows: vec![row] }));
     let mut output = runner.wait().expect("a model that loads runs");
-    output.rows.remove(0).ok()?.token
+    output.rows.remove(0).ok()?.tokens.first().copied()
 }
 
 /// Peak of resident memory in bytes, where the system tells.

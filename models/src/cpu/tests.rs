@@ -65,7 +65,15 @@ impl Setting {
 fn row(seq: usize, start: usize, tokens: &[u32], table: BlockTable, every: bool) -> Row {
     let tokens: Vec<TokenId> = tokens.iter().copied().map(TokenId).collect();
     let score = every.then(|| Score { targets: tokens.clone(), top: 0 });
-    Row { seq: SeqId(seq as u64), start: start as u32, tokens, tables: vec![table], sample: None, score }
+    Row {
+        seq: SeqId(seq as u64),
+        start: start as u32,
+        tokens,
+        tables: vec![table],
+        sample: None,
+        drafts: 0,
+        score,
+    }
 }
 
 /// One sequence of so many tokens, without a cache.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::step::{BlockTable, CacheGroup, Geometry, GroupKind, Row, StepInput};
+use crate::step::{BlockTable, CacheGroup, Geometry, GroupKind, Row, Sample, StepInput};
 
 /// Says what is wrong with a step, if something is.
 pub(super) fn step(step: &StepInput, geometry: &Geometry) -> Result<(), String> {
@@ -45,6 +45,15 @@ fn tokens(row: &Row, geometry: &Geometry) -> Result<(), String> {
     let targets = row.score.as_ref().map_or(&[][..], |s| &s.targets);
     if targets.len() > row.tokens.len() {
         return Err("more targets than tokens".to_owned());
+    }
+    if row.drafts > 0 {
+        let guessed = |sample: &Sample| sample.constraint.is_none() && row.score.is_none();
+        if row.drafts as usize >= row.tokens.len() || !row.sample.as_ref().is_some_and(guessed) {
+            return Err(format!("{} drafts in a row that may have none", row.drafts));
+        }
+        if geometry.groups.iter().any(|group| group.kind == GroupKind::State) {
+            return Err("drafts over a state that cannot go back".to_owned());
+        }
     }
     match row.tokens.iter().chain(targets).find(|t| t.0 >= geometry.vocab) {
         Some(token) => Err(format!("token {} outside the vocabulary of {}", token.0, geometry.vocab)),

@@ -95,6 +95,7 @@ fn row(seq: u64, start: u32, tokens: &[u32], blocks: &[u32]) -> Row {
             forbid: Arc::from([]),
             constraint: None,
         }),
+        drafts: 0,
         score: None,
     }
 }
@@ -120,7 +121,7 @@ fn each_row_gets_its_own_logits() {
         assert_eq!(run(&mut ModelRunner { piece, ..runner() }, rows.clone()).unwrap().rows, output.rows);
     }
     let rows: Vec<_> = output.rows.into_iter().map(Result::unwrap).collect();
-    let tokens: Vec<_> = rows.iter().map(|r| r.token.map(|t| t.0)).collect();
+    let tokens: Vec<_> = rows.iter().map(|r| r.tokens.first().map(|t| t.0)).collect();
     assert_eq!(tokens, [Some(3), None, Some(0), Some(3)]);
     let targets = |i: usize| rows[i].prompt_scores.iter().map(|s| s.token.0).collect::<Vec<_>>();
     assert_eq!((targets(0), targets(1), targets(3)), (vec![1, 0], vec![], vec![1, 2, 3]));
@@ -129,14 +130,37 @@ fn each_row_gets_its_own_logits() {
     assert_eq!(scores[0].top[0], (TokenId(1), scores[0].logprob));
     assert_eq!((scores[1].top[0].0, scores[1].top.len()), (TokenId(2), 2));
     assert!(scores[1].logprob < scores[1].top[0].1);
-    assert_eq!(rows[2].score.as_ref().unwrap().token, TokenId(0));
+    assert_eq!(rows[2].scores[0].token, TokenId(0));
+}
+
+#[test]
+fn tokens_are_chosen_as_long_as_drafts_are_right() {
+    // After every token comes itself.
+    let guessed = |tokens: &[u32]| Row { drafts: tokens.len() as u32 - 1, ..row(1, 0, tokens, &[0]) };
+    for (tokens, expected) in
+        [(&[1, 1, 1, 2][..], &[1, 1, 1][..]), (&[2, 1, 1], &[2]), (&[3, 3, 3], &[3, 3, 3]), (&[4], &[4])]
+    {
+        for piece in [1, 2, 5] {
+            let output = run(&mut ModelRunner { piece, ..runner() }, vec![guessed(tokens)]).unwrap();
+            let output = output.rows[0].as_ref().unwrap();
+            assert_eq!(output.tokens.iter().map(|t| t.0).collect::<Vec<_>>(), expected);
+            assert_eq!(output.scores.iter().map(|s| s.token).collect::<Vec<_>>(), output.tokens);
+        }
+    }
+    // Token 6 is chosen, whatever the logits; after it there are none.
+    let mut fatal = guessed(&[1, 6, 1]);
+    let sample = fatal.sample.as_mut().unwrap();
+    sample.params =
+        Arc::new(SamplingParams { logit_bias: vec![(TokenId(6), 100.0)], ..(*sample.params).clone() });
+    let output = run(&mut runner(), vec![fatal]).unwrap();
+    assert_eq!(output.rows[0].as_ref().unwrap().tokens, [TokenId(6)]);
 }
 
 #[test]
 fn a_row_without_numbers_spoils_no_other() {
     let output = run(&mut runner(), vec![row(1, 0, &[6], &[0]), row(2, 0, &[2], &[1])]).unwrap();
     assert_eq!(output.rows[0], Err(RowFault::NotANumber));
-    assert_eq!(output.rows[1].as_ref().unwrap().token, Some(TokenId(2)));
+    assert_eq!(output.rows[1].as_ref().unwrap().tokens, [TokenId(2)]);
 }
 
 #[test]
@@ -160,6 +184,8 @@ fn steps_that_break_their_promises_are_refused_and_harmless() {
         (vec![row(1, 0, &[1], &[0]), row(2, 0, &[1], &[0])], "block 0 is written twice"),
         (vec![Row { tables: vec![], ..row(1, 0, &[1], &[]) }], "0 tables for 1 groups"),
         (vec![Row { score: Some(score), ..row(1, 0, &[1], &[0]) }], "more targets than tokens"),
+        (vec![Row { drafts: 2, ..row(1, 0, &[1, 1], &[0]) }], "2 drafts in a row that may have none"),
+        (vec![Row { drafts: 1, sample: None, ..row(1, 0, &[1, 1], &[0]) }], "1 drafts"),
     ];
     for (rows, words) in cases {
         let fault = run(&mut runner, rows).unwrap_err();

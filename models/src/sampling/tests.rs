@@ -162,7 +162,7 @@ fn penalties_follow_their_definitions() {
     let ask = Sample { history, prompt_len: 3, forbid: Arc::from([TokenId(5)]), ..ask(params, 0) };
     let mut sampler = Sampler::default();
     for _ in 0..2 {
-        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask).unwrap();
+        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask, 6).unwrap();
         // 0 and 1 only in the prompt; 2 twice and 3 once in the output.
         let expected = [2.0, -8.0, 2.0 - 1.0 - 0.25, -2.0 - 0.5 - 0.25, 9.0, f32::NEG_INFINITY, 0.5];
         assert_eq!(sampler.adjusted, expected);

@@ -139,13 +139,13 @@ impl KvCache {
         }
     }
 
-    /// How many of `want` positions from `start` on the blocks still available can hold.
-    pub(crate) fn fit(&self, kv: &SeqKv, start: u32, want: u32) -> u32 {
+    /// How many of `want` positions from `start` on the blocks still available can hold, less `reserve` of every group.
+    pub(crate) fn fit(&self, kv: &SeqKv, start: u32, want: u32, reserve: u32) -> u32 {
         let mut fit = u64::from(want);
         for (group, pool) in self.pools.iter().enumerate() {
             let table = &kv.tables[group];
             let held = table.blocks.len() as u64;
-            let available = u64::from(pool.available());
+            let available = u64::from(pool.available().saturating_sub(reserve));
             fit = fit.min(match self.kinds[group] {
                 GroupKind::State if held + available == 0 => 0,
                 GroupKind::State => fit,

@@ -72,7 +72,7 @@ impl World {
                 let mut seq = Seq { tokens: text(which, len), domain, computed: 0, kv };
                 seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, len - 1);
                 self.judge_hit(&seq);
-                if self.kv.fit(&seq.kv, seq.computed, 1) == 0 {
+                if self.kv.fit(&seq.kv, seq.computed, 1, 0) == 0 {
                     return self.kv.abandon(&mut seq.kv);
                 }
                 self.go(&mut seq, compute);
@@ -97,7 +97,7 @@ impl World {
         // States are set aside at block ends only.
         let whole = (seq.computed / BLOCK + 1) * BLOCK - seq.computed;
         let want = if self.kv.has_state() { want.min(whole) } else { want };
-        let count = self.kv.fit(&seq.kv, seq.computed, want);
+        let count = self.kv.fit(&seq.kv, seq.computed, want, 0);
         if count == 0 {
             return;
         }

@@ -13,8 +13,8 @@ use crate::options::Coefficients;
 const MEMORY: f64 = 0.995;
 /// Pull to the start values, in steps.
 const PULL: f64 = 0.005;
-/// Weight of the past at each step of the kind whose time is foretold: about the last ten count.
-const FORETOLD_MEMORY: f64 = 0.9;
+/// Weight of the past at each step that decodes, and at each of the kind whose time is foretold: about the last ten count.
+const RECENT: f64 = 0.9;
 /// Largest factor by which what was foretold is corrected.
 const FORETOLD_BOUND: f64 = 4.0;
 /// Largest factor between a coefficient and its start value.
@@ -30,14 +30,35 @@ pub(super) struct Fit {
     prefill: [f64; 3],
     /// Bytes read by recent steps that compute prompts, and how many of them.
     mixed: [f64; 2],
+    decode: Decode,
     /// What recent steps with prompts beside decoding rows took, and what the coefficients foretold: they overlap bytes and
     /// multiply-adds otherwise than the other steps do, from which the coefficients mostly are.
     foretold: [f64; 2],
 }
 
+/// Of recent steps that decode.
+#[derive(Clone, Copy, Debug, Default)]
+struct Decode {
+    /// Rows that decode; their tokens, multiply-adds, and bytes that do not grow with their tokens.
+    rows: f64,
+    tokens: f64,
+    macs: f64,
+    rest: f64,
+    /// Steps, and of all their rows: rows, tokens, experts by token, experts, their bytes.
+    steps: f64,
+    all_rows: f64,
+    all_tokens: f64,
+    assigned: f64,
+    experts: f64,
+    expert_bytes: f64,
+    /// Most experts that any step has used.
+    experts_max: u64,
+}
+
 impl Fit {
     pub(super) fn new(start: Coefficients) -> Self {
-        Self { start, now: start, sums: [0.0; 5], prefill: [0.0; 3], mixed: [0.0; 2], foretold: [0.0; 2] }
+        let (prefill, mixed, decode, foretold) = Default::default();
+        Self { start, now: start, sums: [0.0; 5], prefill, mixed, decode, foretold }
     }
 
     pub(super) fn coefficients(&self) -> Coefficients {
@@ -60,12 +81,13 @@ impl Fit {
         let bytes = stats.dense_bytes as f64 + stats.expert_bytes as f64 + kv;
         let macs: f64 = stats.rows.iter().map(|r| r.macs as f64).sum();
         self.remember_prefill(stats, rows, bytes);
+        self.remember_decode(stats, rows);
         if ns == 0 || bytes + macs == 0.0 {
             return;
         }
         if rows.iter().any(|r| r.prefill + r.recompute > 0) && rows.iter().any(|r| r.decode > 0) {
             let step = [ns as f64, self.time(bytes, macs)];
-            (0..2).for_each(|i| self.foretold[i] = self.foretold[i] * FORETOLD_MEMORY + step[i]);
+            (0..2).for_each(|i| self.foretold[i] = self.foretold[i] * RECENT + step[i]);
         }
         let x = self.start.ns_per_byte * bytes / ns as f64;
         let y = self.start.ns_per_mac * macs / ns as f64;
@@ -90,6 +112,37 @@ impl Fit {
             (0..3).for_each(|i| self.prefill[i] = self.prefill[i] * MEMORY + step[i]);
             self.mixed = [self.mixed[0] * MEMORY + bytes, self.mixed[1] * MEMORY + 1.0];
         }
+    }
+
+    fn remember_decode(&mut self, stats: &StepStats, rows: &[RowTokens]) {
+        let dense = stats.dense_bytes as f64 / stats.rows.len() as f64;
+        let mut step = Decode::default();
+        for (work, tokens) in stats.rows.iter().zip(rows) {
+            let others = tokens.prefill + tokens.recompute;
+            step.all_tokens += f64::from(tokens.decode + tokens.draft + others);
+            if tokens.decode > 0 && others == 0 {
+                step.rows += 1.0;
+                step.tokens += f64::from(tokens.decode + tokens.draft);
+                step.macs += work.macs as f64;
+                step.rest += dense + work.kv_bytes as f64;
+            }
+        }
+        let decode = &mut self.decode;
+        decode.experts_max = decode.experts_max.max(stats.experts_used);
+        if step.rows == 0.0 {
+            return;
+        }
+        let remember = |sum: &mut f64, term: f64| *sum = *sum * RECENT + term;
+        remember(&mut decode.rows, step.rows);
+        remember(&mut decode.tokens, step.tokens);
+        remember(&mut decode.macs, step.macs);
+        remember(&mut decode.rest, step.rest);
+        remember(&mut decode.steps, 1.0);
+        remember(&mut decode.all_rows, rows.len() as f64);
+        remember(&mut decode.all_tokens, step.all_tokens);
+        remember(&mut decode.assigned, stats.expert_tokens as f64);
+        remember(&mut decode.experts, stats.experts_used as f64);
+        remember(&mut decode.expert_bytes, stats.expert_bytes as f64);
     }
 
     fn solve(&mut self) {
@@ -122,6 +175,22 @@ impl Fit {
     pub(super) fn prefill_ns(&self, tokens: u32) -> u64 {
         let [seen, macs, bytes] = self.prefill;
         if seen == 0.0 { 0 } else { (self.time(bytes, macs) / seen * f64::from(tokens)) as u64 }
+    }
+
+    /// What one more token costs a row that decodes, over what a row of one token costs. That token needs as many experts as others do; of
+    /// them it shares with the step what share of all experts the step has in use.
+    pub(super) fn draft_price(&self) -> f64 {
+        let d = &self.decode;
+        let macs = self.time(0.0, d.macs / d.tokens);
+        let (each, bytes) = match d.experts > 0.0 {
+            true => (d.assigned / d.all_tokens, d.expert_bytes / d.experts),
+            false => (0.0, 0.0),
+        };
+        let fresh = 1.0 - (d.experts / d.steps / d.experts_max.max(1) as f64).min(1.0);
+        let token = macs + self.time(bytes * each * fresh, 0.0);
+        let row = macs + self.time(bytes * each.min(d.experts / d.all_rows) + d.rest / d.rows, 0.0);
+        let price = token / row;
+        if price.is_finite() { price } else { 1.0 }
     }
 
     pub(super) fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> u32 {
@@ -205,6 +274,33 @@ mod tests {
         let Coefficients { ns_per_byte, ns_per_mac } = fit.coefficients();
         assert!((0.1 / BOUND..=0.1 * BOUND).contains(&ns_per_byte), "{ns_per_byte}");
         assert!((0.05 / BOUND..=0.05 * BOUND).contains(&ns_per_mac), "{ns_per_mac}");
+    }
+
+    #[test]
+    fn drafts_cost_the_less_the_more_of_a_row_is_shared_by_its_tokens() {
+        let mut fit = Fit::new(Coefficients { ns_per_byte: 0.5, ns_per_mac: 0.01 });
+        assert_eq!(fit.draft_price(), 1.0, "nothing is known");
+        let price = |fit: &mut Fit, decode_rows| {
+            for _ in 0..200 {
+                let (stats, rows, ns) = step(0, decode_rows);
+                fit.observe(&stats, &rows, ns);
+            }
+            fit.draft_price()
+        };
+        // A token 10 us, the weights 25 ms.
+        let alone = price(&mut fit, 1);
+        assert!((alone / (0.01 / 25.01) - 1.0).abs() < 0.1, "{alone}");
+        let crowd = price(&mut fit, 64);
+        assert!((crowd / (0.01 / (0.01 + 25.0 / 64.0)) - 1.0).abs() < 0.1, "{crowd}");
+        // A token's experts are twice the other weights, and of eight, a step has two in use: three quarters are a draft's own.
+        let (mut stats, rows, ns) = step(0, 1);
+        (stats.expert_bytes, stats.experts_used, stats.expert_tokens) = (100_000_000, 2, 2);
+        (0..200).for_each(|_| fit.observe(&stats, &rows, 3 * ns));
+        assert_eq!(fit.decode.experts_max, 2);
+        assert!(fit.draft_price() < 0.01, "all experts there are, as far as is known");
+        fit.decode.experts_max = 8;
+        let own = fit.draft_price();
+        assert!((own / 0.5 - 1.0).abs() < 0.1, "{own}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct RowTokens {
     pub prefill: u32,
     /// Of the output, for the first time.
     pub decode: u32,
+    /// Guessed, and wrong.
+    pub draft: u32,
 }
 
 /// What a request is charged for a row.
@@ -44,6 +46,8 @@ pub struct RowCharge {
     pub decode: Amount,
     /// Into `recompute`: the house's.
     pub recompute: Amount,
+    /// Into `draft`: the house's.
+    pub draft: Amount,
 }
 
 /// The accounts, and the coefficients that split steps.
@@ -122,11 +126,13 @@ impl Ledger {
         self.fit.observe(stats, rows, spent.ns);
         let mut charges = Vec::with_capacity(rows.len());
         for (row, share) in rows.iter().zip(shares(spent, &weights)) {
-            let parts = shares(share, &[row.recompute, row.prefill, row.decode].map(u64::from));
-            let charge = RowCharge { recompute: parts[0], prefill: parts[1], decode: parts[2] };
+            let parts = shares(share, &[row.recompute, row.prefill, row.decode, row.draft].map(u64::from));
+            let charge =
+                RowCharge { recompute: parts[0], prefill: parts[1], decode: parts[2], draft: parts[3] };
             self.post(Account::Recompute, charge.recompute);
             self.post(Account::Prefill, charge.prefill);
             self.post(Account::Decode, charge.decode);
+            self.post(Account::Draft, charge.draft);
             charges.push(charge);
         }
         charges
@@ -157,6 +163,11 @@ impl Ledger {
     /// Prompt tokens that a step may compute beside `decode_rows` to be done in `target_ns`, as far as is known.
     pub fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> u32 {
         self.fit.chunk_within(target_ns, decode_rows)
+    }
+
+    /// How likely a draft token has to be right to be worth its computation, as far as is known; 1 or more where none is.
+    pub fn draft_price(&self) -> f64 {
+        self.fit.draft_price()
     }
 
     /// Present coefficients.

@@ -20,10 +20,12 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let work = (0u64..1 << 40, 0u64..1 << 45, 0u64..1 << 35)
         .prop_map(|(expert_bytes, macs, kv_bytes)| RowWork { expert_bytes, macs, kv_bytes });
-    let tokens = (0u32..50, 0u32..50, 0u32..5).prop_map(|(recompute, prefill, decode)| RowTokens {
+    let tokens = (0u32..50, 0u32..50, 0u32..5, 0u32..5);
+    let tokens = tokens.prop_map(|(recompute, prefill, decode, draft)| RowTokens {
         recompute,
         prefill,
         decode: decode.max(1),
+        draft,
     });
     let ns = || prop_oneof![Just(0), 0u64..100, 0u64..20_000_000_000, Just(1 << 56)];
     prop_oneof![
@@ -64,7 +66,8 @@ proptest! {
                     let expert_bytes = work.iter().map(|w| w.expert_bytes).sum();
                     let stats = StepStats { dense_bytes, expert_bytes, rows: work, ..StepStats::default() };
                     let charges = ledger.step(Tick(now), &stats, &tokens);
-                    let all: Vec<_> = charges.iter().map(|c| c.prefill + c.decode + c.recompute).collect();
+                    let whole = |c: &RowCharge| c.prefill + c.decode + c.recompute + c.draft;
+                    let all: Vec<_> = charges.iter().map(whole).collect();
                     let (before, after) = (sum(&before), sum(&ledger.cost().accounts));
                     prop_assert_eq!(sum(&all), after - before);
                     prop_assert_eq!(sum(&all).ns, ns);

@@ -41,7 +41,11 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
     let tools = tools::take(&mut fields, cx.settings.unknown_fields)?;
     let messages = messages(&mut fields, &cx)?;
     let reasoning = reasoning::take(&mut fields, template(&cx, PROMPT_FIELD)?, can_reason(&cx))?;
+    let prediction = prediction(&mut fields, &cx)?;
     fields.finish(cx.settings.unknown_fields)?;
+    if let Some(text) = prediction {
+        common.prediction = cx.engine.tokenizer.encode_plain(&text).map_err(|e| unencodable(&e))?.into();
+    }
     Conversation { field: PROMPT_FIELD, messages, tools, reasoning }.admit(&cx, common, max_tokens)
 }
 
@@ -247,15 +251,10 @@ fn one_message(
             return Err(ApiError::invalid(&name, format!("Missing required parameter: '{name}'")));
         }
     };
-    let content = match fields.take("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => text_of_parts(&fields.name("content"), parts, cx)?,
+    let content = match content(&mut fields, cx)? {
+        Some(text) => text,
         None if role == "assistant" => String::new(),
-        None => {
-            let name = fields.name("content");
-            return Err(ApiError::invalid(&name, format!("Missing required parameter: '{name}'")));
-        }
-        Some(other) => return Err(fields.mistyped("content", "a string or an array of text parts", &other)),
+        None => return Err(fields.missing("content")),
     };
     let mut rendered = Map::new();
     rendered.insert("role".to_owned(), role.into());
@@ -287,6 +286,26 @@ fn one_message(
     }
     fields.finish(cx.settings.unknown_fields)?;
     Ok(Value::Object(rendered))
+}
+
+/// What the answer may turn out to be (OpenAI's predicted outputs). It changes how soon the answer comes, and nothing else.
+fn prediction(fields: &mut Fields, cx: &Context<'_>) -> Result<Option<String>, ApiError> {
+    let Some(mut prediction) = fields.object("prediction")? else { return Ok(None) };
+    prediction.word("type", &["content"])?;
+    let text = content(&mut prediction, cx)?.ok_or_else(|| prediction.missing("content"))?;
+    prediction.finish(cx.settings.unknown_fields)?;
+    cx.check_text("prediction", text.len())?;
+    Ok(Some(text))
+}
+
+/// `content`: a string, or an array of texts.
+fn content(fields: &mut Fields, cx: &Context<'_>) -> Result<Option<String>, ApiError> {
+    match fields.take("content") {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Array(parts)) => text_of_parts(&fields.name("content"), parts, cx).map(Some),
+        Some(other) => Err(fields.mistyped("content", "a string or an array of text parts", &other)),
+    }
 }
 
 fn text_of_parts(path: &str, parts: Vec<Value>, cx: &Context<'_>) -> Result<String, ApiError> {

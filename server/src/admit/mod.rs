@@ -156,6 +156,7 @@ struct Common {
     sampling: SamplingParams,
     cache_domain: [u8; 32],
     constraint: Option<constraint::Asked>,
+    prediction: Arc<[TokenId]>,
 }
 
 impl Common {
@@ -183,6 +184,7 @@ impl Common {
             sampling: sampling(fields, cx)?,
             cache_domain: cache_domain(fields, cx.caller)?,
             constraint: None,
+            prediction: Arc::default(),
         })
     }
 
@@ -213,6 +215,7 @@ impl Common {
             sampling: sampling(fields, cx)?,
             cache_domain: cache_domain(fields, cx.caller)?,
             constraint: constraint::structured_outputs(fields, cx.settings.unknown_fields)?,
+            prediction: Arc::default(),
         })
     }
 
@@ -255,6 +258,7 @@ impl Common {
             stop: self.stop.clone(),
             grammar: None,
             include_stop: self.include_stop,
+            prediction: self.prediction.clone(),
             prompt_logprobs: self.prompt_logprobs,
             cache_domain: self.cache_domain,
             deadline: deadline(cx.engine.handle.now(), cx.limits().request_time),

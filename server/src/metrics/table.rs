@@ -413,6 +413,24 @@ pub const METRICS: &[Metric] = &[
         Read::Engine(|s, out| out.put(&[], s.counters.preemptions as f64)),
     ),
     counter(
+        "vllm:spec_decode_num_drafts_total",
+        &[],
+        "Rows of steps that had draft tokens.",
+        Read::Engine(|s, out| out.put(&[], s.counters.drafts as f64)),
+    ),
+    counter(
+        "vllm:spec_decode_num_draft_tokens_total",
+        &[],
+        "Draft tokens: computed on the guess that they would be chosen.",
+        Read::Engine(|s, out| out.put(&[], s.counters.draft_tokens as f64)),
+    ),
+    counter(
+        "vllm:spec_decode_num_accepted_tokens_total",
+        &[],
+        "Draft tokens that were chosen.",
+        Read::Engine(|s, out| out.put(&[], s.counters.accepted_tokens as f64)),
+    ),
+    counter(
         "vllm:prefix_cache_queries_total",
         &[],
         "Prompt tokens looked up in the prefix cache.",

@@ -47,6 +47,8 @@ generation_request! {
         pub max_tokens: Option<u32>,
         /// What an answer's text must be; not beside `structured_outputs`.
         pub response_format: Option<ResponseFormat>,
+        /// What the answer may turn out to be: it comes sooner where that is right, and is the same in any case.
+        pub prediction: Option<Prediction>,
         /// Functions that the model may call.
         #[schema(max_items = 128)]
         pub tools: Option<Vec<Tool>>,
@@ -83,6 +85,26 @@ pub struct ResponseFormat {
     pub kind: FormatKind,
     /// Only with the last of them.
     pub json_schema: Option<JsonSchema>,
+}
+
+/// What an answer may turn out to be.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "content", "content": [{"type": "text", "text": "Hello! How can I help you?"}]}))]
+pub struct Prediction {
+    /// Its only kind.
+    #[serde(rename = "type")]
+    pub kind: PredictionKind,
+    /// The text.
+    pub content: Content,
+}
+
+/// What of an answer is predicted.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionKind {
+    /// Its text.
+    Content,
 }
 
 /// What kind of text.

@@ -49,6 +49,7 @@ fn step(runner: &mut dyn Runner) {
         tokens: (0..geometry.context_max.min(3)).map(|i| TokenId(i % vocab)).collect(),
         tables: vec![BlockTable { first: 0, blocks: vec![BlockId(1)] }; groups],
         sample: Some(sample),
+        drafts: 0,
         score: None,
     };
     runner.submit(Arc::new(StepInput { copies: Vec::new(), rows: vec![row] }));

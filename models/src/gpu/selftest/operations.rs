@@ -16,7 +16,7 @@ use crate::step::{BlockId, BlockTable, Row, SeqId, StepInput, TokenId};
 fn plain(tokens: usize) -> Batch {
     let tokens = vec![TokenId(0); tokens];
     let tables = vec![BlockTable::default()];
-    let row = Row { seq: SeqId(0), start: 0, tokens, tables, sample: None, score: None };
+    let row = Row { seq: SeqId(0), start: 0, tokens, tables, sample: None, drafts: 0, score: None };
     Batch::new(&StepInput { rows: vec![row], ..StepInput::default() })
 }
 
@@ -326,6 +326,7 @@ impl AttendOp {
             tokens: vec![TokenId(0); tokens],
             tables: vec![table],
             sample: None,
+            drafts: 0,
             score: None,
         };
         Batch::new(&StepInput { rows: vec![row], ..StepInput::default() })
