@@ -109,14 +109,14 @@ impl Follower {
 }
 
 impl Matcher for Follower {
-    fn next(&self) -> PendingNext {
+    fn next(&mut self) -> PendingNext {
         if let Some(&token) = self.forced.front() {
             return PendingNext::ready(Arc::new(Next {
                 tokens: [token].into_iter().collect(),
                 may_end: false,
             }));
         }
-        match &self.inner {
+        match &mut self.inner {
             Some(inner) => inner.next(),
             None => PendingNext::ready(self.budget.anything.clone()),
         }
@@ -180,16 +180,16 @@ mod tests {
     fn forced(tokens: &[u32], budget: u32, begun: bool) -> Vec<bool> {
         let budget = Budget::new(tokenizer(), None, budget, ("<think>", "</think>"), begun).unwrap();
         let mut matcher = budget.matcher();
-        let forced = |matcher: &dyn Matcher| {
+        let forced = |matcher: &mut dyn Matcher| {
             let next = matcher.next().wait().unwrap();
             let only = next.tokens == [CLOSE].into_iter().collect();
             assert!(only != next.tokens.contains(TokenId(0)) && only != next.may_end);
             only
         };
-        let mut all = vec![forced(&*matcher)];
+        let mut all = vec![forced(&mut *matcher)];
         for &token in tokens {
             assert_eq!(matcher.advance(TokenId(token)), Ok(Progress::Open));
-            all.push(forced(&*matcher));
+            all.push(forced(&mut *matcher));
         }
         all
     }

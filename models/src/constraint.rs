@@ -8,7 +8,7 @@
 //! End tokens are not the grammar's: where it may end, it says so. Other control tokens are never chosen unless a Lark grammar
 //! names them, as `<|name|>` or `<[id]>`.
 //!
-//! Absent on purpose: forced tokens; each is sampled like any other.
+//! Absent on purpose: forced tokens; each is sampled like any other. (Guesses of what is sampled are another matter: [`Matcher::ahead`].)
 
 mod schema;
 #[cfg(test)]
@@ -415,7 +415,8 @@ impl Grammar for LlGrammar {
                 promise.keep(Ok(Next::clone(&first)));
             }
         }));
-        Box::new(LlMatcher { state, next, ends: self.ends.clone(), workers: self.workers.clone() })
+        let (ends, workers) = (self.ends.clone(), self.workers.clone());
+        Box::new(LlMatcher { state, next: Some(next), ahead: Vec::new(), ends, workers })
     }
 }
 
@@ -428,7 +429,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct LlMatcher {
     /// Shared with the worker that copies it or computes a mask; whoever chose a token has waited for that.
     state: Arc<Mutex<Option<llguidance::Matcher>>>,
-    next: PendingNext,
+    /// None from a token on until the next mask is asked for.
+    next: Option<PendingNext>,
+    /// What would follow guesses.
+    ahead: Vec<PendingNext>,
     ends: Arc<[TokenId]>,
     workers: Arc<Workers>,
 }
@@ -439,33 +443,66 @@ impl std::fmt::Debug for LlMatcher {
     }
 }
 
-impl Matcher for LlMatcher {
-    fn next(&self) -> PendingNext {
-        self.next.clone()
-    }
+/// Of a choice whose first mask has not been computed.
+const EARLY: &str = "a token came before its mask";
 
-    fn advance(&mut self, token: TokenId) -> Result<Progress, String> {
-        let early = "a token came before its mask";
-        let mut state = self.state.try_lock().map_err(|_| early)?;
-        let matcher = state.as_mut().ok_or(early)?;
-        matcher.consume_token(token.0).map_err(|e| message(&e.to_string()))?;
-        if matcher.is_stopped() {
-            let reason = matcher.stop_reason();
-            return if reason.is_ok() { Ok(Progress::Complete) } else { Err(reason.to_string()) };
+impl Matcher for LlMatcher {
+    fn next(&mut self) -> PendingNext {
+        if let Some(next) = &self.next {
+            return next.clone();
         }
-        let cancel = matcher.cancellation_handle().unwrap_or_default();
-        drop(state);
+        let cancel = self.state.try_lock().ok().and_then(|state| state.as_ref()?.cancellation_handle());
+        let cancel = cancel.unwrap_or_default();
         let (pending, promise) = PendingNext::promised(Box::new(move || cancel.cancel()));
-        self.next = pending;
         let (state, ends) = (self.state.clone(), self.ends.clone());
         self.workers.post(Box::new(move || {
             if promise.begin() {
                 // The lock is free again before anyone learns of the mask: `advance` does not wait for it.
                 let result =
-                    lock(&state).as_mut().map_or(Err(early.to_owned()), |matcher| next(matcher, &ends));
+                    lock(&state).as_mut().map_or(Err(EARLY.to_owned()), |matcher| next(matcher, &ends));
                 promise.keep(result);
             }
         }));
+        self.next.insert(pending).clone()
+    }
+
+    fn ahead(&mut self, guesses: &[TokenId]) -> Vec<PendingNext> {
+        let (pending, promises): (Vec<_>, Vec<_>) =
+            guesses.iter().map(|_| PendingNext::promised(Box::new(|| ()))).unzip();
+        self.ahead.clone_from(&pending);
+        let (state, guesses, ends) = (self.state.clone(), guesses.to_vec(), self.ends.clone());
+        self.workers.post(Box::new(move || {
+            let mut copy = None;
+            for (guess, promise) in guesses.into_iter().zip(promises) {
+                if !promise.begin() {
+                    return;
+                }
+                // A copy, as the choice may be told how it goes on before all guesses are followed.
+                let Some(matcher) =
+                    copy.get_or_insert_with(|| lock(&state).as_ref().map(llguidance::Matcher::deep_clone))
+                else {
+                    return;
+                };
+                if matcher.try_consume_tokens(&[guess.0]).ok() != Some(1) {
+                    return;
+                }
+                promise.keep(next(matcher, &ends));
+            }
+        }));
+        pending
+    }
+
+    fn advance(&mut self, token: TokenId) -> Result<Progress, String> {
+        self.next = None;
+        self.ahead.drain(..).for_each(|guess| guess.give_up());
+        // Free, or held for as long as a copy takes.
+        let mut state = lock(&self.state);
+        let matcher = state.as_mut().ok_or(EARLY)?;
+        matcher.consume_token(token.0).map_err(|e| message(&e.to_string()))?;
+        if matcher.is_stopped() {
+            let reason = matcher.stop_reason();
+            return if reason.is_ok() { Ok(Progress::Complete) } else { Err(reason.to_string()) };
+        }
         Ok(Progress::Open)
     }
 }
@@ -473,6 +510,6 @@ impl Matcher for LlMatcher {
 impl Drop for LlMatcher {
     fn drop(&mut self) {
         // A mask that is being computed is of no use to anyone.
-        self.next.give_up();
+        self.next.iter().chain(&self.ahead).for_each(PendingNext::give_up);
     }
 }

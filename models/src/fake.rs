@@ -168,10 +168,10 @@ impl FakeRunner {
             if row.drafts > 0 {
                 let sample = row.sample.as_ref().expect("drafts are for rows that sample");
                 assert!(row.drafts < row.tokens.len() as u32, "{seq:?}: nothing but drafts");
-                assert!(
-                    sample.constraint.is_none() && row.score.is_none(),
-                    "{seq:?}: drafts where none may be"
-                );
+                assert!(row.score.is_none(), "{seq:?}: drafts where none may be");
+                let masks =
+                    sample.constraint.as_ref().is_none_or(|c| c.next.len() == 1 + row.drafts as usize);
+                assert!(masks, "{seq:?}: a mask for each token");
                 let state = self.geometry.groups.iter().any(|g| g.kind == GroupKind::State);
                 assert!(!state, "{seq:?}: a state cannot go back to before a draft");
             }
@@ -280,11 +280,11 @@ impl FakeRunner {
             }
             let past = self.past(row, row.start + at as u32, true);
             if let Some(constraint) = &sample.constraint
-                && constraint.next.wait()?.is_end()
+                && constraint.nth(out.tokens.len())?.is_end()
             {
                 break;
             }
-            match choose(past, self.geometry.vocab, sample) {
+            match choose(past, self.geometry.vocab, sample, out.tokens.len()) {
                 Some(token) => {
                     out.tokens.push(token);
                     let score = |top| score_of(past, self.geometry.vocab, token, top);

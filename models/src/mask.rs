@@ -102,10 +102,17 @@ pub trait Grammar: fmt::Debug + Send + Sync {
 
 /// Follows a grammar along one choice.
 pub trait Matcher: fmt::Debug + Send {
-    /// What may come next. Returns at once; what it returns may have to be waited for.
-    fn next(&self) -> PendingNext;
+    /// What may come next, the same until [`Matcher::advance`]. Returns at once; what it returns may have to be waited for.
+    fn next(&mut self) -> PendingNext;
 
-    /// Takes in a token that `next` allowed, and begins to compute what may come then. Quick: microseconds, and bounded.
+    /// What may come after each of some guesses, for as many of them, from the first on, as it can be told; where a guess may not
+    /// follow there is nothing to wait for. Returns at once, too.
+    fn ahead(&mut self, guesses: &[TokenId]) -> Vec<PendingNext> {
+        let _ = guesses;
+        Vec::new()
+    }
+
+    /// Takes in a token that was allowed. Quick: microseconds, and bounded.
     ///
     /// # Errors
     /// If the grammar cannot be followed any further; the matcher is of no use then.

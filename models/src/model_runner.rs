@@ -24,7 +24,10 @@ use crate::quant::Isa;
 use crate::reference::ReferenceBackend;
 use crate::runner::{Invariance, Runner};
 use crate::sampling::Sampler;
-use crate::step::{CacheGroup, Geometry, Row, RowFault, RowOutput, StepFault, StepInput, StepOutput};
+use crate::step::{
+    CacheGroup, Geometry, Row, RowFault, RowOutput, Sample, StepFault, StepInput, StepOutput, TokenId,
+    TokenScore,
+};
 
 /// Logits that are held at once; more are computed in pieces. 128 MiB: 200 rows of the largest vocabularies.
 const LOGITS_MAX: usize = 32 << 20;
@@ -376,19 +379,34 @@ fn choose(
         Some(0) => true,
         Some(drafts) => output.tokens.len() == drafts && output.tokens.last() == row.tokens.get(token),
     };
-    if !right
-        || sample.constraint.as_ref().map(|c| c.next.wait()).transpose()?.is_some_and(|next| next.is_end())
-    {
+    if !right {
         return Ok(());
     }
-    match sampler.sample(logits, sample, row.start + token as u32 + 1) {
-        Ok((token, score)) => {
+    match sampled(sampler, sample, row.start + token as u32 + 1, logits, output.tokens.len()) {
+        Ok(Some((token, score))) => {
             output.tokens.push(token);
             output.scores.extend(score);
-            Ok(())
         }
+        Ok(None) => {}
+        Err(fault) if output.tokens.is_empty() => return Err(fault),
         // What was chosen before it is good. If it goes on, the next step meets the same fault.
-        Err(_) if !output.tokens.is_empty() => Ok(()),
-        Err(fault) => Err(fault),
+        Err(_) => {}
     }
+    Ok(())
+}
+
+/// The row's `nth` token; None where its grammar lets none follow.
+fn sampled(
+    sampler: &mut Sampler,
+    sample: &Sample,
+    position: u32,
+    logits: &[f32],
+    nth: usize,
+) -> Result<Option<(TokenId, Option<TokenScore>)>, RowFault> {
+    if let Some(constraint) = &sample.constraint
+        && constraint.nth(nth)?.is_end()
+    {
+        return Ok(None);
+    }
+    sampler.sample(logits, sample, position, nth).map(Some)
 }

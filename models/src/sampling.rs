@@ -43,7 +43,8 @@ impl Candidate {
 }
 
 impl Sampler {
-    /// Chooses the token at `position` of its sequence from `raw` logits, one per token of the vocabulary.
+    /// Chooses the token at `position` of its sequence from `raw` logits, one per token of the vocabulary; `nth` of those that its row
+    /// chooses, from 0.
     ///
     /// # Errors
     /// [`RowFault::NotANumber`] if a logit is NaN or infinite upwards, or none is finite;
@@ -53,6 +54,7 @@ impl Sampler {
         raw: &[f32],
         ask: &Sample,
         position: u32,
+        nth: usize,
     ) -> Result<(TokenId, Option<TokenScore>), RowFault> {
         let raw_max = finite_max(raw)?;
         let params = &*ask.params;
@@ -64,7 +66,7 @@ impl Sampler {
             let token = self.choose(raw, raw_max, ask, position);
             return Ok((token, score(self, token)));
         }
-        self.adjust(raw, ask, position)?;
+        self.adjust(raw, ask, position, nth)?;
         let adjusted = std::mem::take(&mut self.adjusted);
         let max = adjusted.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let token = (max > f32::NEG_INFINITY).then(|| self.choose(&adjusted, max, ask, position));
@@ -99,7 +101,7 @@ impl Sampler {
     }
 
     /// Fills `adjusted`: bias, forbidden tokens, the grammar's mask, then penalties for what is before `position`.
-    fn adjust(&mut self, raw: &[f32], ask: &Sample, position: u32) -> Result<(), RowFault> {
+    fn adjust(&mut self, raw: &[f32], ask: &Sample, position: u32, nth: usize) -> Result<(), RowFault> {
         let params = &*ask.params;
         self.adjusted.clear();
         self.adjusted.extend_from_slice(raw);
@@ -114,7 +116,7 @@ impl Sampler {
             }
         }
         if let Some(constraint) = &ask.constraint {
-            let next = constraint.next.wait()?;
+            let next = constraint.nth(nth)?;
             self.mask(&next, &constraint.ends);
         }
         if params.needs_history() {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::mask::PendingNext;
+use crate::mask::{Next, PendingNext};
 
 /// A sequence: one choice of one request. Never reused within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,10 +128,20 @@ pub struct Sample {
 /// What a grammar lets be chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Constrained {
-    /// What may follow the tokens so far. If that is nothing, no token is chosen.
-    pub next: PendingNext,
+    /// What may follow the tokens so far, and then what may follow each of the row's drafts. Where that is nothing, no token is chosen.
+    pub next: Vec<PendingNext>,
     /// Tokens that may be chosen, too, where the output may end.
     pub ends: Arc<[TokenId]>,
+}
+
+impl Constrained {
+    /// What may follow, waited for, where so many tokens of the row have been chosen.
+    ///
+    /// # Errors
+    /// What [`PendingNext::wait`] says, or that it was not given.
+    pub fn nth(&self, chosen: usize) -> Result<Arc<Next>, RowFault> {
+        self.next.get(chosen).ok_or_else(|| RowFault::Other("a token mask is missing".to_owned()))?.wait()
+    }
 }
 
 /// Ask for log-probabilities of known tokens (`echo` with `logprobs`).
@@ -166,8 +176,8 @@ pub struct Row {
     /// Choose a token after the last one.
     pub sample: Option<Sample>,
     /// How many of `tokens`, the last ones, are guessed (speculative decoding). A token is chosen after the last that is not, and after each
-    /// guess that is what was chosen before it. Fewer than `tokens`; 0 for rows that do not sample, follow a
-    /// grammar or are scored.
+    /// guess that is what was chosen before it. Fewer than `tokens`; 0 for rows that do not sample or are
+    /// scored.
     pub drafts: u32,
     /// Report log-probabilities of known tokens.
     pub score: Option<Score>,

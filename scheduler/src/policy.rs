@@ -270,7 +270,7 @@ impl Engine {
             prompt_len: seq.prompt_len,
             forbid: if early { request.end_tokens.clone() } else { self.nothing.clone() },
             constraint: request.grammar.as_ref().map(|grammar| Constrained {
-                next: seq.matcher.get_or_insert_with(|| grammar.matcher()).next(),
+                next: vec![seq.matcher.get_or_insert_with(|| grammar.matcher()).next()],
                 ends: if early { self.nothing.clone() } else { request.end_tokens.clone() },
             }),
         });

@@ -40,6 +40,22 @@ TEXT = (
     "countries. It is the world's largest tropical rainforest, famed for its biodiversity. It is crisscrossed by thousands of "
     "rivers, including the powerful Amazon."
 )
+PEOPLE = {
+    "type": "array",
+    "minItems": 5,
+    "items": {
+        "type": "object",
+        "properties": {
+            "first_name": {"type": "string", "maxLength": 12},
+            "last_name": {"type": "string", "maxLength": 12},
+            "year_of_birth": {"type": "integer", "minimum": 1900, "maximum": 2020},
+            "is_a_member": {"type": "boolean"},
+        },
+        "required": ["first_name", "last_name", "year_of_birth", "is_a_member"],
+        "additionalProperties": False,
+    },
+}
+JSON = {"type": "json_schema", "json_schema": {"name": "people", "schema": PEOPLE}}
 # Name, request, temperature, whether the answer is predicted, too.
 TASKS = [
     ("copy a program", f"Repeat this program exactly:\n```python\n{CODE}```", 0, True),
@@ -48,11 +64,14 @@ TASKS = [
     ("list", "List ten facts about the planet Mars.", 0, True),
     ("story", "Write a short story about a lighthouse keeper.", 0, True),
     ("poem, sampled", "Write a poem about the sea.", 0.8, False),
+    ("JSON by a schema", "Invent five people as JSON.", 0, False),
 ]
 
 
 def ask(url, text, temperature, prediction=None):
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": 200, "temperature": temperature, "seed": 1}
+    if "JSON" in text:
+        body["response_format"] = JSON
     if prediction is not None:
         body["prediction"] = {"type": "content", "content": prediction}
     request = urllib.request.Request(

@@ -38,7 +38,7 @@ pub(crate) fn expected(
     let mut matcher = request.grammar.as_ref().map(|grammar| grammar.matcher());
     for output in 1..=limit {
         let early = output <= request.min_tokens as usize;
-        let next = matcher.as_ref().map(|matcher| matcher.next());
+        let next = matcher.as_mut().map(|matcher| matcher.next());
         if next.as_ref().is_some_and(|next| next.wait().expect("it is there").is_end()) {
             return done(&tokens, FinishReason::Complete, bytes.len(), output - 1);
         }
@@ -50,7 +50,7 @@ pub(crate) fn expected(
             history: Vec::new(),
             prompt_len: prompt_len as u32,
             forbid: if early { request.end_tokens.clone() } else { Arc::default() },
-            constraint: next.map(|next| Constrained { next, ends }),
+            constraint: next.map(|next| Constrained { next: vec![next], ends }),
         };
         let Some(token) = expected_token(geometry, &tokens, &sample) else {
             return done(&tokens, FinishReason::Impossible, bytes.len(), output - 1);

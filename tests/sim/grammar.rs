@@ -16,7 +16,7 @@ pub(crate) struct Riddle {
     pub(crate) breaks_at: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Follower {
     riddle: Riddle,
     hash: u64,
@@ -41,10 +41,20 @@ impl Follower {
 }
 
 impl Matcher for Follower {
-    fn next(&self) -> PendingNext {
+    fn next(&mut self) -> PendingNext {
         let tokens = (0..self.riddle.vocab).map(TokenId).filter(|&t| self.allows(t)).collect();
         let next = Next { tokens, may_end: self.hash.is_multiple_of(4) };
         PendingNext::ready(Arc::new(next))
+    }
+
+    /// Behind what may not follow nothing is waited for.
+    fn ahead(&mut self, guesses: &[TokenId]) -> Vec<PendingNext> {
+        let mut on = self.clone();
+        let follows = |guess: &TokenId| {
+            let next = on.allows(*guess) && on.advance(*guess).is_ok();
+            if next { on.next() } else { PendingNext::promised(Box::new(|| ())).0 }
+        };
+        guesses.iter().map(follows).collect()
     }
 
     fn advance(&mut self, token: TokenId) -> Result<Progress, String> {

@@ -37,13 +37,14 @@ pub(crate) struct Ask {
     pub(crate) min_tokens: u32,
     pub(crate) ends: bool,
     pub(crate) stop: Vec<String>,
+    pub(crate) prediction: Vec<TokenId>,
 }
 
 impl Ask {
     pub(crate) fn new(id: u64, grammar: &Arc<dyn Grammar>) -> Self {
         let grammar = Some(grammar.clone());
-        let (sampling, stop) = (SamplingParams::default(), Vec::new());
-        Self { id, grammar, sampling, n: 1, max_tokens: 600, min_tokens: 0, ends: true, stop }
+        let (sampling, stop, prediction) = (SamplingParams::default(), Vec::new(), Vec::new());
+        Self { id, grammar, sampling, n: 1, max_tokens: 600, min_tokens: 0, ends: true, stop, prediction }
     }
 }
 
@@ -99,7 +100,7 @@ impl Model {
             stop: ask.stop.clone().into(),
             include_stop: false,
             grammar: ask.grammar.clone(),
-            prediction: Arc::default(),
+            prediction: ask.prediction.clone().into(),
             prompt_logprobs: None,
             cache_domain: [0; 32],
             deadline: None,

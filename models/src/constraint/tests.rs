@@ -214,6 +214,39 @@ fn a_choice_follows_alone() {
 }
 
 #[test]
+fn guesses_have_the_masks_that_they_would_have_as_tokens() {
+    let b = Bench::new();
+    let grammar = b.compile(&ConstraintSpec::Regex("a{3}b|a{2}c{2}".to_owned()));
+    let tokens: Vec<TokenId> = b"aacc".iter().map(|&byte| TokenId(byte.into())).collect();
+    for (said, guesses) in (0..4).map(|said| tokens.split_at(said)) {
+        let mut matcher = grammar.matcher();
+        for &token in said {
+            matcher.next().wait().unwrap();
+            matcher.advance(token).unwrap();
+        }
+        // Asked for before the mask is there, and again.
+        let next = matcher.next();
+        matcher.ahead(guesses);
+        let ahead = matcher.ahead(guesses);
+        next.wait().unwrap();
+        let ahead: Vec<_> = ahead.iter().map(|pending| pending.wait().unwrap()).collect();
+        assert_eq!(ahead.len(), guesses.len());
+        for (&guess, ahead) in guesses.iter().zip(ahead) {
+            match matcher.advance(guess).unwrap() {
+                Progress::Open => assert_eq!(matcher.next().wait().unwrap(), ahead),
+                Progress::Complete => assert!(ahead.is_end()),
+            }
+        }
+    }
+    // What may not follow has no mask, what is behind it neither; and the choice goes on.
+    let mut matcher = grammar.matcher();
+    let ahead = matcher.ahead(&[tokens[0], TokenId(b'z'.into()), tokens[0]]);
+    assert!(ahead[0].wait().is_ok() && ahead[1].wait().is_err() && ahead[2].wait().is_err());
+    matcher.next().wait().unwrap();
+    assert_eq!(matcher.advance(tokens[0]), Ok(Progress::Open));
+}
+
+#[test]
 fn what_is_not_enforced_is_refused_by_name() {
     let b = Bench::new();
     let json = |schema: Value| b.refusal(&ConstraintSpec::Json(schema));

@@ -8,7 +8,7 @@ use crate::step::{Geometry, GroupKind, Sample, TokenId, TokenScore};
 /// Depends on `sample.params` only by `temperature` (0: seed and choice do not matter) and `logit_bias` (100 and more forces,
 /// -100 and less forbids). What its grammar lets follow must not have to be waited for.
 pub fn expected_token(geometry: &Geometry, tokens: &[TokenId], sample: &Sample) -> Option<TokenId> {
-    choose(expected_past(geometry, tokens, true), geometry.vocab, sample)
+    choose(expected_past(geometry, tokens, true), geometry.vocab, sample, 0)
 }
 
 /// The score, by definition, of `target` after `tokens` when it is a prompt's.
@@ -37,9 +37,9 @@ pub(super) fn score_of(past: u64, vocab: u32, token: TokenId, top: u32) -> Token
     TokenScore { token, logprob, rank: 1 + (mix(past, 2) % u64::from(vocab)) as u32, top: rivals.collect() }
 }
 
-pub(super) fn choose(past: u64, vocab: u32, sample: &Sample) -> Option<TokenId> {
+pub(super) fn choose(past: u64, vocab: u32, sample: &Sample, nth: usize) -> Option<TokenId> {
     let bias = &sample.params.logit_bias;
-    let next = sample.constraint.as_ref().map(|c| (c.next.wait(), &c.ends));
+    let next = sample.constraint.as_ref().map(|c| (c.nth(nth), &c.ends));
     let fits = |t: TokenId| match &next {
         None => true,
         Some((Ok(next), ends)) => next.tokens.contains(t) || next.may_end && ends.contains(&t),

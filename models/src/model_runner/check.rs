@@ -47,7 +47,9 @@ fn tokens(row: &Row, geometry: &Geometry) -> Result<(), String> {
         return Err("more targets than tokens".to_owned());
     }
     if row.drafts > 0 {
-        let guessed = |sample: &Sample| sample.constraint.is_none() && row.score.is_none();
+        let masks =
+            |sample: &Sample| sample.constraint.as_ref().is_none_or(|c| c.next.len() > row.drafts as usize);
+        let guessed = |sample: &Sample| masks(sample) && row.score.is_none();
         if row.drafts as usize >= row.tokens.len() || !row.sample.as_ref().is_some_and(guessed) {
             return Err(format!("{} drafts in a row that may have none", row.drafts));
         }

@@ -19,7 +19,7 @@ fn ask(params: SamplingParams, seed: u64) -> Sample {
 }
 
 fn token(logits: &[f32], ask: &Sample, position: u32) -> u32 {
-    Sampler::default().sample(logits, ask, position).unwrap().0.0
+    Sampler::default().sample(logits, ask, position, 0).unwrap().0.0
 }
 
 /// Probabilities by the definition: sort, cut three times, normalise. In f64.
@@ -69,7 +69,7 @@ fn draws_have_the_exact_distribution() {
         let ask = ask(params, case as u64 + 1);
         let mut counts = vec![0u32; logits.len()];
         for position in 0..DRAWS {
-            counts[sampler.sample(&logits, &ask, position).unwrap().0.0 as usize] += 1;
+            counts[sampler.sample(&logits, &ask, position, 0).unwrap().0.0 as usize] += 1;
         }
         let mut chi2 = 0.0;
         let mut cells = 0;
@@ -102,7 +102,7 @@ fn draws_over_a_large_vocabulary_have_the_exact_distribution_by_octile() {
             expected[i * 8 / logits.len()] += p * 480.0;
         }
         for position in 0..480 {
-            let id = sampler.sample(&logits, &ask, position).unwrap().0.0 as usize;
+            let id = sampler.sample(&logits, &ask, position, 0).unwrap().0.0 as usize;
             assert!(probability[id] > 0.0, "outside the nucleus");
             counts[id * 8 / logits.len()] += 1;
         }
@@ -142,11 +142,11 @@ fn rows_without_numbers_are_faults() {
     let greedy = ask(SamplingParams { temperature: 0.0, ..Default::default() }, 0);
     for bad in [&[1.0, f32::NAN][..], &[f32::NEG_INFINITY; 3], &[f32::INFINITY, 0.0], &[]] {
         let mut sampler = Sampler::default();
-        assert_eq!(sampler.sample(bad, &greedy, 0), Err(RowFault::NotANumber));
+        assert_eq!(sampler.sample(bad, &greedy, 0, 0), Err(RowFault::NotANumber));
         assert_eq!(sampler.score(bad, TokenId(0), 0), Err(RowFault::NotANumber));
     }
     let all = Sample { forbid: Arc::from([TokenId(0), TokenId(1)]), ..greedy };
-    assert_eq!(Sampler::default().sample(&[1.0, 2.0], &all, 0), Err(RowFault::NothingToChoose));
+    assert_eq!(Sampler::default().sample(&[1.0, 2.0], &all, 0, 0), Err(RowFault::NothingToChoose));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn penalties_follow_their_definitions() {
     let ask = Sample { history, prompt_len: 3, forbid: Arc::from([TokenId(5)]), ..ask(params, 0) };
     let mut sampler = Sampler::default();
     for _ in 0..2 {
-        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask, 6).unwrap();
+        sampler.adjust(&[4.0, -4.0, 4.0, -1.0, 1.0, 7.0, 0.5], &ask, 6, 0).unwrap();
         // 0 and 1 only in the prompt; 2 twice and 3 once in the output.
         let expected = [2.0, -8.0, 2.0 - 1.0 - 0.25, -2.0 - 0.5 - 0.25, 9.0, f32::NEG_INFINITY, 0.5];
         assert_eq!(sampler.adjusted, expected);
@@ -184,7 +184,7 @@ fn a_mask_leaves_what_may_follow() {
     for may_end in [false, true] {
         let next = Next { tokens: allowed.iter().copied().collect(), may_end };
         let constraint = Some(Constrained {
-            next: PendingNext::ready(Arc::new(next)),
+            next: vec![PendingNext::ready(Arc::new(next))],
             ends: [TokenId(4), TokenId(500)].into(),
         });
         let fits = |token: u32| token % 7 == 2 || may_end && token == 4;
@@ -193,7 +193,7 @@ fn a_mask_leaves_what_may_follow() {
             assert!(fits(token(&logits, &ask, position)));
         }
         let ask = Sample { constraint, ..ask(greedy.clone(), 5) };
-        let (chosen, score) = Sampler::default().sample(&logits, &ask, 0).unwrap();
+        let (chosen, score) = Sampler::default().sample(&logits, &ask, 0, 0).unwrap();
         let ids = if may_end { [&fitting[..], &[4]].concat() } else { fitting.clone() };
         assert_eq!(chosen.0, best(&ids));
         // Of the raw logits: the likeliest of all are reported, whether or not they fit.
@@ -208,14 +208,17 @@ fn a_mask_leaves_what_may_follow() {
 fn a_row_without_its_mask_is_a_fault_of_its_own() {
     let (next, promise) = PendingNext::promised(Box::new(|| ()));
     drop(promise);
-    let lost =
-        Sample { constraint: Some(Constrained { next, ends: Arc::from([]) }), ..ask(Default::default(), 0) };
+    let lost = Sample {
+        constraint: Some(Constrained { next: vec![next], ends: Arc::from([]) }),
+        ..ask(Default::default(), 0)
+    };
     let mut sampler = Sampler::default();
-    assert!(matches!(sampler.sample(&[1.0, 2.0], &lost, 0), Err(RowFault::Other(_))));
+    assert!(matches!(sampler.sample(&[1.0, 2.0], &lost, 0, 0), Err(RowFault::Other(_))));
     let nothing = PendingNext::ready(Arc::default());
-    let nothing = Sample { constraint: Some(Constrained { next: nothing, ends: Arc::from([]) }), ..lost };
-    assert_eq!(sampler.sample(&[1.0, 2.0], &nothing, 0), Err(RowFault::NothingToChoose));
-    assert!(sampler.sample(&[1.0, 2.0], &ask(Default::default(), 0), 0).is_ok());
+    let nothing =
+        Sample { constraint: Some(Constrained { next: vec![nothing], ends: Arc::from([]) }), ..lost };
+    assert_eq!(sampler.sample(&[1.0, 2.0], &nothing, 0, 0), Err(RowFault::NothingToChoose));
+    assert!(sampler.sample(&[1.0, 2.0], &ask(Default::default(), 0), 0, 0).is_ok());
 }
 
 #[test]
@@ -227,7 +230,7 @@ fn scores_are_of_the_raw_logits() {
         logprobs: Some(5),
         ..Default::default()
     };
-    let (chosen, score) = Sampler::default().sample(&logits, &ask(params, 0), 3).unwrap();
+    let (chosen, score) = Sampler::default().sample(&logits, &ask(params, 0), 3, 0).unwrap();
     let score = score.unwrap();
     assert_eq!((chosen, score.token), (TokenId(17), TokenId(17)));
     let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();

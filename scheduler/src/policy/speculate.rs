@@ -36,6 +36,14 @@ impl Engine {
             // Behind an end nothing follows.
             let guess = lookup.guess(price, most as usize);
             row.tokens.extend(guess.take_while(|token| !request.end_tokens.contains(token)));
+            let constraint = row.sample.as_mut().and_then(|sample| sample.constraint.as_mut());
+            if let (Some(matcher), Some(constraint), [_, guess @ ..]) =
+                (&mut seq.matcher, constraint, &*row.tokens)
+                && !guess.is_empty()
+            {
+                constraint.next.extend(matcher.ahead(guess));
+                row.tokens.truncate(constraint.next.len());
+            }
             let count = row.tokens.len() as u32;
             let drafts = count - 1;
             if drafts == 0 {
