@@ -14,6 +14,7 @@ use frugal_config::Config;
 use frugal_config::cli::Bench;
 use frugal_models::cpu::probe::{Probe, probe};
 use frugal_models::memory::{KvOptions, KvSize};
+use frugal_models::model_runner::BackendKind;
 use frugal_models::runner::Runner;
 use frugal_models::step::{
     BlockId, BlockTable, GroupKind, Row, Sample, SamplingParams, SeqId, StepInput, TokenId,
@@ -41,9 +42,35 @@ pub(crate) fn run(config: &Config, bench: &Bench) -> anyhow::Result<()> {
 /// What one run of the bench gives.
 struct Measured {
     model: String,
-    threads: usize,
+    device: Device,
     load_s: f64,
     figures: Vec<Figure>,
+}
+
+/// What computed.
+enum Device {
+    Threads(usize),
+    /// By its name in the configuration.
+    Gpu(String),
+}
+
+impl Device {
+    fn new(backend: BackendKind, threads: usize) -> Self {
+        match backend {
+            BackendKind::Cuda { ordinal, .. } => Self::Gpu(format!("cuda:{ordinal}")),
+            BackendKind::Metal { .. } => Self::Gpu("metal".to_owned()),
+            _ => Self::Threads(threads),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Threads(threads) => write!(f, "{threads} threads"),
+            Self::Gpu(name) => f.write_str(name),
+        }
+    }
 }
 
 /// Loads the model, measures, and lets go of it.
@@ -51,11 +78,13 @@ fn measure(config: &Config, bench: &Bench) -> anyhow::Result<Measured> {
     let path = load::file(config)?;
     let gguf = load::open(&path)?;
     let begin = Instant::now();
-    let runner = load::runner(config, load::backend(config), &path, &gguf, cache(config, bench))?;
+    let backend = load::backend(config);
+    let runner = load::runner(config, backend, &path, &gguf, cache(config, bench))?;
     let load_s = begin.elapsed().as_secs_f64();
     let figures = Session::new(runner, config).measure(bench)?;
     let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Measured { model, threads: load::threads(config), load_s, figures })
+    let device = Device::new(backend, load::threads(config));
+    Ok(Measured { model, device, load_s, figures })
 }
 
 /// The machine alone.
@@ -97,17 +126,20 @@ fn line(measured: &Measured) -> String {
     let mut object = Map::new();
     object.insert("engine".to_owned(), json!("frugal"));
     object.insert("model".to_owned(), json!(measured.model));
-    object.insert("threads".to_owned(), json!(measured.threads));
+    match &measured.device {
+        Device::Threads(threads) => object.insert("threads".to_owned(), json!(threads)),
+        Device::Gpu(name) => object.insert("device".to_owned(), json!(name)),
+    };
     object.insert("load_s".to_owned(), json!(rounded(measured.load_s)));
     object.extend(measured.figures.iter().map(|(name, rate)| (name.clone(), json!(rounded(*rate)))));
     format!("{}\n", Value::Object(object))
 }
 
 fn text(measured: &Measured) -> String {
-    let Measured { model, threads, load_s, figures } = measured;
+    let Measured { model, device, load_s, figures } = measured;
     let rows: Vec<_> = figures.iter().map(|(name, rate)| vec![name.clone(), format!("{rate:.2}")]).collect();
     let figures = table(&["test", "tokens/s"], &rows);
-    format!("{}, {threads} threads, loaded in {load_s:.2} s\n\n{figures}", printable_line(model))
+    format!("{}, {device}, loaded in {load_s:.2} s\n\n{figures}", printable_line(model))
 }
 
 pub(crate) fn rounded(rate: f64) -> f64 {

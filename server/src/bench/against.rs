@@ -12,7 +12,7 @@ use frugal_config::cli::Bench;
 use frugal_models::cpu::probe::{Probe, probe};
 use serde_json::{Map, Value, json};
 
-use super::{Figure, Measured, machine, measure, median, rounded};
+use super::{Device, Figure, Measured, machine, measure, median, rounded};
 use crate::load;
 use crate::terminal::{printable_line, table};
 
@@ -43,7 +43,7 @@ pub(super) fn run(config: &Config, bench: &Bench, command: &str) -> anyhow::Resu
     }
     Ok(match bench.json {
         true => line(command, threads, &rounds),
-        false => text(command, threads, &rounds),
+        false => text(command, &Device::new(load::backend(config), threads), &rounds),
     })
 }
 
@@ -83,7 +83,7 @@ fn names(rounds: &[Round]) -> Vec<&str> {
     rounds.first().map_or(Vec::new(), |round| round.ours.iter().map(|(name, _)| name.as_str()).collect())
 }
 
-fn text(command: &str, threads: usize, rounds: &[Round]) -> String {
+fn text(command: &str, device: &Device, rounds: &[Round]) -> String {
     let names = names(rounds);
     let shown = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
     let pair = |ours: f64, theirs: Option<f64>| format!("{ours:.1} / {}", shown(theirs));
@@ -106,11 +106,7 @@ fn text(command: &str, threads: usize, rounds: &[Round]) -> String {
     }
     rows.extend([middle, ratios]);
     let headings = [&["round", "Gadd/s", "GB/s"], names.as_slice()].concat();
-    format!(
-        "frugal / {}, {threads} threads, tokens/s\n\n{}",
-        printable_line(command),
-        table(&headings, &rows)
-    )
+    format!("frugal / {}, {device}, tokens/s\n\n{}", printable_line(command), table(&headings, &rows))
 }
 
 fn line(command: &str, threads: usize, rounds: &[Round]) -> String {
@@ -178,7 +174,7 @@ mod tests {
     fn ratios_are_of_rounds() {
         assert_eq!(medians(&rounds(), 0), (40.0, Some(10.0), Some(4.0)));
         assert_eq!(medians(&rounds(), 1), (10.0, Some(15.0), Some(0.5)));
-        insta::assert_snapshot!("against", text("peer --json", 2, &rounds()));
+        insta::assert_snapshot!("against", text("peer --json", &Device::Threads(2), &rounds()));
         let line: Value = serde_json::from_str(&line("peer --json", 2, &rounds())).unwrap();
         insta::assert_json_snapshot!("against_json", line);
     }

@@ -14,7 +14,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::http::request::Builder;
-use hyper::{Request, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -113,16 +113,18 @@ impl Target {
         Ok(first.to_owned())
     }
 
+    /// Whether it says that it cannot answer yet (503 at `/health`, as ours, vLLM's and llama.cpp's do).
+    ///
+    /// # Errors
+    /// If there is no server.
+    pub(crate) async fn is_loading(&self) -> anyhow::Result<bool> {
+        let request = Request::get(format!("{}/health", self.base));
+        let (response, _connection) = self.respond(request, Bytes::new(), None).await?;
+        Ok(response.status() == StatusCode::SERVICE_UNAVAILABLE)
+    }
+
     async fn send(&self, request: Builder, body: Bytes, api_key: Option<&str>) -> anyhow::Result<Stream> {
-        let mut request = request.header(HOST, &self.host);
-        if let Some(key) = api_key {
-            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
-        }
-        let request = request.body(Full::new(body));
-        let request = request.context("the API key has characters that no header may have")?;
-        let (mut sender, connection) = self.connect().await?;
-        let broken = || format!("{} broke the connection", self.url);
-        let response = sender.send_request(request).await.with_context(broken)?;
+        let (response, connection) = self.respond(request, body, api_key).await?;
         let status = response.status();
         let body = response.into_body();
         if status.is_success() {
@@ -135,6 +137,24 @@ impl Target {
             Some(message) => anyhow::bail!("{message}"),
             None => anyhow::bail!("{} answers with the status {status}", self.url),
         }
+    }
+
+    /// Whatever the status.
+    async fn respond(
+        &self,
+        request: Builder,
+        body: Bytes,
+        api_key: Option<&str>,
+    ) -> anyhow::Result<(Response<Incoming>, Closing)> {
+        let mut request = request.header(HOST, &self.host);
+        if let Some(key) = api_key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(body));
+        let request = request.context("the API key has characters that no header may have")?;
+        let (mut sender, connection) = self.connect().await?;
+        let broken = || format!("{} broke the connection", self.url);
+        Ok((sender.send_request(request).await.with_context(broken)?, connection))
     }
 
     async fn connect(&self) -> anyhow::Result<(http1::SendRequest<Full<Bytes>>, Closing)> {
@@ -202,7 +222,32 @@ impl Drop for Closing {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_says_that_it_is_loading_by_one_status_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/some/v1", listener.local_addr().unwrap());
+        let target = Target::new("--url", &url, None).unwrap();
+        for (status, expected) in [(503, true), (200, false), (404, false), (500, false)] {
+            let answer = async {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut head = [0; 1024];
+                let read = socket.read(&mut head).await.unwrap();
+                assert!(head[..read].starts_with(b"GET /some/health HTTP/1.1\r\n"));
+                let answer = format!("HTTP/1.1 {status} .\r\nContent-Length: 0\r\n\r\n");
+                socket.write_all(answer.as_bytes()).await.unwrap();
+                socket
+            };
+            let (loading, _socket) = tokio::join!(target.is_loading(), answer);
+            assert_eq!(loading.unwrap(), expected, "{status}");
+        }
+        drop(listener);
+        assert!(target.is_loading().await.is_err());
+    }
 
     #[test]
     fn a_servers_address_is_taken_with_and_without_the_version() {

@@ -17,6 +17,9 @@ use crate::client::sse::{Delta, Events, Usage};
 /// Of a failure's words, so many are kept.
 const FAILURE_CHARS_MAX: usize = 300;
 
+/// A server that is loading its model is asked again after this.
+const LOADING_PAUSE: Duration = Duration::from_millis(200);
+
 /// A server, and what is asked of it.
 pub(super) struct Server {
     target: Target,
@@ -55,14 +58,23 @@ pub(super) struct Times {
 }
 
 impl Server {
-    /// The server at a URL that `flag` gave; asks it for its model if none is named.
+    /// The server at a URL that `flag` gave, once its model is loaded; asks it for the model if none is named.
     ///
     /// # Errors
-    /// If that is no URL, or the server does not say.
+    /// If that is no URL, or the server does not say in time.
     pub(super) async fn new(flag: &'static str, url: &str, load: &Load) -> anyhow::Result<Self> {
         let target = Target::new(flag, url, load.access.ca_file.as_deref())?;
         let api_key = load.access.api_key.as_ref().map(|key| key.expose().to_owned());
         let patience = Duration::from_secs(load.timeout.into());
+        let loaded = async {
+            while target.is_loading().await? {
+                tokio::time::sleep(LOADING_PAUSE).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(patience, loaded)
+            .await
+            .with_context(|| format!("{url} is not ready after {} s", load.timeout))??;
         let model = match &load.model {
             Some(model) => model.clone(),
             None => tokio::time::timeout(patience, target.first_model(api_key.as_deref()))

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -14,19 +16,32 @@ use crate::process::Running;
 /// The bodies of chats that a server was sent.
 type Asked = Arc<Mutex<Vec<Value>>>;
 
-/// A server whose answer to the n-th chat is `answer(n)`, for as long as the tests run.
+/// What a server is asked.
+enum Request {
+    Health,
+    Models,
+    Chat(Value),
+}
+
+/// A server that is still loading when it is first asked, and whose answer to the n-th chat is `answer(n)`, for as long as the tests run.
 fn standing_in(answer: fn(usize) -> String) -> (String, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let asked = Asked::default();
     let sent = asked.clone();
+    let loading = Arc::new(AtomicBool::new(true));
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, sent) = (stream.expect("a client"), sent.clone());
+            let (mut stream, sent, loading) = (stream.expect("a client"), sent.clone(), loading.clone());
             std::thread::spawn(move || {
                 let response = match request(&mut stream) {
-                    None => r#"{"object":"list","data":[{"id":"stand-in"},{"id":"other"}]}"#.to_owned(),
-                    Some(body) => {
+                    Request::Health if loading.swap(false, Ordering::Relaxed) => refused(),
+                    Request::Health => String::new(),
+                    Request::Models => {
+                        r#"{"object":"list","data":[{"id":"stand-in"},{"id":"other"}]}"#.to_owned()
+                    }
+                    Request::Chat(body) => {
+                        assert!(!loading.load(Ordering::Relaxed), "it was not asked whether it is ready");
                         let mut sent = sent.lock().expect("no panic");
                         sent.push(body);
                         answer(sent.len() - 1)
@@ -44,8 +59,7 @@ fn standing_in(answer: fn(usize) -> String) -> (String, Asked) {
     (url, asked)
 }
 
-/// What is asked of `/v1/chat/completions`; None for `/v1/models`.
-fn request(stream: &mut TcpStream) -> Option<Value> {
+fn request(stream: &mut TcpStream) -> Request {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
@@ -55,11 +69,14 @@ fn request(stream: &mut TcpStream) -> Option<Value> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         if head.starts_with("GET /v1/models HTTP/1.1\r\n") {
-            return None;
+            return Request::Models;
+        }
+        if head.starts_with("GET /health HTTP/1.1\r\n") {
+            return Request::Health;
         }
         assert!(head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{head}");
         if let Ok(body) = serde_json::from_str(body) {
-            return Some(body);
+            return Request::Chat(body);
         }
     }
 }
@@ -214,11 +231,18 @@ fn a_level_without_answers_is_a_failure() {
     });
     let (levels, code, _) = measured(&["--url", &url, "--clients", "1", "--requests", "1"]);
     assert_eq!((code, &levels[0]["failed"]), (1, &json!(1)));
-    let (listener, args) = (TcpListener::bind("127.0.0.1:0").expect("a port"), ["--timeout", "1"]);
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let args = [&["--url", &url, "--model", "m", "--clients", "1", "--requests", "1"], &args[..]].concat();
-    let (_, code, stderr) = measured(&args);
-    assert!(code == 1 && stderr.contains("the answer has no end after 1 s"), "{stderr}");
+    // One that comes too late, and a server that says nothing at all.
+    let (late, _) = standing_in(|_| {
+        std::thread::sleep(Duration::from_secs(3));
+        refused()
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = format!("http://{}", listener.local_addr().expect("an address"));
+    for (url, words) in [(late, "the answer has no end after 1 s"), (silent, "is not ready after 1 s")] {
+        let args = ["--url", &url, "--model", "m", "--clients", "1", "--requests", "1", "--timeout", "1"];
+        let (_, code, stderr) = measured(&args);
+        assert!(code == 1 && stderr.contains(words), "{stderr}");
+    }
 }
 
 #[test]
