@@ -168,7 +168,7 @@ impl Engine {
             }
             return self.finish(id, FinishReason::EndToken(token), None);
         }
-        if speculates {
+        if speculates && seq.output_max > 1 {
             let new = || Lookup::new(&live.request.prompt, &live.request.prediction);
             seq.lookup.get_or_insert_with(new).push(token);
         }

@@ -5,6 +5,11 @@
 //! from older ones, and no younger sequence starts before an older one that could: so the oldest runnable
 //! sequence is in every plan (I5). A prompt whose beginning an older one computes in this very step waits for it and takes it
 //! from the prefix cache; its place is kept. What is left of the budget then is for [`speculate`].
+//!
+//! What it costs: a row more in a step shares the weights that the others read, so it adds less than a row of that step costs, whatever the
+//! coefficients are. Cost therefore sets no bound on who is admitted; blocks, `max_seqs` and the queue's order do. With chunks it is the same:
+//! the larger they are, the fewer steps read a prompt's experts, so they are as large as the step and the longest pause of
+//! a stream, foretold by the ledger, allow. Only draft tokens can cost more than they bring, and are bought at a price.
 
 mod speculate;
 
