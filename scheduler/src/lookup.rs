@@ -19,6 +19,8 @@ const MEMORY: f64 = 0.9;
 pub(crate) struct Lookup {
     /// Prompt, prediction, output.
     past: Vec<TokenId>,
+    /// Where the prediction ends in it, behind which nothing is foretold; 0 without one.
+    predicted: usize,
     /// Where what follows the latest occurrence of some tokens is in `past`.
     follows: HashMap<[TokenId; MATCH], u32>,
     /// Where in `past` the next token is guessed to be.
@@ -52,6 +54,7 @@ impl Lookup {
     pub(crate) fn new(prompt: &[TokenId], prediction: &[TokenId]) -> Self {
         let mut lookup = Self {
             past: Vec::with_capacity(prompt.len() + prediction.len()),
+            predicted: 0,
             follows: HashMap::new(),
             next: None,
             going: false,
@@ -63,6 +66,7 @@ impl Lookup {
         }
         if !prediction.is_empty() {
             (lookup.next, lookup.going) = (Some(prompt.len()), true);
+            lookup.predicted = lookup.past.len();
         }
         lookup
     }
@@ -76,9 +80,8 @@ impl Lookup {
             self.next = right.then_some(at + 1);
         }
         let followed = self.append(token);
-        if self.next.is_none() {
-            self.next = followed;
-        }
+        let foretold = |at: &usize| *at != self.predicted;
+        self.next = self.next.filter(foretold).or(followed.filter(foretold));
     }
 
     /// Where what followed the same tokens before is.
@@ -88,10 +91,14 @@ impl Lookup {
         self.follows.insert(last, self.past.len() as u32).map(|at| at as usize)
     }
 
-    /// What may follow: as many tokens, at most `most`, as are each likelier than `price` to be right. Behind the last known token comes
+    /// What may follow: as many tokens, at most `most`, as are each likelier than `price` to be right. Behind the output's last token comes
     /// again what is guessed to follow it: a text that repeats itself.
     pub(crate) fn guess(&self, price: f64, most: usize) -> impl Iterator<Item = TokenId> {
-        let rest = self.next.and_then(|at| self.past.get(at..)).unwrap_or_default();
+        let at = self.next.unwrap_or(self.past.len());
+        let foretold = at < self.predicted;
+        let end = if foretold { self.predicted } else { self.past.len() };
+        let rest = self.past.get(at..end).unwrap_or_default();
+        let most = if foretold { most.min(rest.len()) } else { most };
         let first = self.odds[usize::from(self.going)].probability();
         let likely = std::iter::successors(Some(first), |p| Some(p * self.odds[1].probability()));
         let worth = likely.take(most).take_while(move |p| *p > price);
@@ -139,7 +146,10 @@ mod tests {
         assert_eq!(guess(&told(&[8], &prediction, &[]), 0.0, 3), [1, 2, 3]);
         assert_eq!(guess(&told(&[8], &prediction, &[1, 2]), 0.0, 3), [3, 4, 5]);
         assert_eq!(guess(&told(&[8], &prediction, &[1, 9, 3]), 0.0, 3), NOTHING);
-        assert_eq!(guess(&told(&[8], &prediction, &[1, 9, 3, 4, 5]), 0.0, 2), [6, 7]);
+        // Not beyond its end.
+        assert_eq!(guess(&told(&[8], &prediction, &[1, 9, 3, 4, 5]), 0.0, 8), [6, 7]);
+        assert_eq!(guess(&told(&[8], &prediction, &prediction), 0.0, 8), NOTHING);
+        assert_eq!(guess(&told(&[8], &prediction, &[1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]), 0.0, 2), [4, 5]);
     }
 
     #[test]
