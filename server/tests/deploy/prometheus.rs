@@ -119,8 +119,9 @@ impl Prometheus {
     }
 }
 
+/// The same token again and again, so that it is guessed.
 const CHAT: &str = r#"{"messages":[{"role":"system","content":"All of this is the same in every request, and longer than a block."},
-    {"role":"user","content":"hi"}],"max_tokens":8,"temperature":0}"#;
+    {"role":"user","content":"hi"}],"max_tokens":32,"temperature":0,"ignore_eos":true,"logit_bias":{"100":100}}"#;
 
 #[test]
 fn a_prometheus_that_scrapes_a_server_answers_every_panel() {
