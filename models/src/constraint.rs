@@ -451,7 +451,8 @@ impl Matcher for LlMatcher {
         if let Some(next) = &self.next {
             return next.clone();
         }
-        let cancel = self.state.try_lock().ok().and_then(|state| state.as_ref()?.cancellation_handle());
+        // As in `advance`, which came before.
+        let cancel = lock(&self.state).as_ref().and_then(llguidance::Matcher::cancellation_handle);
         let cancel = cancel.unwrap_or_default();
         let (pending, promise) = PendingNext::promised(Box::new(move || cancel.cancel()));
         let (state, ends) = (self.state.clone(), self.ends.clone());
@@ -470,8 +471,13 @@ impl Matcher for LlMatcher {
         let (pending, promises): (Vec<_>, Vec<_>) =
             guesses.iter().map(|_| PendingNext::promised(Box::new(|| ()))).unzip();
         self.ahead.clone_from(&pending);
-        let (state, guesses, ends) = (self.state.clone(), guesses.to_vec(), self.ends.clone());
+        let (first, state, guesses, ends) =
+            (self.next(), self.state.clone(), guesses.to_vec(), self.ends.clone());
         self.workers.post(Box::new(move || {
+            // Posted before, so another thread is at it, or done: then the state is there, and free.
+            if first.wait().is_err() {
+                return;
+            }
             let mut copy = None;
             for (guess, promise) in guesses.into_iter().zip(promises) {
                 if !promise.begin() {

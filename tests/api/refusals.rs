@@ -292,6 +292,13 @@ async fn what_is_too_long_is_said_in_openais_words() {
     assert_eq!(prompts.json["error"]["code"], "context_length_exceeded");
     let never = server.post(CHAT, &with(chat(), &json!({"max_tokens": CONTEXT + 1}))).await;
     assert_eq!(never.json["error"]["code"], "context_length_exceeded");
+    let predicted = |words: u32| {
+        let content = "x ".repeat(words as usize);
+        with(chat(), &json!({"prediction": {"type": "content", "content": content}}))
+    };
+    let error = assert_refused(&server, CHAT, &predicted(CONTEXT), "prediction").await;
+    assert_eq!(error["code"], "context_length_exceeded");
+    server.chat(&predicted(8)).await;
     // Exactly the context is fine.
     server.complete(&json!({"prompt": vec![1; 100], "max_tokens": CONTEXT - 100})).await;
 

@@ -1,6 +1,7 @@
 //! Threads that compute token masks while the model computes logits.
 //!
-//! The queue is bounded by its users: a sequence has one mask in the making, and those behind its guesses. Jobs that panic end with their promise broken.
+//! The queue is bounded by its users: a sequence has one mask in the making, and those behind its guesses. Jobs that
+//! panic end with their promise broken.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -20,7 +20,7 @@ const FORETOLD_BOUND: f64 = 4.0;
 /// Largest factor between a coefficient and its start value.
 const BOUND: f64 = 1000.0;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Fit {
     start: Coefficients,
     now: Coefficients,
@@ -57,8 +57,7 @@ struct Decode {
 
 impl Fit {
     pub(super) fn new(start: Coefficients) -> Self {
-        let (prefill, mixed, decode, foretold) = Default::default();
-        Self { start, now: start, sums: [0.0; 5], prefill, mixed, decode, foretold }
+        Self { start, now: start, ..Self::default() }
     }
 
     pub(super) fn coefficients(&self) -> Coefficients {

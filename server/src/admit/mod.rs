@@ -239,6 +239,14 @@ impl Common {
         if wanted > available {
             return Err(ApiError::context_length(prompt_field, too_long(available, wanted)));
         }
+        // What no answer can be is no prediction; so this bounds what is kept of it.
+        let predicted = u32::try_from(self.prediction.len()).unwrap_or(u32::MAX);
+        if predicted > available - length {
+            let left = available - length;
+            let message =
+                format!("'prediction' has {predicted} tokens, the context has {left} left for the answer");
+            return Err(ApiError::context_length("prediction", message));
+        }
         let max_tokens = max_tokens.unwrap_or(available - length);
         if self.min_tokens > max_tokens {
             let message =
