@@ -17,13 +17,13 @@ mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
+use llguidance::{CancellationHandle, ParserFactory};
 use serde_json::Value;
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 
@@ -468,31 +468,37 @@ impl Matcher for LlMatcher {
     }
 
     fn ahead(&mut self, guesses: &[TokenId]) -> Vec<PendingNext> {
-        let (pending, promises): (Vec<_>, Vec<_>) =
-            guesses.iter().map(|_| PendingNext::promised(Box::new(|| ()))).unzip();
+        let cancel = Arc::new(OnceLock::<CancellationHandle>::new());
+        let promised = |_: &TokenId| {
+            let cancel = cancel.clone();
+            PendingNext::promised(Box::new(move || {
+                cancel.get().into_iter().for_each(CancellationHandle::cancel)
+            }))
+        };
+        let (pending, promises): (Vec<_>, Vec<_>) = guesses.iter().map(promised).unzip();
         self.ahead.clone_from(&pending);
-        let (first, state, guesses, ends) =
-            (self.next(), self.state.clone(), guesses.to_vec(), self.ends.clone());
-        self.workers.post(Box::new(move || {
-            // Posted before, so another thread is at it, or done: then the state is there, and free.
-            if first.wait().is_err() {
+        let (guesses, state, ends) = (guesses.to_vec(), self.state.clone(), self.ends.clone());
+        let follow = move || {
+            // A copy, as the choice may be told how it goes on before all guesses are followed.
+            let Some(mut matcher) = lock(&state).as_ref().map(llguidance::Matcher::deep_clone) else {
                 return;
+            };
+            // Before anything is begun: who gives up what is begun finds the handle.
+            if let Some(handle) = matcher.cancellation_handle() {
+                let _ = cancel.set(handle);
             }
-            let mut copy = None;
             for (guess, promise) in guesses.into_iter().zip(promises) {
-                if !promise.begin() {
+                if !promise.begin() || matcher.try_consume_tokens(&[guess.0]).ok() != Some(1) {
                     return;
                 }
-                // A copy, as the choice may be told how it goes on before all guesses are followed.
-                let Some(matcher) =
-                    copy.get_or_insert_with(|| lock(&state).as_ref().map(llguidance::Matcher::deep_clone))
-                else {
-                    return;
-                };
-                if matcher.try_consume_tokens(&[guess.0]).ok() != Some(1) {
-                    return;
-                }
-                promise.keep(next(matcher, &ends));
+                promise.keep(next(&mut matcher, &ends));
+            }
+        };
+        // Not before the choice's own mask: then the state is there, and free, and no thread waits for another.
+        let workers = Arc::downgrade(&self.workers);
+        self.next().then(Box::new(move || {
+            if let Some(workers) = workers.upgrade() {
+                workers.post(Box::new(follow));
             }
         }));
         pending

@@ -1,8 +1,9 @@
 //! The bytes of cache blocks.
 //!
-//! Never allocates or frees a block: whose a block is, is the scheduler's business. A block holds all layers
-//! of its group: `[layer][K: kv_head, token, key_dim][V: kv_head, token, value_dim]`, so that copying one is
-//! one move and a (layer, head) page is contiguous. What a key or a value is as bytes, [`PageType`] says.
+//! Never allocates or frees a block: whose a block is, is the scheduler's business. A pool is
+//! `[layer][block][K: kv_head, token, key_dim][V: kv_head, token, value_dim]`: a step goes through a layer at a time, so what it reads and
+//! writes then lies on few pages of the system's, and a (layer, head) page is contiguous. What a key or a value is as bytes,
+//! [`PageType`] says.
 
 mod page;
 
@@ -107,10 +108,6 @@ impl Pages {
         self.block_tokens * self.position_bytes()
     }
 
-    fn block_bytes(&self) -> usize {
-        self.layout.layers * self.layer_bytes()
-    }
-
     /// Every byte of the pool.
     pub fn all(&self) -> &[u8] {
         &self.memory[..self.bytes]
@@ -123,7 +120,8 @@ impl Pages {
 
     fn layer_at(&self, block: BlockId, layer: usize) -> usize {
         debug_assert!(layer < self.layout.layers);
-        block.0 as usize * self.block_bytes() + layer * self.layer_bytes()
+        debug_assert!((block.0 as usize) < self.layout.blocks);
+        (layer * self.layout.blocks + block.0 as usize) * self.layer_bytes()
     }
 
     /// Where in [`Pages::all`] the keys of one (block, layer, head) are: `[block_tokens]` rows.
@@ -175,9 +173,11 @@ impl Pages {
     }
 
     fn copy(&mut self, from: BlockId, to: BlockId) {
-        let n = self.block_bytes();
-        let from = from.0 as usize * n;
-        self.all_mut().copy_within(from..from + n, to.0 as usize * n);
+        let n = self.layer_bytes();
+        for layer in 0..self.layout.layers {
+            let (from, to) = (self.layer_at(from, layer), self.layer_at(to, layer));
+            self.all_mut().copy_within(from..from + n, to);
+        }
     }
 }
 

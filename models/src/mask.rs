@@ -128,9 +128,15 @@ pub struct PendingNext(Arc<Slot>);
 pub struct Promise(PendingNext);
 
 struct Slot {
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
     changed: Condvar,
     give_up: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Inner {
+    state: State,
+    /// What waits for the mask without a thread.
+    then: Option<Then>,
 }
 
 enum State {
@@ -138,6 +144,8 @@ enum State {
     Begun(Instant),
     Done(Result<Arc<Next>, RowFault>),
 }
+
+type Then = Box<dyn FnOnce() + Send>;
 
 impl PendingNext {
     /// Known already.
@@ -152,7 +160,8 @@ impl PendingNext {
     }
 
     fn new(state: State, give_up: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self(Arc::new(Slot { state: Mutex::new(state), changed: Condvar::new(), give_up }))
+        let inner = Mutex::new(Inner { state, then: None });
+        Self(Arc::new(Slot { inner, changed: Condvar::new(), give_up }))
     }
 
     /// Waits for it, as long as the limits of this module allow.
@@ -161,49 +170,82 @@ impl PendingNext {
     /// [`RowFault::Grammar`] if the grammar has none, [`RowFault::Other`] if it took too long or was lost.
     pub fn wait(&self) -> Result<Arc<Next>, RowFault> {
         let asked = Instant::now();
-        let mut state = self.state();
+        let mut inner = self.inner();
         loop {
-            let left = match &*state {
+            let left = match &inner.state {
                 State::Done(result) => return result.clone(),
                 State::Begun(since) => MASK_TIME_MAX.saturating_sub(since.elapsed()),
                 State::Queued => QUEUE_TIME_MAX.saturating_sub(asked.elapsed()),
             };
             if left.is_zero() {
-                let why = match &*state {
+                let why = match &inner.state {
                     State::Queued => "no thread was free to compute a token mask".to_owned(),
                     _ => format!("a token mask took more than {MASK_TIME_MAX:?}"),
                 };
-                *state = State::Done(Err(RowFault::Other(why)));
-                (self.0.give_up)();
+                drop(inner);
+                self.end(why);
+                inner = self.inner();
                 continue;
             }
-            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self.0.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has `then` done as soon as the mask is known, by whoever computed it, or at once. Dropped if there is none; for one at a time.
+    pub fn then(&self, then: Then) {
+        let mut inner = self.inner();
+        match &inner.state {
+            State::Queued | State::Begun(_) => inner.then = Some(then),
+            State::Done(Ok(_)) => {
+                drop(inner);
+                then();
+            }
+            State::Done(Err(_)) => {}
         }
     }
 
     /// Nobody will wait for it: not begun, it will not be; begun, it is asked to stop.
     pub fn give_up(&self) {
-        let mut state = self.state();
-        if !matches!(*state, State::Done(_)) {
-            *state = State::Done(Err(RowFault::Other("a token mask was given up".to_owned())));
+        self.end("a token mask was given up".to_owned());
+    }
+
+    fn end(&self, why: String) {
+        if self.settle(Err(RowFault::Other(why))) {
             (self.0.give_up)();
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each change of the state is one assignment.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Only the first time; whether it was.
+    fn settle(&self, result: Result<Next, RowFault>) -> bool {
+        let mut inner = self.inner();
+        if matches!(inner.state, State::Done(_)) {
+            return false;
+        }
+        let good = result.is_ok();
+        inner.state = State::Done(result.map(Arc::new));
+        let then = inner.then.take();
+        drop(inner);
+        self.0.changed.notify_all();
+        if let Some(then) = then.filter(|_| good) {
+            then();
+        }
+        true
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // What is changed is whole after each assignment.
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Promise {
     /// The computation begins; false if nobody waits for it any longer.
     pub fn begin(&self) -> bool {
-        let mut state = self.0.state();
-        if !matches!(*state, State::Queued) {
+        let mut inner = self.0.inner();
+        if !matches!(inner.state, State::Queued) {
             return false;
         }
-        *state = State::Begun(Instant::now());
+        inner.state = State::Begun(Instant::now());
         self.0.0.changed.notify_all();
         true
     }
@@ -211,16 +253,6 @@ impl Promise {
     /// Here it is, or why not.
     pub fn keep(self, result: Result<Next, String>) {
         self.0.settle(result.map_err(RowFault::Grammar));
-    }
-}
-
-impl PendingNext {
-    fn settle(&self, result: Result<Next, RowFault>) {
-        let mut state = self.state();
-        if !matches!(*state, State::Done(_)) {
-            *state = State::Done(result.map(Arc::new));
-            self.0.changed.notify_all();
-        }
     }
 }
 
@@ -281,10 +313,33 @@ mod tests {
         let (pending, promise) = PendingNext::promised(Box::new(move || seen.store(true, Ordering::Relaxed)));
         let long_ago =
             Instant::now().checked_sub(2 * MASK_TIME_MAX).expect("the machine has run for that long");
-        *pending.state() = State::Begun(long_ago);
+        pending.inner().state = State::Begun(long_ago);
         assert!(matches!(pending.wait(), Err(RowFault::Other(why)) if why.contains("more than 1s")));
         assert!(given_up.load(Ordering::Relaxed) && !promise.begin());
         promise.keep(Ok(Next::default()));
         assert!(pending.wait().is_err());
+    }
+
+    #[test]
+    fn what_waits_for_a_mask_is_done_once_it_is_known_and_dropped_if_it_never_is() {
+        let done = Arc::new(AtomicBool::new(false));
+        let then = || -> Then {
+            let done = done.clone();
+            Box::new(move || assert!(!done.swap(true, Ordering::Relaxed), "once"))
+        };
+        let (pending, promise) = PendingNext::promised(Box::new(|| ()));
+        pending.then(then());
+        assert!(promise.begin() && !done.load(Ordering::Relaxed), "not before");
+        promise.keep(Ok(Next::default()));
+        assert!(done.swap(false, Ordering::Relaxed));
+        // Known already.
+        pending.then(then());
+        assert!(done.load(Ordering::Relaxed));
+
+        let (pending, promise) = PendingNext::promised(Box::new(|| ()));
+        pending.then(then());
+        drop(promise);
+        pending.then(then());
+        assert_eq!(Arc::strong_count(&done), 1);
     }
 }

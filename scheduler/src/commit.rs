@@ -10,6 +10,7 @@ use crate::ledger::RowTokens;
 use crate::lookup::Lookup;
 use crate::policy::{Plan, Planned};
 use crate::request::{Event, FinishReason, Tick};
+use crate::seq::Seq;
 use crate::stop::StopMatch;
 
 impl Engine {
@@ -29,8 +30,14 @@ impl Engine {
         }
     }
 
-    fn commit_output(&mut self, plan: &Plan, output: StepOutput) {
+    fn commit_output(&mut self, plan: &Plan, mut output: StepOutput) {
         assert_eq!(output.rows.len(), plan.rows.len(), "every row is answered");
+        for (planned, row) in plan.rows.iter().zip(&mut output.rows).filter(|(planned, _)| planned.drafts > 0)
+        {
+            if let (Ok(row), Some(seq)) = (row, self.seqs.get(&planned.seq)) {
+                row.tokens.truncate(self.taken(seq, &row.tokens));
+            }
+        }
         let tokens: Vec<RowTokens> =
             plan.rows.iter().zip(&output.rows).map(|(p, row)| spent(p, row)).collect();
         let charges = self.ledger.step(self.now, &output.stats, &tokens);
@@ -130,6 +137,18 @@ impl Engine {
             }
             self.output(planned.seq, token, scores.next());
         }
+    }
+
+    /// How many of these tokens are the choice's: drafts that were right may go on behind a stop, where nobody asked for them.
+    fn taken(&self, seq: &Seq, tokens: &[TokenId]) -> usize {
+        let request = &self.live[&seq.request].request;
+        let mut text = seq.stop.clone();
+        let last = tokens.iter().zip(seq.output + 1..).position(|(&token, output)| {
+            let stops = output > request.min_tokens;
+            request.end_tokens.contains(&token)
+                || text.push(self.options.token_bytes.get(token), stops).is_some()
+        });
+        last.map_or(tokens.len(), |last| last + 1)
     }
 
     /// The next `count` positions are computed, unless the sequence has ended.

@@ -1,5 +1,6 @@
 //! Worlds by hand: situations that chance would hardly find, each with its story.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use frugal_models::fake::FakeFault;
@@ -24,16 +25,16 @@ fn world(groups: Vec<CacheGroup>, options: EngineOptions) -> World {
 fn request(prompt: std::ops::Range<u32>, max_tokens: u32) -> Request {
     Request {
         prompt: prompt.map(TokenId).collect(),
-        sampling: std::sync::Arc::default(),
+        sampling: Arc::default(),
         seed: 1,
         n: 1,
         max_tokens,
         min_tokens: 0,
-        end_tokens: std::sync::Arc::default(),
+        end_tokens: Arc::default(),
         include_stop: false,
-        stop: std::sync::Arc::default(),
+        stop: Arc::default(),
         grammar: None,
-        prediction: std::sync::Arc::default(),
+        prediction: Arc::default(),
         prompt_logprobs: None,
         cache_domain: [0; 32],
         deadline: None,
@@ -163,6 +164,27 @@ fn what_is_guessed_rightly_is_computed_in_fewer_steps() {
     assert!(steps < 40 && half.rejected_tokens > 0 && half.accepted_tokens > 0, "{steps} steps, {half:?}");
     let (steps, wrong) = run(8, &(0..40).collect::<Vec<_>>());
     assert!(steps == 40 && wrong.rejected_tokens <= 2, "it learns: {wrong:?}");
+}
+
+/// Where a choice stops amid drafts that were right, what was computed behind the stop is the house's.
+#[test]
+fn nobody_pays_for_what_lies_behind_a_stop() {
+    let token_bytes = Arc::new((0..64).map(|id| format!("{id},").into_bytes()).collect());
+    let options = EngineOptions { draft_tokens: 8, token_bytes, ..EngineOptions::default() };
+    let mut behind = 0;
+    for at in 5..30 {
+        let mut w = world(vec![group(GroupKind::Full, 60)], options.clone());
+        let mut request = request(0..8, 40);
+        request.prediction = w.predict(&request, &[]);
+        request.stop = Arc::new([format!(",{},", request.prediction[at].0)]);
+        let id = w.take(request);
+        w.run_to_end();
+        let (steps, report) = (w.engine.snapshot().counters.steps, w.report(id));
+        assert!(report.completion_tokens > 1 && report.completion_tokens < 40, "it stops: {report:?}");
+        assert_eq!(steps + u64::from(report.accepted_tokens), u64::from(report.completion_tokens));
+        behind += report.rejected_tokens;
+    }
+    assert!(behind > 20, "{behind} drafts lay behind");
 }
 
 /// Draft tokens take only what prompts leave of the step, and no block that someone may need.

@@ -292,6 +292,8 @@ impl World {
         let drafts = drafts.fold([0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
         assert_eq!(drafts[0], s.counters.accepted_tokens);
         assert_eq!(drafts[0] + drafts[1], s.counters.draft_tokens);
+        let mut told = self.clients.values().filter_map(|c| c.report.as_ref());
+        assert!(told.all(|r| r.accepted_tokens <= r.completion_tokens), "drafts that nobody was given");
         self.tally.worlds += 1;
         self.tally.drafts = drafts;
         self.tally.preemptions += s.counters.preemptions;

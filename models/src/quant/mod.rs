@@ -350,6 +350,35 @@ impl Format {
         bytes.expect("a panel fits the address space")
     }
 
+    /// The panels of a call by twos, one from either half of them, and what is left. For one column memory is what bounds a product, and
+    /// two places to read from keep more of it under way (tests/benches/RESULTS.md has what that brings). Asserts as [`Format::in_turn`].
+    #[cfg(target_arch = "x86_64")]
+    fn in_twos<'a>(
+        &self,
+        panels: &'a [u8],
+        cols: usize,
+        acts: &[&[u8]],
+        next: &'a [u8],
+        out: &'a mut [[f32; PANEL]],
+    ) -> (impl Iterator<Item = Twos<'a>>, impl Iterator<Item = Turn<'a>>) {
+        let columns = acts.len().max(1);
+        let half = out.len() / columns / 2;
+        let at = (half * self.panel_bytes(cols)).min(panels.len() / 2);
+        let (first, others) = panels.split_at(at);
+        let (second, rest) = others.split_at(at);
+        let (first_out, others_out) = out.split_at_mut(half * columns);
+        let (second_out, rest_out) = others_out.split_at_mut(half * columns);
+        let then = if rest.is_empty() { next } else { rest };
+        let second = self.in_turn(second, cols, acts, &[], second_out);
+        let twos = self.in_turn(first, cols, acts, then, first_out).zip(second).enumerate();
+        let twos = twos.map(move |(i, ((p, next_p, out_p), (q, next_q, out_q)))| {
+            // After the last two: what begins behind them, and its half.
+            let next_q = if i + 1 < half { next_q } else { next_p.wrapping_add(at) };
+            ([p, q], [next_p, next_q], [out_p, out_q])
+        });
+        (twos, self.in_turn(rest, cols, acts, next, rest_out))
+    }
+
     /// The panels of a call, one by one: each with what is read after it, and its results. Asserts what [`PanelProduct`] and its
     /// kernels rely on.
     fn in_turn<'a>(
@@ -359,7 +388,7 @@ impl Format {
         acts: &[&[u8]],
         next: &'a [u8],
         out: &'a mut [[f32; PANEL]],
-    ) -> impl Iterator<Item = (&'a [u8], *const u8, &'a mut [[f32; PANEL]])> {
+    ) -> impl Iterator<Item = Turn<'a>> {
         let (columns, bytes) = (acts.len().max(1), self.panel_bytes(cols));
         assert!(acts.len() <= COLUMNS_MAX, "at most {COLUMNS_MAX} columns");
         let count = if acts.is_empty() { panels.len() / bytes.max(1) } else { out.len() / columns };
@@ -375,6 +404,12 @@ impl Format {
         })
     }
 }
+
+/// One panel of a call, what is read after it, and its results.
+type Turn<'a> = (&'a [u8], *const u8, &'a mut [[f32; PANEL]]);
+/// Two of them.
+#[cfg(target_arch = "x86_64")]
+type Twos<'a> = ([&'a [u8]; 2], [*const u8; 2], [&'a mut [[f32; PANEL]]; 2]);
 
 /// Asserts the lengths of a dequantisation and pairs blocks with their values.
 fn blocks<'a, const N: usize>(

@@ -145,14 +145,22 @@ impl Attention<'_> {
 
     /// Those rows from position `at` on that lie in its page, at most `len`.
     pub(super) fn page(&self, rows: &Rows<'_>, at: usize, len: usize) -> &[u8] {
+        self.page_at(rows, self.place(at), len)
+    }
+
+    /// A position's block in the table, the first as if it were there, and where in the block. Two divisions: not for every page.
+    fn place(&self, position: usize) -> [usize; 2] {
+        [position / self.input.block_tokens, position % self.input.block_tokens]
+    }
+
+    fn page_at(&self, rows: &Rows<'_>, [index, slot]: [usize; 2], len: usize) -> &[u8] {
         let (block_tokens, layer) = (self.input.block_tokens, self.input.spec.slot as usize);
         let table = &self.input.batch.spans[rows.item.span].tables[self.input.spec.group as usize];
-        let block = table.blocks[at / block_tokens - table.first as usize];
+        let block = table.blocks[index - table.first as usize];
         let page = match rows.values {
             true => self.pages.values(block, layer, rows.item.head),
             false => self.pages.keys(block, layer, rows.item.head),
         };
-        let slot = at % block_tokens;
         &page[slot * rows.bytes..(slot + len).min(block_tokens) * rows.bytes]
     }
 
@@ -166,26 +174,30 @@ impl Attention<'_> {
     ) {
         let block_tokens = self.input.block_tokens;
         let Range { start, end } = self.positions(&rows);
-        let next = next.map(|next| (self.positions(&next), next));
-        let ahead = |at: usize| match &next {
-            _ if at < end => self.page(&rows, at, end - at),
-            Some((positions, next)) => {
-                // As many pages into it as `at` is beyond the end.
-                let pages = at / block_tokens - end.div_ceil(block_tokens);
-                let first = positions.start - positions.start % block_tokens + pages * block_tokens;
-                let at = first.max(positions.start);
-                if at < positions.end { self.page(next, at, positions.end - at) } else { &[] }
+        let pages = end.div_ceil(block_tokens);
+        let next = next.map(|next| {
+            let positions = self.positions(&next);
+            (self.place(positions.start), positions, next)
+        });
+        let ahead = |index: usize| match &next {
+            _ if index < pages => self.page_at(&rows, [index, 0], end - index * block_tokens),
+            Some((first, positions, next)) => {
+                // As many pages into it as this one is beyond the end.
+                let place = if index == pages { *first } else { [first[0] + index - pages, 0] };
+                let at = positions.start.max(place[0] * block_tokens);
+                if at < positions.end { self.page_at(next, place, positions.end - at) } else { &[] }
             }
             None => &[],
         };
-        let mut at = start;
+        let ([mut index, mut slot], mut at) = (self.place(start), start);
         while at < end {
-            let slot = at % block_tokens;
-            let to = at - slot + block_tokens;
-            let len = (to - at).min(end - at).min(self.segment);
-            let ahead = if slot == 0 || at == start { ahead(to + block_tokens) } else { &[] };
-            work(self.page(&rows, at, len), at - rows.range * RANGE, len, ahead);
-            at += len;
+            let len = (block_tokens - slot).min(end - at).min(self.segment);
+            let ahead = if slot == 0 || at == start { ahead(index + 2) } else { &[] };
+            work(self.page_at(&rows, [index, slot], len), at - rows.range * RANGE, len, ahead);
+            (at, slot) = (at + len, slot + len);
+            if slot == block_tokens {
+                (index, slot) = (index + 1, 0);
+            }
         }
     }
 
