@@ -287,8 +287,8 @@ mod avx2 {
                     headers[t] = K::header(p[t]);
                 }
                 let mut isums = [_mm256_setzero_si256(); P];
-                for t in 0..P {
-                    prefetch(aheads[t].of(b), K::HEADER);
+                for ahead in aheads {
+                    prefetch(ahead.of(b), K::HEADER);
                 }
                 for j in 0..8 {
                     for t in 0..P {
