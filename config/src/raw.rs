@@ -150,7 +150,7 @@ pub struct Scheduler {
     pub max_seqs: u32,
     pub step_tokens: u32,
     pub max_stall_ms: u32,
-    pub draft_tokens: u32,
+    pub draft_tokens: Option<u32>,
     pub queue_requests: u32,
     pub queue_tokens: u64,
     pub prefix_cache: bool,

@@ -168,8 +168,8 @@ pub struct Scheduler {
     pub step_tokens: u32,
     /// What a step with decoding sequences should take at most.
     pub max_stall: Option<Duration>,
-    /// Most tokens that are guessed ahead for a sequence in a step; 0: none.
-    pub draft_tokens: u32,
+    /// Most tokens that are guessed ahead for a sequence in a step; 0: none. None: by what runs the model.
+    pub draft_tokens: Option<u32>,
     /// Requests that may wait.
     pub queue_requests: u32,
     /// Prompt tokens that may wait.
@@ -389,7 +389,10 @@ impl Check<'_> {
                 0 => None,
                 ms => Some(Duration::from_millis(ms.into())),
             },
-            draft_tokens: self.within("scheduler.draft_tokens", s.draft_tokens, 0, 64)?,
+            draft_tokens: match s.draft_tokens {
+                Some(n) => Some(self.within("scheduler.draft_tokens", n, 0, 64)?),
+                None => None,
+            },
             queue_requests: self.within("scheduler.queue_requests", s.queue_requests, 1, 1 << 20)?,
             queue_tokens: self.within("scheduler.queue_tokens", s.queue_tokens, 1, 1 << 40)?,
             prefix_cache: s.prefix_cache,

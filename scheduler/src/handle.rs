@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use frugal_models::meter::Meter;
-use frugal_models::runner::{Invariance, Runner};
+use frugal_models::runner::Runner;
 use frugal_models::step::Geometry;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -44,10 +44,6 @@ pub fn start_metered(
     meter: Option<Meter>,
 ) -> (Handle, EngineThread) {
     options.startup_energy = meter.as_ref().and_then(Meter::energy_seen);
-    if runner.invariance() != Invariance::Bitwise {
-        // A draft would change the batch, and so, now and then, a token.
-        options.draft_tokens = 0;
-    }
     let geometry = runner.geometry().clone();
     let (ended, watch_end) = watch::channel(None);
     let shared = Arc::new(Shared {

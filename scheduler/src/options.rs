@@ -24,8 +24,8 @@ pub struct EngineOptions {
     pub max_stall: Option<Duration>,
     /// Prompt tokens per step that the bound above leaves in any case; at least 1.
     pub chunk_min: u32,
-    /// Most draft tokens of a sequence in a step; 0 for no speculation. [`handle::start`](crate::handle::start) makes it 0 for runners
-    /// whose results are not the same bits in every batch.
+    /// Most draft tokens of a sequence in a step; 0 for no speculation. With a runner whose results are not the same bits in every batch a
+    /// draft may, as any other row of its step, now and then change a token.
     pub draft_tokens: u32,
     /// What a second costs.
     pub prices: Prices,

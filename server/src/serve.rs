@@ -21,7 +21,7 @@ use frugal_config::{Config, raw};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::meter::Meter;
 use frugal_models::model_runner::meter;
-use frugal_models::runner::Runner;
+use frugal_models::runner::{Invariance, Runner};
 use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
 use frugal_models::tokenizer::Tokenizer;
@@ -39,6 +39,8 @@ const DESCRIPTORS: u64 = 64;
 
 /// Threads of the HTTP runtime: few, because the cores belong to the model.
 const RUNTIME_THREADS: usize = 2;
+/// Draft tokens, unless the configuration says how many, where none can change an answer.
+const DRAFT_TOKENS: u32 = 8;
 
 /// Serves until a signal; `started` is when the process began.
 pub(crate) fn run(config: &Config, started: Instant) -> anyhow::Result<()> {
@@ -95,7 +97,12 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let options = engine_options(config, started, &loaded.tokenizer);
+    let drafts = config.scheduler.draft_tokens.unwrap_or(match loaded.runner.invariance() {
+        Invariance::Bitwise => DRAFT_TOKENS,
+        Invariance::Tolerance => 0,
+    });
+    let options =
+        EngineOptions { draft_tokens: drafts, ..engine_options(config, started, &loaded.tokenizer) };
     let (handle, _thread) = frugal_scheduler::handle::start_metered(loaded.runner, options, loaded.meter);
     let template = config.model.chat_template.as_deref();
     state.set_engine(Engine {
@@ -266,7 +273,6 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         tenant_requests_max: config.auth.requests_per_key_max.map(Into::into),
         prefix_cache: scheduler.prefix_cache,
         max_stall: scheduler.max_stall,
-        draft_tokens: scheduler.draft_tokens,
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
             per_kwh: config.cost.per_kwh.map(|p| p.0),

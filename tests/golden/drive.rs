@@ -103,6 +103,19 @@ impl Driver {
         Ok(rows)
     }
 
+    /// Computes a sequence's last token and guesses behind it; what was chosen, the guesses that were right among it.
+    pub(crate) fn guess(&mut self, sequence: &mut Sequence, guesses: &[TokenId]) -> Result<Vec<TokenId>> {
+        let known = sequence.tokens.len();
+        sequence.tokens.extend(guesses);
+        let row = Row { drafts: guesses.len() as u32, ..self.row(sequence, guesses.len() + 1) };
+        self.runner.submit(Arc::new(StepInput { copies: Vec::new(), rows: vec![row] }));
+        let chosen = self.runner.wait()?.rows.swap_remove(0)?.tokens;
+        sequence.tokens.truncate(known);
+        sequence.tokens.extend(&chosen);
+        sequence.computed = sequence.tokens.len() - 1;
+        Ok(chosen)
+    }
+
     fn row(&mut self, sequence: &mut Sequence, chunk: usize) -> Row {
         let end = sequence.tokens.len().min(sequence.computed + chunk);
         let Geometry { block_tokens, groups, .. } = self.runner.geometry();

@@ -10,18 +10,20 @@ use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
-use crate::compare::compare;
+use crate::compare::{compare, guesses};
 use crate::fixture::{
     EXACT, EXACT_F16_PAGES, EXACT_Q8_0_PAGES, EXACT_Q8_0_PAGES_DEEPSEEK2_V3, Golden, ROUNDED, folder, names,
     open, open_in,
 };
 
 fn reference(gguf: &Gguf, golden: &Golden) -> Result<()> {
-    compare(gguf, golden, BackendKind::Reference, PageType::F32, EXACT)
+    compare(gguf, golden, BackendKind::Reference, PageType::F32, EXACT)?;
+    guesses(gguf, golden, BackendKind::Reference)
 }
 
 fn cpu(gguf: &Gguf, golden: &Golden) -> Result<()> {
-    compare(gguf, golden, BackendKind::Cpu, PageType::F32, golden.cpu_limits())
+    compare(gguf, golden, BackendKind::Cpu, PageType::F32, golden.cpu_limits())?;
+    guesses(gguf, golden, BackendKind::Cpu)
 }
 
 macro_rules! fixtures {

@@ -15,7 +15,7 @@ use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
-use crate::compare::compare;
+use crate::compare::{compare, guesses};
 use crate::fixture::{Golden, folder, names, open};
 
 /// Every fixture, and how each fails.
@@ -31,12 +31,18 @@ fn all(check: fn(&Gguf, &Golden) -> Result<()>) -> Result<()> {
 
 #[test]
 fn on_the_host() -> Result<()> {
-    all(|gguf, golden| compare(gguf, golden, BackendKind::GpuHost, PageType::F32, golden.cpu_limits()))
+    all(|gguf, golden| {
+        compare(gguf, golden, BackendKind::GpuHost, PageType::F32, golden.cpu_limits())?;
+        guesses(gguf, golden, BackendKind::GpuHost)
+    })
 }
 
 #[test]
 fn in_plain_operations() -> Result<()> {
-    all(|gguf, golden| compare(gguf, golden, BackendKind::GpuPlain, PageType::F32, golden.cpu_limits()))
+    all(|gguf, golden| {
+        compare(gguf, golden, BackendKind::GpuPlain, PageType::F32, golden.cpu_limits())?;
+        guesses(gguf, golden, BackendKind::GpuPlain)
+    })
 }
 
 #[test]
