@@ -3,8 +3,8 @@
 //! Only from what prompts leave of the step, and only where it pays: a draft token costs what one more token costs a step, and saves, if it is
 //! right, a whole row of a later one. So it is computed where it is likelier to be right than the former over the latter, both at the
 //! ledger's coefficients. With many sequences in a step a row costs little more than its tokens, and hardly any
-//! draft is worth it. The chosen tokens are the same with and without drafts (I10): the
-//! runner draws each from its own position's logits and random number, and goes on while that is what was guessed.
+//! draft is worth it. The chosen tokens are the same with and without drafts (I10), as far as a runner's results are the same in every batch:
+//! it draws each from its own position's logits and random number, and goes on while that is what was guessed.
 
 use super::Sketch;
 use crate::engine::Engine;
