@@ -153,7 +153,7 @@ impl PendingNext {
         Self::new(State::Done(Ok(next)), Box::new(|| ()))
     }
 
-    /// To be known later; `give_up` is called, perhaps more than once, when nobody will wait any longer.
+    /// To be known later; `give_up` is called, once at most, when nobody will wait any longer.
     pub fn promised(give_up: Box<dyn Fn() + Send + Sync>) -> (Self, Promise) {
         let pending = Self::new(State::Queued, give_up);
         (pending.clone(), Promise(pending))

@@ -97,12 +97,7 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let drafts = config.scheduler.draft_tokens.unwrap_or(match loaded.runner.invariance() {
-        Invariance::Bitwise => DRAFT_TOKENS,
-        Invariance::Tolerance => 0,
-    });
-    let options =
-        EngineOptions { draft_tokens: drafts, ..engine_options(config, started, &loaded.tokenizer) };
+    let options = engine_options(config, started, &loaded);
     let (handle, _thread) = frugal_scheduler::handle::start_metered(loaded.runner, options, loaded.meter);
     let template = config.model.chat_template.as_deref();
     state.set_engine(Engine {
@@ -263,8 +258,12 @@ fn operations(config: &Config) -> anyhow::Result<Operations> {
     })
 }
 
-fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> EngineOptions {
+fn engine_options(config: &Config, started: Instant, loaded: &Loaded) -> EngineOptions {
     let scheduler = &config.scheduler;
+    let drafts = match loaded.runner.invariance() {
+        Invariance::Bitwise => DRAFT_TOKENS,
+        Invariance::Tolerance => 0,
+    };
     EngineOptions {
         max_seqs: scheduler.seqs_max,
         step_tokens: scheduler.step_tokens,
@@ -273,6 +272,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         tenant_requests_max: config.auth.requests_per_key_max.map(Into::into),
         prefix_cache: scheduler.prefix_cache,
         max_stall: scheduler.max_stall,
+        draft_tokens: scheduler.draft_tokens.unwrap_or(drafts),
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
             per_kwh: config.cost.per_kwh.map(|p| p.0),
@@ -280,7 +280,7 @@ fn engine_options(config: &Config, started: Instant, tokenizer: &Tokenizer) -> E
         },
         startup: started.elapsed(),
         stall_timeout: scheduler.stall_timeout,
-        token_bytes: tokenizer.token_bytes(),
+        token_bytes: loaded.tokenizer.token_bytes(),
         ..EngineOptions::default()
     }
 }

@@ -350,8 +350,8 @@ impl Format {
         bytes.expect("a panel fits the address space")
     }
 
-    /// The panels of a call by twos, one from either half of them, and what is left. For one column memory is what bounds a product, and
-    /// two places to read from keep more of it under way (tests/benches/RESULTS.md has what that brings). Asserts as [`Format::in_turn`].
+    /// The panels of a call of one column by twos, one from either half of them, and what is left: memory is what bounds such a product,
+    /// and two places to read from keep more of it under way (tests/benches/RESULTS.md). Asserts as [`Format::in_turn`].
     #[cfg(target_arch = "x86_64")]
     fn in_twos<'a>(
         &self,
@@ -361,13 +361,13 @@ impl Format {
         next: &'a [u8],
         out: &'a mut [[f32; PANEL]],
     ) -> (impl Iterator<Item = Twos<'a>>, impl Iterator<Item = Turn<'a>>) {
-        let columns = acts.len().max(1);
-        let half = out.len() / columns / 2;
+        assert!(acts.len() == 1, "one column");
+        let half = out.len() / 2;
         let at = (half * self.panel_bytes(cols)).min(panels.len() / 2);
         let (first, others) = panels.split_at(at);
         let (second, rest) = others.split_at(at);
-        let (first_out, others_out) = out.split_at_mut(half * columns);
-        let (second_out, rest_out) = others_out.split_at_mut(half * columns);
+        let (first_out, others_out) = out.split_at_mut(half);
+        let (second_out, rest_out) = others_out.split_at_mut(half);
         let then = if rest.is_empty() { next } else { rest };
         let second = self.in_turn(second, cols, acts, &[], second_out);
         let twos = self.in_turn(first, cols, acts, then, first_out).zip(second).enumerate();
