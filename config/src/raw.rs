@@ -186,6 +186,7 @@ pub struct Cpu {
     pub threads: Auto<Count>,
     pub isa: Isa,
     pub pin: bool,
+    pub lazy_experts: bool,
 }
 
 /// `[gpu]`

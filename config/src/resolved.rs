@@ -202,6 +202,8 @@ pub struct Cpu {
     pub isa: Isa,
     /// Bind threads to cores.
     pub pin: bool,
+    /// Be ready before all experts are.
+    pub lazy_experts: bool,
 }
 
 /// The GPU backend.
@@ -265,7 +267,7 @@ impl Config {
             sampling: check.sampling(&raw)?,
             scheduler: check.scheduler(&raw)?,
             kv: check.kv(&raw)?,
-            cpu: Cpu { threads: check.threads(&raw)?, isa: raw.cpu.isa, pin: raw.cpu.pin },
+            cpu: check.cpu(&raw)?,
             gpu: check.gpu(&raw)?,
             cost: check.cost(&raw)?,
             log: check.log(&raw)?,
@@ -433,8 +435,10 @@ impl Check<'_> {
         Ok(Gpu { device, memory: (memory_utilization * 100.0).round() as u8 })
     }
 
-    fn threads(&self, raw: &Raw) -> Result<Option<NonZeroU32>, ConfigError> {
-        raw.cpu.threads.chosen().map(|n| self.nonzero("cpu.threads", n.0)).transpose()
+    fn cpu(&self, raw: &Raw) -> Result<Cpu, ConfigError> {
+        let &raw::Cpu { threads, isa, pin, lazy_experts } = &raw.cpu;
+        let threads = threads.chosen().map(|n| self.nonzero("cpu.threads", n.0)).transpose()?;
+        Ok(Cpu { threads, isa, pin, lazy_experts })
     }
 
     fn log(&self, raw: &Raw) -> Result<Log, ConfigError> {

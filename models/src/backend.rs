@@ -5,6 +5,7 @@
 //! Absent on purpose: sampling, block allocation, file formats.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::step::{BlockCopy, BlockTable, RowWork, StepInput, StepStats, TokenId};
 use crate::weights::TensorView;
@@ -450,6 +451,12 @@ impl WorkMeter {
                 }
             }
         }
+    }
+
+    /// Time that made weights ready which later steps find so.
+    pub fn startup(&mut self, took: Duration) {
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.stats.startup_ns = self.stats.startup_ns.saturating_add(ns);
     }
 
     /// Attention of span `i` in one layer.

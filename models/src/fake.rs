@@ -33,12 +33,14 @@ pub struct FakeModel {
     pub expert_bytes: u64,
     /// Multiply-adds per token, attention apart.
     pub macs: u64,
-    /// Step time in nanoseconds is `step_ns + bytes / bytes_per_ns + macs / macs_per_ns`.
+    /// Step time in nanoseconds is `step_ns + bytes / bytes_per_ns + macs / macs_per_ns`, and what startup takes.
     pub step_ns: u64,
     /// At least 1.
     pub bytes_per_ns: u64,
     /// At least 1.
     pub macs_per_ns: u64,
+    /// Of a step's time, for each row that begins a sequence: makes weights ready.
+    pub startup_ns: u64,
 }
 
 impl Default for FakeModel {
@@ -52,6 +54,7 @@ impl Default for FakeModel {
             step_ns: 20_000,
             bytes_per_ns: 10,
             macs_per_ns: 20,
+            startup_ns: 0,
         }
     }
 }
@@ -111,7 +114,8 @@ impl FakeRunner {
             stats.dense_bytes + stats.expert_bytes + stats.rows.iter().map(|r| r.kv_bytes).sum::<u64>();
         let macs: u64 = stats.rows.iter().map(|r| r.macs).sum();
         let m = &self.model;
-        self.control.took(m.step_ns + bytes / m.bytes_per_ns.max(1) + macs / m.macs_per_ns.max(1));
+        let work = bytes / m.bytes_per_ns.max(1) + macs / m.macs_per_ns.max(1);
+        self.control.took(m.step_ns + work + stats.startup_ns);
         if let Some(FakeFault::Step(what)) = fault {
             step.rows.iter().for_each(|row| self.spoil(row));
             for copy in &step.copies {
@@ -334,6 +338,7 @@ impl FakeRunner {
             expert_bytes: used * m.expert_bytes,
             experts_used: used,
             expert_tokens,
+            startup_ns: step.rows.iter().map(|row| u64::from(row.start == 0) * m.startup_ns).sum(),
             rows: rows.collect(),
         }
     }

@@ -31,7 +31,7 @@ pub use self::split::{PartName, SPLIT_KEYS};
 pub use self::value::{Array, Value, ValueType};
 pub use self::write::{GgufData, GgufWriter};
 use crate::quant::GgmlType;
-use crate::weights::{Panels, TensorView};
+use crate::weights::{Place, TensorView};
 
 /// A row of the tensor table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,9 +236,9 @@ impl Gguf {
     /// If there is no such tensor, its format is not supported, it has four dimensions, or it is packed.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
         let view = self.weight(name)?;
-        match view.panels {
-            None => Ok(view),
-            Some(_) => Err(GgufError::Packed { tensor: name.to_owned() }),
+        match view.packed {
+            false => Ok(view),
+            true => Err(GgufError::Packed { tensor: name.to_owned() }),
         }
     }
 
@@ -257,9 +257,10 @@ impl Gguf {
         // They fit: their product's bytes lie within the file.
         let (cols, rows, experts) = (cols as usize, rows as usize, experts as usize);
         let file = &self.parts[tensor.part].bytes;
-        let panels = tensor.is_packed().then_some(Panels { file, start: tensor.range.start });
+        let place = Some(Place { file, start: tensor.range.start });
         let data = &file[tensor.range.clone()];
-        Ok(TensorView { name: &tensor.name, ty, cols, rows, experts, data, panels })
+        let packed = tensor.is_packed();
+        Ok(TensorView { name: &tensor.name, ty, cols, rows, experts, data, packed, place })
     }
 
     /// Identifies the model's content without reading all of it.
@@ -276,7 +277,7 @@ impl Gguf {
     /// may be read again.
     pub fn release(&self) {
         if !self.is_packed() {
-            self.parts.iter().for_each(|part| part.bytes.release());
+            self.parts.iter().for_each(|part| part.bytes.release(0..part.bytes.len()));
         }
     }
 }

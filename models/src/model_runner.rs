@@ -67,6 +67,10 @@ impl Check {
     }
 }
 
+/// Bytes of experts that a server may be ready before: one step may need them all, and from a disk of 140 MB a second packs them within the
+/// minute after which a step counts as stuck (`scheduler.stall_timeout_s`).
+const WAITING_MAX: usize = 8 << 30;
+
 /// How to run a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunnerOptions {
@@ -80,6 +84,9 @@ pub struct RunnerOptions {
     pub isa: Option<Isa>,
     /// The cache.
     pub kv: KvOptions,
+    /// Whether the runner is ready before its experts are (the last 8 GB of them): they follow as they are needed, and in time that
+    /// nothing else wants. Backends other than the processor's load all at once.
+    pub lazy: bool,
 }
 
 /// The implementations of [`Backend`].
@@ -128,14 +135,21 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
     let (block_tokens, page) = (options.kv.block_tokens as usize, options.kv.page);
     match options.backend {
         BackendKind::Cpu => {
-            let RunnerOptions { threads, pin, isa, .. } = *options;
-            let options = CpuOptions { threads, pin, isa, groups, block_tokens, page };
-            bitwise(gguf, CpuBackend::new(&options)?, geometry)
+            let RunnerOptions { threads, pin, isa, lazy, .. } = *options;
+            let options = CpuOptions { threads, pin, isa, groups, block_tokens, page, lazy };
+            let mut backend = CpuBackend::new(&options)?;
+            let model = arch::load(gguf, &mut backend)?;
+            gguf.release();
+            backend.pack_ahead(WAITING_MAX);
+            Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
         }
         BackendKind::Reference => {
             let kv = KvStore::new(&groups, block_tokens, page);
             let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
-            bitwise(gguf, ReferenceBackend::new(kv), geometry)
+            let mut backend = ReferenceBackend::new(kv);
+            let model = arch::load(gguf, &mut backend)?;
+            gguf.release();
+            Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
         }
         BackendKind::Cuda { .. }
         | BackendKind::Metal { .. }
@@ -202,16 +216,6 @@ pub fn meter(backend: BackendKind) -> Option<Meter> {
 /// If `backend` is no GPU, this build has no kernels for it, or the GPU fails.
 pub fn gpu_selftest(backend: BackendKind) -> Result<SelfTest, String> {
     gpu::selftest(backend)
-}
-
-fn bitwise<B: Backend + 'static>(
-    gguf: &Gguf,
-    mut backend: B,
-    geometry: Geometry,
-) -> Result<Box<dyn Runner>, LoadError> {
-    let model = arch::load(gguf, &mut backend)?;
-    gguf.release();
-    Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
 }
 
 fn geometry(gguf: &Gguf, shape: &Shape, pool: &Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {

@@ -105,7 +105,7 @@ impl Stored {
 
     pub(crate) fn view(&self) -> TensorView<'_> {
         let Self { ty, cols, rows, experts, .. } = *self;
-        TensorView { name: "random", ty, cols, rows, experts, data: &self.data, panels: None }
+        TensorView { name: "random", ty, cols, rows, experts, data: &self.data, packed: false, place: None }
     }
 
     #[cfg(test)]
@@ -118,7 +118,7 @@ impl Stored {
 
 /// Values as a file has them.
 pub(crate) fn view<'a>(data: &'a [u8], [cols, rows, experts]: [usize; 3]) -> TensorView<'a> {
-    TensorView { name: "values", ty: GgmlType::F32, cols, rows, experts, data, panels: None }
+    TensorView { name: "values", ty: GgmlType::F32, cols, rows, experts, data, packed: false, place: None }
 }
 
 pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {

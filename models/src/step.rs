@@ -294,6 +294,8 @@ pub struct StepStats {
     pub experts_used: u64,
     /// (layer, expert, token) assignments.
     pub expert_tokens: u64,
+    /// Of the step's time, in nanoseconds, what made weights ready that later steps find so: no row's doing.
+    pub startup_ns: u64,
     /// In the order of `StepInput::rows`.
     pub rows: Vec<RowWork>,
 }

@@ -3,9 +3,9 @@
 use crate::gguf::Bytes;
 use crate::quant::GgmlType;
 
-/// Where a packed tensor's data lie (see [`crate::gguf`]): in bytes that may be kept.
+/// Where a tensor's data lie: in a file's bytes, which may be kept.
 #[derive(Clone, Copy, Debug)]
-pub struct Panels<'a> {
+pub struct Place<'a> {
     pub(crate) file: &'a Bytes,
     pub(crate) start: usize,
 }
@@ -25,8 +25,10 @@ pub struct TensorView<'a> {
     pub experts: usize,
     /// The bytes.
     pub data: &'a [u8],
-    /// If `data` are not rows but panels, with the last one of each matrix filled up with zeros.
-    pub panels: Option<Panels<'a>>,
+    /// Whether `data` are not rows but panels (see [`crate::gguf`]), with the last one of each matrix filled up with zeros.
+    pub packed: bool,
+    /// Of `data`, if they are a file's.
+    pub place: Option<Place<'a>>,
 }
 
 impl<'a> TensorView<'a> {
@@ -41,7 +43,7 @@ impl<'a> TensorView<'a> {
     /// If there is no such row, or there are no rows but panels.
     pub fn row(&self, expert: usize, row: usize) -> &'a [u8] {
         assert!(expert < self.experts && row < self.rows, "row {row} of expert {expert} of {}", self.name);
-        assert!(self.panels.is_none(), "{} is not packed", self.name);
+        assert!(!self.packed, "{} is not packed", self.name);
         let bytes = self.row_bytes();
         &self.data[(expert * self.rows + row) * bytes..][..bytes]
     }
@@ -52,8 +54,9 @@ impl<'a> TensorView<'a> {
     /// If there is no such expert, or there are no rows but panels.
     pub fn expert(&self, expert: usize) -> TensorView<'a> {
         assert!(expert < self.experts, "expert {expert} of {}", self.name);
-        assert!(self.panels.is_none(), "{} is not packed", self.name);
+        assert!(!self.packed, "{} is not packed", self.name);
         let bytes = self.rows * self.row_bytes();
-        TensorView { experts: 1, data: &self.data[expert * bytes..][..bytes], ..*self }
+        let place = self.place.map(|Place { file, start }| Place { file, start: start + expert * bytes });
+        TensorView { experts: 1, data: &self.data[expert * bytes..][..bytes], place, ..*self }
     }
 }

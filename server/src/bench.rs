@@ -79,7 +79,7 @@ fn measure(config: &Config, bench: &Bench) -> anyhow::Result<Measured> {
     let gguf = load::open(&path)?;
     let begin = Instant::now();
     let backend = load::backend(config);
-    let runner = load::runner(config, backend, &path, &gguf, cache(config, bench))?;
+    let runner = load::runner(config, backend, &path, &gguf, cache(config, bench), false)?;
     let load_s = begin.elapsed().as_secs_f64();
     let figures = Session::new(runner, config).measure(bench)?;
     let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

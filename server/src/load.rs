@@ -57,13 +57,14 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
     Ok(gguf)
 }
 
-/// Loads an open model onto a backend.
+/// Loads an open model onto a backend; `lazy` as in [`RunnerOptions`].
 pub(crate) fn runner(
     config: &Config,
     backend: BackendKind,
     path: &Path,
     gguf: &Gguf,
     kv: KvOptions,
+    lazy: bool,
 ) -> anyhow::Result<Box<dyn Runner>> {
     let options = RunnerOptions {
         backend,
@@ -71,6 +72,7 @@ pub(crate) fn runner(
         pin: config.cpu.pin,
         isa: isa(config.cpu.isa)?,
         kv,
+        lazy,
     };
     load_runner(gguf, &options).with_context(|| format!("cannot load model {}", path.display()))
 }

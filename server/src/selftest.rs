@@ -82,7 +82,8 @@ fn scores(gguf: &Gguf, backend: BackendKind, config: &Config) -> anyhow::Result<
     let blocks = TOKENS.div_ceil(config.kv.block_tokens) + 1;
     let kv =
         KvOptions { size: KvSize::Blocks(blocks), context: None, sequences: u32::MAX, ..load::kv(config) };
-    let options = RunnerOptions { backend, threads: load::threads(config), pin: false, isa: None, kv };
+    let options =
+        RunnerOptions { backend, threads: load::threads(config), pin: false, isa: None, kv, lazy: false };
     let mut runner = load_runner(gguf, &options)?;
     let geometry = runner.geometry();
     let vocab = u64::from(geometry.vocab);

@@ -197,7 +197,7 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).with_context(of)?);
     let backend = load::backend(config);
     let meter = meter(backend);
-    let runner = load::runner(config, backend, &path, &gguf, load::kv(config))?;
+    let runner = load::runner(config, backend, &path, &gguf, load::kv(config), config.cpu.lazy_experts)?;
     Ok(Loaded { runner, meter, tokenizer, template: template.map(Arc::new), grammars })
 }
 

@@ -143,7 +143,7 @@ fn real(gguf: &Gguf, backend: BackendKind) -> Box<dyn Runner> {
         sequences: 16,
         step_tokens: 512,
     };
-    let options = RunnerOptions { backend, threads: 2, pin: false, isa: None, kv };
+    let options = RunnerOptions { backend, threads: 2, pin: false, isa: None, kv, lazy: true };
     load_runner(gguf, &options).expect("the model runs")
 }
 

@@ -50,8 +50,16 @@ fn tensor(b: &mut CpuBackend, rows: usize, width: usize, seed: u32) -> CpuTensor
         })
         .collect();
     let (cols, experts) = (width, 1);
-    let view =
-        TensorView { name: "made up", ty: GgmlType::F32, cols, rows, experts, data: &data, panels: None };
+    let view = TensorView {
+        name: "made up",
+        ty: GgmlType::F32,
+        cols,
+        rows,
+        experts,
+        data: &data,
+        packed: false,
+        place: None,
+    };
     let table = b.load_embedding(&view).expect("a table of floats");
     let tokens = (0..rows as u32).map(TokenId).collect();
     b.embed(&table, &Batch { tokens, ..Batch::default() }).expect("its rows")
@@ -70,6 +78,7 @@ fn attention(bencher: Bencher, case: &Case) {
         groups: vec![layout],
         block_tokens: BLOCK_TOKENS,
         page: PageType::F16,
+        lazy: false,
     };
     let mut b = CpuBackend::new(&options).expect("a backend");
     let spec = AttendSpec {

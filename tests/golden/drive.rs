@@ -52,7 +52,7 @@ pub(crate) fn kv(page: PageType, size: KvSize) -> KvOptions {
 impl Driver {
     pub(crate) fn new(gguf: &Gguf, backend: BackendKind, page: PageType, blocks: u32) -> Result<Self> {
         let kv = kv(page, KvSize::Blocks(blocks));
-        Self::with(gguf, &RunnerOptions { backend, threads: 2, pin: false, isa: None, kv })
+        Self::with(gguf, &RunnerOptions { backend, threads: 2, pin: false, isa: None, kv, lazy: false })
     }
 
     pub(crate) fn with(gguf: &Gguf, options: &RunnerOptions) -> Result<Self> {

@@ -153,12 +153,14 @@ fn machines(page: PageType) -> Result<()> {
         // The fourth is longer than a window.
         golden.prompts.truncate(4);
         let kv = kv(page, KvSize::Blocks(32));
-        let base = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
+        let base =
+            RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv, lazy: false };
         let expected = alone(&mut Driver::with(&gguf, &base)?, &golden, 1000)?;
         let isas = Isa::ALL.iter().copied().filter(|isa| isa.available());
         let isas = isas.map(|isa| RunnerOptions { isa: Some(isa), ..base.clone() }).collect::<Vec<_>>();
         let others = [
             RunnerOptions { threads: 3, pin: true, ..base.clone() },
+            RunnerOptions { threads: 2, lazy: true, ..base.clone() },
             RunnerOptions { kv: KvOptions { block_tokens: 64, ..kv }, ..base },
         ];
         for options in isas.into_iter().chain(others) {

@@ -66,7 +66,7 @@ fn prediction(text: &[(TokenId, u32)]) -> Arc<[TokenId]> {
 /// Runs requests to their end, new ones arriving every other step.
 fn run(name: &str, requests: &[Request], kv: KvOptions, options: EngineOptions) -> Result<(Texts, Counters)> {
     let options_of_runner =
-        RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv };
+        RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv, lazy: false };
     let (gguf, _) = open(name)?;
     let mut runner = load_runner(&gguf, &options_of_runner)?;
     let mut engine = Engine::new(runner.geometry().clone(), options);
@@ -171,8 +171,14 @@ fn check(name: &str, page: PageType) -> Result<()> {
 #[test]
 fn windows_are_let_go_as_they_pass() -> Result<()> {
     let (gguf, _) = open("gpt-oss-F32")?;
-    let runner_options =
-        RunnerOptions { backend: BackendKind::Cpu, threads: 2, pin: false, isa: None, kv: blocks(64) };
+    let runner_options = RunnerOptions {
+        backend: BackendKind::Cpu,
+        threads: 2,
+        pin: false,
+        isa: None,
+        kv: blocks(64),
+        lazy: false,
+    };
     let mut runner = load_runner(&gguf, &runner_options)?;
     let geometry = runner.geometry().clone();
     let window = geometry.groups.iter().find_map(|g| match g.kind {

@@ -75,6 +75,9 @@ impl Params {
             params.options.startup_energy = Some(params.options.startup.as_nanos() * u128::from(power));
             params.options.prices.per_kwh = rng.percent(50).then(|| rng.next() % 1_000_000_000_000);
         }
+        if rng.percent(30) {
+            params.model.startup_ns = rng.next() % 1_000_000;
+        }
         params
     }
 

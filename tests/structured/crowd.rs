@@ -82,7 +82,8 @@ impl Model {
             sequences: 16,
             step_tokens: 512,
         };
-        let options = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
+        let options =
+            RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv, lazy: false };
         Ok(load_runner(&self.gguf, &options)?)
     }
 

@@ -95,7 +95,7 @@ fn read(file: Vec<u8>) -> bool {
 fn options() -> RunnerOptions {
     let (page, size) = (PageType::F16, KvSize::Blocks(2));
     let kv = KvOptions { block_tokens: 16, page, size, context: None, sequences: 1, step_tokens: 64 };
-    RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv }
+    RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv, lazy: false }
 }
 
 /// The token after a short prompt; None if the row has a fault.

@@ -239,12 +239,19 @@ fn split<B: Backend>(loader: &mut Loader<'_, B>, hyper: &Hyper) -> Result<[B::We
         rows: rank as usize,
         experts: heads as usize,
         data: &keys,
-        panels: None,
+        packed: false,
+        place: None,
     };
     let k_b = loader.backend.load_weight(&view)?;
     let values = values(&both, [heads, still, value_dim].map(|n| n as usize));
-    let view =
-        TensorView { rows: value_dim as usize, experts: heads as usize, name: &name, data: &values, ..both };
+    let view = TensorView {
+        rows: value_dim as usize,
+        experts: heads as usize,
+        name: &name,
+        data: &values,
+        place: None,
+        ..both
+    };
     Ok([k_b, loader.backend.load_weight(&view)?])
 }
 
@@ -293,7 +300,8 @@ mod tests {
             rows: 18,
             experts: 1,
             data: &data,
-            panels: None,
+            packed: false,
+            place: None,
         };
         let keys = transposed_keys(&both, [heads, still, value_dim]);
         let values = values(&both, [heads, still, value_dim]);

@@ -147,7 +147,11 @@ impl Backend for CpuBackend {
             None => self.meter.experts(chosen, routing.top_k, experts, bytes, macs),
             Some(t) => self.meter.experts_selected(t, chosen, routing.top_k, experts, bytes, macs),
         }
-        Ok(self.core.gated(x, &Assigned::routed(routing, experts), ffn))
+        let assigned = Assigned::routed(routing, experts);
+        if let Some(took) = self.core.make_ready(&assigned, parts) {
+            self.meter.startup(took);
+        }
+        Ok(self.core.gated(x, &assigned, ffn))
     }
 
     fn feed_forward(

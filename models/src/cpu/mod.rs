@@ -35,6 +35,8 @@ mod pool;
 pub mod probe;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod route;
+#[expect(unsafe_code, reason = "parts of one memory, filled one by one")]
+mod stack;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -56,6 +58,7 @@ use memory::{Recycled, Recycler};
 use pool::Pool;
 pub use pool::available_threads;
 pub use route::CpuRouting;
+use stack::{Packers, Stack};
 pub use tensor::CpuTensor;
 use weight::Loaded;
 pub(crate) use weight::pack_panels;
@@ -79,6 +82,8 @@ pub struct CpuOptions {
     pub block_tokens: usize,
     /// How cache pages hold keys and values.
     pub page: PageType,
+    /// Whether experts are packed as they are needed, and behind the caller's back, instead of as they are loaded.
+    pub lazy: bool,
 }
 
 /// What operations share; apart from the backend so that they can borrow it beside the cache.
@@ -144,6 +149,7 @@ pub struct CpuBackend {
     core: Core,
     kv: KvStore,
     loaded: Loaded,
+    packers: Packers,
     meter: WorkMeter,
     /// This step's angles, `[T, 2 * pairs]` for each distinct rotation.
     angles: Vec<(Rope, Recycled<f32>)>,
@@ -171,8 +177,30 @@ impl CpuBackend {
         let scratch = (0..options.threads).map(|_| Mutex::default()).collect();
         let env = Env { isa, floats: Arc::default(), bytes: Arc::default(), scratch };
         let core = Core { pool, env };
-        let (loaded, meter) = (Loaded::default(), WorkMeter::default());
-        Ok(Self { core, kv, loaded, meter, angles: Vec::new() })
+        let loaded = Loaded::new(options.lazy);
+        let (packers, meter) = (Packers::default(), WorkMeter::default());
+        Ok(Self { core, kv, loaded, packers, meter, angles: Vec::new() })
+    }
+
+    /// All is loaded: packs what waits until it is needed but for at most so many bytes, and begins with those, on as many threads
+    /// as compute.
+    pub(crate) fn pack_ahead(&mut self, waiting_max: usize) {
+        let waiting = self.pack_all_but(waiting_max).collect();
+        self.packers = Packers::start(waiting, self.core.pool.threads());
+    }
+
+    /// Packs experts in the order in which they were loaded, until at most so many bytes wait: those.
+    fn pack_all_but(&mut self, waiting_max: usize) -> impl Iterator<Item = Arc<Stack>> {
+        let stacks = std::mem::take(&mut self.loaded.stacks);
+        let mut waiting: usize = stacks.iter().map(|stack| stack.bytes()).sum();
+        let mut stacks = stacks.into_iter();
+        while waiting > waiting_max
+            && let Some(stack) = stacks.next()
+        {
+            self.core.pool.for_each(stack.len(), |_, part| stack.pack(part));
+            waiting -= stack.bytes();
+        }
+        stacks
     }
 
     /// Counts a weight that the rows of `x` pass through.

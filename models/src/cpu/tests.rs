@@ -15,13 +15,14 @@ use super::*;
 use crate::backend::{
     Activation, AttendSpec, Backend, ExpertGroups, Gated, Gating, GroupScore, RopeStyle, RouteSpec, Router,
 };
+use crate::gguf;
 use crate::quant::{ActKind, FORMATS, GgmlType, PANEL, act_bytes, format};
 use crate::reference::ReferenceBackend;
 use crate::samples::{self, Random, Stored, le_bytes, view};
 use crate::step::{
     BlockCopy, BlockId, BlockTable, Row, SamplingParams, Score, SeqId, StepInput, StepStats, TokenId,
 };
-use crate::weights::TensorView;
+use crate::weights::{Place, TensorView};
 
 /// What must not change a bit.
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ impl Setting {
             groups: vec![layout],
             block_tokens: self.block_tokens,
             page: self.page,
+            lazy: false,
         }
     }
 }
@@ -147,6 +149,29 @@ fn widen(x: &[f32]) -> Vec<f64> {
 }
 
 #[test]
+fn only_so_many_bytes_of_experts_wait() {
+    let random = Stored::random(&mut Random(3), GgmlType::Q8_0, [64, 40, 4], 1.0);
+    let file = gguf::Bytes::Owned(Arc::new(random.data.clone()));
+    let view = TensorView { data: &file, place: Some(Place { file: &file, start: 0 }), ..random.view() };
+    let setting = Setting::plain(PageType::F16);
+    let missing = |waiting_max: usize| {
+        let options = CpuOptions { lazy: true, ..setting.options(setting.layout(1, [8, 8])) };
+        let mut b = CpuBackend::new(&options).unwrap();
+        let weights = [(); 3].map(|()| b.load_weight(&view).unwrap());
+        let parts = |w: &CpuWeight| (0..4).map(|e| w.stack().unwrap().missing(e).count()).sum::<usize>();
+        assert_eq!(weights.each_ref().map(parts), [4, 4, 4]);
+        b.pack_all_but(waiting_max).map(|stack| stack.bytes()).sum::<usize>()
+    };
+    let each = random.data.len();
+    assert_eq!([0, each - 1, each, 2 * each + 1, usize::MAX].map(missing), [0, 0, each, 2 * each, 3 * each]);
+    // One that is not in a file is packed at once, and so is a matrix by itself.
+    let mut b =
+        CpuBackend::new(&CpuOptions { lazy: true, ..setting.options(setting.layout(1, [8, 8])) }).unwrap();
+    assert!(b.load_weight(&random.view()).unwrap().stack().is_none());
+    assert!(b.load_weight(&view.expert(1)).unwrap().stack().is_none());
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     let mut b = backend(1, Isa::detect());
     let data = [0; 144];
@@ -157,7 +182,8 @@ fn what_is_not_supported_is_refused_by_name() {
         rows: 1,
         experts: 1,
         data: &data,
-        panels: None,
+        packed: false,
+        place: None,
     };
     let error = b.load_weight(&odd).unwrap_err();
     assert!(error.to_string().starts_with("tensor odd: Q4_K rows of 100 values"), "{error}");

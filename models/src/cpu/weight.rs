@@ -1,7 +1,7 @@
 //! Weights in panels.
 //!
-//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards. What is packed in the
-//! file stays there, in a mapping that servers of one machine share.
+//! A weight is copied once, panel by panel, straight from the view's bytes; the view may be dropped afterwards. Experts may be copied
+//! as they are needed: see [`stack`](super::stack). What is packed in the file stays there, in a mapping that servers of one machine share.
 //! Rows are padded to whole panels with zeros, so the size is the file's, rounded up to 8 rows a matrix.
 //! A table that is also the head is one copy: the gather unpacks single rows of panels.
 
@@ -11,15 +11,16 @@ use std::sync::{Arc, Weak};
 use super::Core;
 use super::memory::{Bytes, HUGE};
 use super::pool::Pool;
+use super::stack::Stack;
 use crate::backend::BackendError;
 use crate::gguf;
 use crate::quant::{Format, PANEL, Pack, format};
-use crate::weights::{Panels, TensorView};
+use crate::weights::{Place, TensorView};
 
 /// Fewest panels that one thread packs at a time.
 const PACK_PANELS: usize = 16;
 /// Most bytes that one thread packs at a time: a huge page, so that threads seldom wait for each other's to be cleared.
-const PACK_BYTES: usize = HUGE;
+pub(super) const PACK_BYTES: usize = HUGE;
 
 /// A matrix, a stack of matrices or an embedding table.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct CpuWeight {
 enum Home {
     /// Memory of our own.
     Own(Arc<Bytes>),
+    /// The same, filled as it is needed.
+    Stack(Arc<Stack>),
     /// From here on in a file's bytes.
     File(gguf::Bytes, usize),
 }
@@ -61,9 +64,18 @@ impl CpuWeight {
         let first = expert * self.panels();
         let bytes = match &self.bytes {
             Home::Own(bytes) => bytes,
+            Home::Stack(stack) => return stack.panels_of(expert, panels),
             Home::File(bytes, start) => &bytes[*start..],
         };
         &bytes[(first + panels.start) * len..(first + panels.end) * len]
+    }
+
+    /// Where experts may be missing.
+    pub(super) fn stack(&self) -> Option<&Stack> {
+        match &self.bytes {
+            Home::Stack(stack) => Some(stack),
+            Home::Own(_) | Home::File(..) => None,
+        }
     }
 
     /// Bytes that a product with one matrix reads.
@@ -109,7 +121,13 @@ impl CpuWeight {
 
 /// What was loaded from where, so that a tensor with two uses is packed once.
 #[derive(Debug, Default)]
-pub(super) struct Loaded(Vec<(usize, Weak<Bytes>, CpuShape)>);
+pub(super) struct Loaded {
+    own: Vec<(usize, Weak<Bytes>, CpuShape)>,
+    /// Whether experts wait until they are needed.
+    lazy: bool,
+    /// Those that do, until [`Packers`](super::stack::Packers) see to them.
+    pub(super) stacks: Vec<Arc<Stack>>,
+}
 
 /// A weight without its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -132,41 +150,65 @@ impl CpuShape {
         Ok(Self { format, cols, rows, experts, row_bytes: view.ty.row_bytes(cols) })
     }
 
-    fn with(self, bytes: Arc<Bytes>) -> CpuWeight {
+    fn with(self, bytes: Home) -> CpuWeight {
         let Self { format, cols, rows, experts, row_bytes } = self;
-        CpuWeight { format, cols, rows, experts, row_bytes, bytes: Home::Own(bytes) }
+        CpuWeight { format, cols, rows, experts, row_bytes, bytes }
+    }
+
+    /// Memory for all panels.
+    fn room(&self, name: &str) -> Result<Bytes, BackendError> {
+        let each = self.rows.div_ceil(PANEL).checked_mul(PANEL * self.row_bytes);
+        let total = each.and_then(|each| each.checked_mul(self.experts)).ok_or_else(|| {
+            let what = "a size beyond the address space".to_owned();
+            BackendError::Unsupported { tensor: name.to_owned(), what }
+        })?;
+        Bytes::new(total).map_err(|e| BackendError::Device(format!("no {total} bytes for {name}: {e}")))
     }
 }
 
 impl Loaded {
+    /// Nothing yet; `lazy` as in [`CpuOptions`](super::CpuOptions).
+    pub(super) fn new(lazy: bool) -> Self {
+        Self { lazy, ..Self::default() }
+    }
+
     /// Packs `view`, or returns what was packed from the same place if that is still the same.
     pub(super) fn load(&mut self, view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
-        if let Some(panels) = view.panels {
-            return mapped(view, panels);
+        let shape = CpuShape::of(view)?;
+        if view.packed {
+            let place = view.place.expect("only files hold packed tensors");
+            return Ok(mapped(view, shape, place));
+        }
+        let packing = shape.format.packing(core.env.isa);
+        if self.lazy
+            && view.experts > 1
+            && let Some(stack) = Stack::new(view, packing, shape.room(view.name)?)
+        {
+            let stack = Arc::new(stack);
+            self.stacks.push(Arc::clone(&stack));
+            return Ok(shape.with(Home::Stack(stack)));
         }
         let place = view.data.as_ptr() as usize;
-        self.0.retain(|(_, bytes, _)| bytes.strong_count() > 0);
-        for (at, bytes, shape) in &self.0 {
+        self.own.retain(|(_, bytes, _)| bytes.strong_count() > 0);
+        for (at, bytes, shape) in &self.own {
             if let (true, Some(bytes)) = (*at == place, bytes.upgrade()) {
-                let weight = shape.with(bytes);
+                let weight = shape.with(Home::Own(bytes));
                 if weight.holds(view, &core.pool) {
                     return Ok(weight);
                 }
             }
         }
-        let shape = CpuShape::of(view)?;
         let bytes = Arc::new(pack(view, shape, core)?);
-        self.0.push((place, Arc::downgrade(&bytes), shape));
-        Ok(shape.with(bytes))
+        self.own.push((place, Arc::downgrade(&bytes), shape));
+        Ok(shape.with(Home::Own(bytes)))
     }
 }
 
 /// What is packed already.
-fn mapped(view: &TensorView<'_>, panels: Panels<'_>) -> Result<CpuWeight, BackendError> {
-    let CpuShape { format, cols, rows, experts, row_bytes } = CpuShape::of(view)?;
+fn mapped(view: &TensorView<'_>, shape: CpuShape, place: Place<'_>) -> CpuWeight {
+    let CpuShape { rows, experts, row_bytes, .. } = shape;
     assert_eq!(view.data.len(), experts * rows.next_multiple_of(PANEL) * row_bytes, "the view was checked");
-    let bytes = Home::File(panels.file.clone(), panels.start);
-    Ok(CpuWeight { format, cols, rows, experts, row_bytes, bytes })
+    shape.with(Home::File(place.file.clone(), place.start))
 }
 
 /// Packs panels one behind the other, from panel `first` of the stack on.
@@ -185,15 +227,11 @@ pub(crate) fn pack_panels(view: &TensorView<'_>, packing: Pack, first: usize, to
 }
 
 fn pack(view: &TensorView<'_>, shape: CpuShape, core: &Core) -> Result<Bytes, BackendError> {
-    let unsupported = |what: String| BackendError::Unsupported { tensor: view.name.to_owned(), what };
     let CpuShape { format, row_bytes, .. } = shape;
     let panels = view.rows.div_ceil(PANEL);
     assert_eq!(view.data.len(), view.experts * view.rows * row_bytes, "the view was checked");
     let panel_bytes = PANEL * row_bytes;
-    let total = view.experts.checked_mul(panels).and_then(|n| n.checked_mul(panel_bytes));
-    let total = total.ok_or_else(|| unsupported("a size beyond the address space".to_owned()))?;
-    let mut bytes = Bytes::new(total)
-        .map_err(|e| BackendError::Device(format!("no {total} bytes for {}: {e}", view.name)))?;
+    let mut bytes = shape.room(view.name)?;
     let packing = format.packing(core.env.isa);
     let share = view.experts * panels / (4 * core.pool.threads());
     let each = (PACK_BYTES / panel_bytes.max(1)).min(share).max(PACK_PANELS);

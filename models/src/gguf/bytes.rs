@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "mapping a file")]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,14 +38,18 @@ impl Bytes {
         Ok(Self::Mapped(Arc::new(map)))
     }
 
-    /// Gives back the memory that holds what was read so far; reading it again fetches it again.
-    pub(super) fn release(&self) {
+    /// Gives back the memory that holds what was read so far of a range; reading it again fetches it again.
+    pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(target_os = "linux")]
         if let Self::Mapped(map) = self {
+            let len = range.end.min(map.len()).saturating_sub(range.start);
             // SAFETY: the mapping is shared with the file and never written to, so dropped pages come back as they were.
             // If the system will not, they stay.
-            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, len) };
         }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
 }
 

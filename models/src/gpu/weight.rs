@@ -284,7 +284,16 @@ mod tests {
         {
             let data = blocks(ty, 50);
             let cols = 50 * quant::format(ty).block;
-            let view = TensorView { name: "w", ty, cols, rows: 1, experts: 1, data: &data, panels: None };
+            let view = TensorView {
+                name: "w",
+                ty,
+                cols,
+                rows: 1,
+                experts: 1,
+                data: &data,
+                packed: false,
+                place: None,
+            };
             let ours = expanded(GgmlType::Q8_0, &to_q8_0(&view).unwrap());
             let theirs = expanded(ty, &data);
             assert_eq!(ours.len(), theirs.len());
@@ -305,7 +314,8 @@ mod tests {
             rows: 1,
             experts: 1,
             data: &data,
-            panels: None,
+            packed: false,
+            place: None,
         };
         let error = to_q8_0(&view).unwrap_err().to_string();
         assert!(error.contains("blk.0.x"), "{error}");

@@ -75,7 +75,8 @@ fn a_report_without_problems_is_of_a_file_that_loads() {
         }
         let mut gguf = Gguf::open(&path).unwrap();
         let kv = KvOptions { size: KvSize::Blocks(2), ..KV };
-        let options = RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv };
+        let options =
+            RunnerOptions { backend: BackendKind::Cpu, threads: 1, pin: false, isa: None, kv, lazy: false };
         let loads = load_runner(&gguf, &options).is_ok() && Tokenizer::from_gguf(&gguf).is_ok();
         let report = inspect(&mut gguf, &InspectOptions { kv: KV, available: None, template: None });
         assert_eq!(report.servable, loads, "{}: {:?}", path.display(), report.problems);

@@ -33,7 +33,8 @@ impl Model<ReferenceBackend> for Echo {
             rows: VOCAB as usize,
             experts: 1,
             data: &bytes,
-            panels: None,
+            packed: false,
+            place: None,
         };
         assert!(batch.tokens.iter().all(|t| t.0 != 7), "token seven");
         let table = backend.load_embedding(&view)?;

@@ -115,13 +115,15 @@ impl Ledger {
     }
 
     /// A step is done: splits the time since the last settlement over its rows by the work each caused, and within a
-    /// row by tokens. One charge per row.
+    /// row by tokens, but for what made weights ready, which is startup. One charge per row.
     ///
     /// # Panics
     /// If `stats` has not one entry per row, or there is no row.
     pub fn step(&mut self, now: Tick, stats: &StepStats, rows: &[RowTokens]) -> Vec<RowCharge> {
         assert!(!rows.is_empty() && stats.rows.len() == rows.len(), "work is reported for every row");
         let spent = self.settle(now);
+        let (startup, spent) = apart(spent, stats.startup_ns);
+        self.post(Account::Startup, startup);
         let weights = self.fit.weights(stats);
         self.fit.observe(stats, rows, spent.ns);
         let mut charges = Vec::with_capacity(rows.len());
@@ -301,6 +303,17 @@ impl Tally {
 
 fn sum(amounts: &[Amount]) -> Amount {
     amounts.iter().fold(Amount::default(), |sum, &amount| sum + amount)
+}
+
+/// So much of an amount's time, with its share of the money and energy; and the rest.
+fn apart(amount: Amount, ns: u64) -> (Amount, Amount) {
+    let ns = ns.min(amount.ns);
+    // As finely as rows are weighed.
+    let weight = ((u128::from(ns) << 32) / u128::from(amount.ns.max(1))) as u64;
+    let of = |total| split(total, &[weight, (1 << 32) - weight]);
+    let (pico, energy) = (of(amount.pico), of(amount.energy));
+    let part = Amount { ns, pico: pico[0], energy: energy[0] };
+    (part, amount - part)
 }
 
 /// Each part of an amount by [`split`].

@@ -64,13 +64,16 @@ proptest! {
                     now += ns;
                     let (work, tokens): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
                     let expert_bytes = work.iter().map(|w| w.expert_bytes).sum();
-                    let stats = StepStats { dense_bytes, expert_bytes, rows: work, ..StepStats::default() };
+                    let startup_ns = if expert_bytes % 3 == 0 { dense_bytes } else { 0 };
+                    let stats = StepStats { dense_bytes, expert_bytes, startup_ns, rows: work, ..StepStats::default() };
                     let charges = ledger.step(Tick(now), &stats, &tokens);
                     let whole = |c: &RowCharge| c.prefill + c.decode + c.recompute + c.draft;
                     let all: Vec<_> = charges.iter().map(whole).collect();
-                    let (before, after) = (sum(&before), sum(&ledger.cost().accounts));
-                    prop_assert_eq!(sum(&all), after - before);
-                    prop_assert_eq!(sum(&all).ns, ns);
+                    let after = ledger.cost().accounts;
+                    let startup = after[Account::Startup as usize] - before[Account::Startup as usize];
+                    prop_assert_eq!(startup.ns, ns.min(startup_ns));
+                    prop_assert_eq!(sum(&all) + startup, sum(&after) - sum(&before));
+                    prop_assert_eq!(sum(&all).ns, ns - startup.ns);
                     for (charge, tokens) in charges.iter().zip(&tokens) {
                         prop_assert!(tokens.prefill > 0 || charge.prefill == Amount::default());
                         let mut cost = RequestCost::default();
@@ -142,6 +145,26 @@ fn loaded_cost_reconciles_with_the_bill() {
     near(bill, 0.100);
     near(cost.recent.all.seconds_loaded, 100.0 / 2.5);
     near(cost.joules(Account::Idle), 50.0 * 50.0);
+}
+
+#[test]
+fn what_makes_weights_ready_is_startup_and_teaches_nothing() {
+    let start = Coefficients { ns_per_byte: 1.0, ns_per_mac: 1.0 };
+    let mut ledger = Ledger::new(&PRICES, start, 10 * SECOND, None);
+    let row = [RowTokens { decode: 1, ..RowTokens::default() }];
+    let work = vec![RowWork { macs: SECOND, ..RowWork::default() }];
+    let stats = StepStats { startup_ns: 30 * SECOND, rows: work, ..StepStats::default() };
+    let charges = ledger.step(Tick(31 * SECOND), &stats, &row);
+    let Amount { ns, pico, energy } = charges[0].decode;
+    assert_eq!((ns, pico / 1_000_000, energy / (JOULE / 1000)), (SECOND, 1000, 50_000));
+    let seconds = |account: Account, ledger: &Ledger| ledger.cost().accounts[account as usize].ns / SECOND;
+    assert_eq!([Account::Startup, Account::Decode].map(|a| seconds(a, &ledger)), [40, 1]);
+    // As foretold, so there was nothing to learn.
+    assert!((ledger.coefficients().ns_per_mac - 1.0).abs() < 1e-6);
+    // No step is shorter than what it was for.
+    ledger.step(Tick(32 * SECOND), &stats, &row);
+    assert_eq!([Account::Startup, Account::Decode].map(|a| seconds(a, &ledger)), [41, 1]);
+    ledger.check().expect("all is accounted for");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(view.data.len() <= bytes.len());
         }
         if let Ok(weight) = file.weight(&tensor.name) {
-            assert_eq!(weight.panels.is_some(), tensor.is_packed());
+            assert_eq!(weight.packed, tensor.is_packed());
             let rows = if tensor.is_packed() { weight.rows.next_multiple_of(8) } else { weight.rows };
             assert_eq!(weight.data.len(), weight.experts * rows * weight.row_bytes());
         }

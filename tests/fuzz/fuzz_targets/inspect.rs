@@ -74,8 +74,14 @@ fuzz_target!(|bytes: &[u8]| {
         let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens());
         matches!(template, Ok(_) | Err(TemplateError::Missing))
     });
-    let options =
-        RunnerOptions { backend: BackendKind::Reference, threads: 1, pin: false, isa: None, kv: KV };
+    let options = RunnerOptions {
+        backend: BackendKind::Reference,
+        threads: 1,
+        pin: false,
+        isa: None,
+        kv: KV,
+        lazy: false,
+    };
     match load_runner(&gguf, &options) {
         Ok(mut runner) => {
             assert_eq!(report.servable, text && servable(&gguf).is_ok(), "{:?}", report.problems);
