@@ -39,7 +39,9 @@ fn a_model_cut_short_while_it_is_served_changes_nothing() {
     for name in ["llama-F32.gguf", "qwen3moe-Q4_K_M.gguf"] {
         let folder = tempfile::tempdir().expect("a folder");
         let model = copy(folder.path(), name);
-        let server = Running::serve(model.to_str().expect("UTF-8"), &[], &[]);
+        // Experts that wait are read from the file.
+        let all = ["--set", "cpu.lazy_experts=false"];
+        let server = Running::serve(model.to_str().expect("UTF-8"), &all, &[]);
         let before = answer(&server.address);
         cut(&model);
         assert_eq!(answer(&server.address), before);
