@@ -182,7 +182,7 @@ impl Packers {
                     }
                     before += stack.len();
                 }
-                // The last one to be done says so.
+                // The last one to be done says so, unless there was so little that they still were being started.
                 if Arc::into_inner(work).is_some() {
                     tracing::info!("all experts are packed");
                 }
