@@ -137,19 +137,12 @@ pub fn load_runner(gguf: &Gguf, options: &RunnerOptions) -> Result<Box<dyn Runne
         BackendKind::Cpu => {
             let RunnerOptions { threads, pin, isa, lazy, .. } = *options;
             let options = CpuOptions { threads, pin, isa, groups, block_tokens, page, lazy };
-            let mut backend = CpuBackend::new(&options)?;
-            let model = arch::load(gguf, &mut backend)?;
-            gguf.release();
-            backend.pack_ahead(WAITING_MAX);
-            Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
+            bitwise(gguf, CpuBackend::new(&options)?, geometry, |b| b.pack_ahead(WAITING_MAX))
         }
         BackendKind::Reference => {
             let kv = KvStore::new(&groups, block_tokens, page);
             let kv = kv.map_err(|e| BackendError::Device(e.to_string()))?;
-            let mut backend = ReferenceBackend::new(kv);
-            let model = arch::load(gguf, &mut backend)?;
-            gguf.release();
-            Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
+            bitwise(gguf, ReferenceBackend::new(kv), geometry, |_| ())
         }
         BackendKind::Cuda { .. }
         | BackendKind::Metal { .. }
@@ -216,6 +209,18 @@ pub fn meter(backend: BackendKind) -> Option<Meter> {
 /// If `backend` is no GPU, this build has no kernels for it, or the GPU fails.
 pub fn gpu_selftest(backend: BackendKind) -> Result<SelfTest, String> {
     gpu::selftest(backend)
+}
+
+fn bitwise<B: Backend + 'static>(
+    gguf: &Gguf,
+    mut backend: B,
+    geometry: Geometry,
+    loaded: impl FnOnce(&mut B),
+) -> Result<Box<dyn Runner>, LoadError> {
+    let model = arch::load(gguf, &mut backend)?;
+    gguf.release();
+    loaded(&mut backend);
+    Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Bitwise)))
 }
 
 fn geometry(gguf: &Gguf, shape: &Shape, pool: &Pool, kv: &KvOptions) -> Result<Geometry, LoadError> {

@@ -70,6 +70,7 @@ impl Backend for CpuBackend {
     fn per_head(&mut self, x: &CpuTensor, w: &CpuWeight) -> Result<CpuTensor, BackendError> {
         let heads = w.experts as u64;
         self.count(x, heads * w.matrix_bytes(), heads * w.macs());
+        self.make_ready(&[w], 0..w.experts);
         Ok(self.core.head_products(x, w))
     }
 
@@ -148,9 +149,7 @@ impl Backend for CpuBackend {
             Some(t) => self.meter.experts_selected(t, chosen, routing.top_k, experts, bytes, macs),
         }
         let assigned = Assigned::routed(routing, experts);
-        if let Some(took) = self.core.make_ready(&assigned, parts) {
-            self.meter.startup(took);
-        }
+        self.make_ready(&parts, assigned.matrices());
         Ok(self.core.gated(x, &assigned, ffn))
     }
 

@@ -6,7 +6,6 @@
 //! expert, so an output has one writer and one order of summation: out += weight * y, y with its bias.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use super::linear::{Part, WIDE_COLUMNS, balanced};
 use super::math;
@@ -68,6 +67,11 @@ impl Assigned {
         }
         assigned
     }
+
+    /// Matrices that some row goes through.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = usize> + Clone {
+        self.experts.iter().map(|(expert, _)| *expert)
+    }
 }
 
 /// A worker's gate and up results: `[CHUNK, rows of the item's panels]` each.
@@ -109,22 +113,6 @@ fn halved(panels: usize, workers: usize) -> Vec<Range<usize>> {
 }
 
 impl Core {
-    /// Packs what is missing of the experts that rows go through, on all threads; how long that took, if something was missing.
-    pub(super) fn make_ready(&self, assigned: &Assigned, weights: [&CpuWeight; 3]) -> Option<Duration> {
-        let mut missing = Vec::new();
-        for stack in weights.into_iter().filter_map(CpuWeight::stack) {
-            for (expert, _) in &assigned.experts {
-                missing.extend(stack.missing(*expert).map(|part| (stack, part)));
-            }
-        }
-        if missing.is_empty() {
-            return None;
-        }
-        let begun = Instant::now();
-        self.pool.for_each(missing.len(), |_, i| missing[i].0.pack(missing[i].1));
-        Some(begun.elapsed())
-    }
-
     /// The weighted sum of the experts' outputs for each row of `x`; counts nothing.
     pub(super) fn gated(
         &self,

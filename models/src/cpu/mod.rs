@@ -203,6 +203,13 @@ impl CpuBackend {
         stacks
     }
 
+    /// Has these matrices of each weight packed, and counts what that takes.
+    fn make_ready(&mut self, weights: &[&CpuWeight], matrices: impl Iterator<Item = usize> + Clone) {
+        if let Some(took) = self.core.make_ready(weights, matrices) {
+            self.meter.startup(took);
+        }
+    }
+
     /// Counts a weight that the rows of `x` pass through.
     fn count(&mut self, x: &CpuTensor, bytes: u64, macs: u64) {
         match &x.tokens {

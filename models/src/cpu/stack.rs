@@ -7,9 +7,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::memory::Bytes;
 use super::weight::{PACK_BYTES, pack_panels};
+use super::{Core, CpuWeight};
 use crate::gguf;
 use crate::quant::{GgmlType, PANEL, Pack};
 use crate::weights::TensorView;
@@ -146,6 +148,28 @@ impl Stack {
     /// Parts of a matrix.
     fn parts(&self) -> usize {
         self.panels.div_ceil(self.each)
+    }
+}
+
+impl Core {
+    /// Packs what is missing of these matrices of each weight, on all threads; how long that took, if something was missing.
+    pub(super) fn make_ready(
+        &self,
+        weights: &[&CpuWeight],
+        matrices: impl Iterator<Item = usize> + Clone,
+    ) -> Option<Duration> {
+        let mut missing = Vec::new();
+        for stack in weights.iter().filter_map(|weight| weight.stack()) {
+            for matrix in matrices.clone() {
+                missing.extend(stack.missing(matrix).map(|part| (stack, part)));
+            }
+        }
+        if missing.is_empty() {
+            return None;
+        }
+        let begun = Instant::now();
+        self.pool.for_each(missing.len(), |_, i| missing[i].0.pack(missing[i].1));
+        Some(begun.elapsed())
     }
 }
 
