@@ -85,7 +85,7 @@ impl Auth {
         ];
         if let Some((key, _)) = limits.iter().find(|(_, limit)| limit.is_some() && keys.is_empty()) {
             let setting = Box::new(layers.setting(key));
-            return Err(ConfigError::Incomplete { setting, needs: "auth.keys" });
+            return Err(ConfigError::Incomplete { setting, needs: "auth.keys` or `auth.keys_file" });
         }
         Ok(Self { keys, requests_per_key_max, source })
     }

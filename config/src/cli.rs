@@ -58,8 +58,9 @@ enum Sub {
     Inspect(InspectArgs),
     /// Ask the server of this configuration whether it takes requests
     ///
-    /// For supervisors of images without an HTTP client: asks /readyz at server.host and server.port. Ends with 0 if the
-    /// server is ready; with 1 if it is loading, draining or stalled, or if there is none, after the reason.
+    /// For supervisors of images without an HTTP client: asks /readyz at server.admin_listen if that is set, else at
+    /// server.host and server.port. Ends with 0 if the server is ready; with 1 if it is loading, draining or stalled, or
+    /// if there is none, after the reason.
     Health(HealthArgs),
     /// Make an API key: prints its line for auth.keys_file
     ///

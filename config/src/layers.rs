@@ -140,7 +140,8 @@ impl Layers {
     /// Adds the environment: every variable that begins with `FRUGAL_` must be one of ours.
     ///
     /// Orchestrators inject variables for a service that happens to be called like us
-    /// (`FRUGAL_SERVICE_HOST`, `FRUGAL_PORT_8000_TCP`, `FRUGAL_PORT=tcp://...`); these are left alone.
+    /// (`FRUGAL_SERVICE_HOST`, `FRUGAL_PORT_8000_TCP`, `FRUGAL_PORT=tcp://...`); these are left alone. An empty variable
+    /// says nothing, for whoever passes variables on cannot always leave one out.
     pub fn environment(
         &mut self,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -154,6 +155,9 @@ impl Layers {
             match rest.split_once("__") {
                 Some((section, key)) => {
                     let key = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
+                    if value.is_empty() && self.known.contains(&key) {
+                        continue;
+                    }
                     self.insert_text(&key, &value, origin)?;
                 }
                 None => {

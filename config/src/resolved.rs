@@ -15,6 +15,7 @@ use crate::layers::Layers;
 use crate::prices::{Milliwatts, PicoPerHour, PicoPerKwh, PicoPerMillion};
 use crate::raw::{self, Isa, KvType, LogFormat, Raw, UnknownFields};
 use crate::tls::Tls;
+use crate::units::ByteSize;
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -412,7 +413,7 @@ impl Check<'_> {
             None => None,
         };
         let memory_bytes = match k.memory.chosen() {
-            Some(size) => Some(self.within("kv.memory", size.0, 1 << 16, 1 << 50)?),
+            Some(size) => Some(self.within("kv.memory", size, ByteSize(1 << 16), ByteSize(1 << 50))?.0),
             None => None,
         };
         Ok(Kv { block_tokens: k.block_tokens, dtype: k.dtype, memory_bytes, context_max })
@@ -483,7 +484,7 @@ impl Check<'_> {
     }
 
     fn bytes(&self, key: &str, value: u64, least: u64, most: u64) -> Result<usize, ConfigError> {
-        let value = self.within(key, value, least, most)?;
+        let ByteSize(value) = self.within(key, ByteSize(value), ByteSize(least), ByteSize(most))?;
         usize::try_from(value).map_err(|_| self.layers.wrong(key, "more than this machine can address"))
     }
 

@@ -156,6 +156,7 @@ impl Rendered {
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: Box<str>,
+    variables: HashSet<String>,
     environment: Environment<'static>,
     guard: Guard,
     bos: Option<String>,
@@ -194,9 +195,11 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         let marked = guard.mark_source(source);
         caught(|| environment.add_template_owned(NAME, marked).map_err(|e| error(&e, &guard)))?;
+        let names = |template: Template<'_, '_>| caught(|| Ok(template.undeclared_variables(false))).ok();
+        let variables = environment.get_template(NAME).ok().and_then(names).unwrap_or_default();
         let mark = |text: Option<String>| text.map(|text| guard.mark(&text));
         let source = source.into();
-        Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), source, environment, guard })
+        Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), source, variables, environment, guard })
     }
 
     /// The template in a model file.
@@ -210,10 +213,8 @@ impl ChatTemplate {
     }
 
     /// Names that the template reads and does not define: what may be given to [`ChatTemplate::render`].
-    pub fn variables(&self) -> HashSet<String> {
-        let template = self.environment.get_template(NAME);
-        let names = |template: Template<'_, '_>| caught(|| Ok(template.undeclared_variables(false))).ok();
-        template.ok().and_then(names).unwrap_or_default()
+    pub fn variables(&self) -> &HashSet<String> {
+        &self.variables
     }
 
     /// As it was written.

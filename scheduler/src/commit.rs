@@ -57,8 +57,10 @@ impl Engine {
             match row {
                 Ok(row) => self.commit_row(planned, row),
                 Err(fault) => {
-                    self.counters.row_faults += 1;
-                    self.fault(planned.seq, reason(&fault), &fault.to_string());
+                    let reason = reason(&fault);
+                    // What is the request's own fault is none of the house's.
+                    self.counters.row_faults += u64::from(reason == FinishReason::Fault);
+                    self.fault(planned.seq, reason, &fault.to_string());
                 }
             }
         }
@@ -212,10 +214,7 @@ impl Engine {
             Ok(Progress::Complete) => self.finish(id, FinishReason::Complete, None),
             Ok(Progress::Open) if full => self.finish(id, FinishReason::Length, None),
             Ok(Progress::Open) => {}
-            Err(why) => {
-                self.counters.row_faults += 1;
-                self.fault(id, FinishReason::Impossible, &RowFault::Grammar(why).to_string());
-            }
+            Err(why) => self.fault(id, FinishReason::Impossible, &RowFault::Grammar(why).to_string()),
         }
     }
 }

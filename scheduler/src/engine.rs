@@ -147,6 +147,7 @@ impl Engine {
         };
         let root = Key::root(&self.geometry.digest, scope);
         let stop = Arc::new(StopStrings::new(&request.stop));
+        let output_max = request.max_tokens.min(self.capacity.saturating_sub(prompt_len));
         let mut seqs = Vec::with_capacity(request.n as usize);
         for choice in 0..request.n {
             let seq = SeqId(self.next_seq);
@@ -159,7 +160,7 @@ impl Engine {
                 tokens: request.prompt.to_vec(),
                 prompt_len,
                 output: 0,
-                output_max: request.max_tokens.min(self.capacity.saturating_sub(prompt_len)),
+                output_max,
                 computed: 0,
                 high: 0,
                 scored: (choice == 0 && request.prompt_logprobs.is_some()).then_some(0),
@@ -185,6 +186,8 @@ impl Engine {
             prefilled: false,
             first_planned: None,
             first_token: None,
+            output_max,
+            longest: 0,
             share,
             report: Report { prompt_tokens: prompt_len, predicted, cost, ..Report::default() },
         };
@@ -231,6 +234,7 @@ impl Engine {
         self.outbox.events.push((seq.request, Event::Finish { choice: seq.choice, reason, text_len }));
         let Some(live) = self.live.get_mut(&seq.request) else { return };
         live.open -= 1;
+        live.longest = live.longest.max(seq.output);
         live.prefilled |= seq.choice == 0;
         if live.open == 0 {
             self.done(seq.request);
@@ -248,9 +252,16 @@ impl Engine {
         h.total.observe(report.total_ns);
         h.prompt_tokens.observe(u64::from(report.prompt_tokens));
         h.generation_tokens.observe(u64::from(report.completion_tokens));
+        h.longest_choice.observe(u64::from(live.longest));
+        h.output_limit.observe(u64::from(live.output_max));
         if let (Some(planned), Some(first)) = (live.first_planned, live.first_token) {
             h.prefill.observe(first.0 - planned.0);
-            h.decode.observe(self.now.0 - first.0);
+            let decode = self.now.0 - first.0;
+            h.decode.observe(decode);
+            h.inference.observe(self.now.0 - planned.0);
+            if let Some(further @ 1..) = live.longest.checked_sub(1) {
+                h.output_token.observe(decode / u64::from(further));
+            }
         }
         let cost = &mut report.cost;
         if report.fault.is_some() {

@@ -83,15 +83,25 @@ pub struct Submission {
     pub events: mpsc::Receiver<Event>,
 }
 
-/// A place in the queue for a request that is being prepared. Dropping it gives it back.
+/// A place in the queue for a request of a tenant that is being prepared. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Place(Option<Arc<Shared>>);
+pub struct Place(Option<(Arc<Shared>, u64)>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(unused) = self.0.take() {
-            unused.inbox().gate.release();
+        if let Some((unused, tenant)) = self.0.take() {
+            unused.inbox().gate.release(tenant);
         }
+    }
+}
+
+/// Work for a tenant that needs no place in the queue, and counts among what it has in progress. Dropping it ends that.
+#[derive(Debug)]
+pub struct Visit(Arc<Shared>, u64);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.inbox().gate.leave(self.1);
     }
 }
 
@@ -134,7 +144,7 @@ impl Handle {
     /// # Panics
     /// If the request has no prompt, a token out of the vocabulary, or asks for nothing.
     pub fn submit(&self, request: Request) -> Result<Submission, SubmitError> {
-        self.submit_at(None, request)
+        self.submit_at(None, vec![request]).map(|mut one| one.swap_remove(0))
     }
 
     /// Whether there is room in the queue for a request of this tenant. A refusal counts as one of [`Handle::submit`].
@@ -142,30 +152,50 @@ impl Handle {
         self.shared.inbox().gate.look(tenant)
     }
 
-    /// A place in the queue for a request of this tenant, before the work of preparing it. Only its tokens may still be too many.
-    pub fn reserve(&self, tenant: u64) -> Result<Place, SubmitError> {
-        self.shared.inbox().gate.reserve(tenant)?;
-        Ok(Place(Some(self.shared.clone())))
+    /// Counts a request that was refused for its length without being submitted, as if it had been.
+    pub fn too_long(&self) {
+        self.shared.inbox().gate.too_long();
     }
 
-    /// Queues a request at its place, if one was reserved.
+    /// A place in the queue for a request of this tenant, before the work of preparing it. Only its tokens may still be too many, or
+    /// its prompts.
+    pub fn reserve(&self, tenant: u64) -> Result<Place, SubmitError> {
+        self.shared.inbox().gate.reserve(tenant)?;
+        Ok(Place(Some((self.shared.clone(), tenant))))
+    }
+
+    /// Counts other work for this tenant among what it has in progress, if that is not too much.
+    pub fn visit(&self, tenant: u64) -> Result<Visit, SubmitError> {
+        self.shared.inbox().gate.enter(tenant)?;
+        Ok(Visit(self.shared.clone(), tenant))
+    }
+
+    /// Queues what a client asked for at its place, if one was reserved: a request for each prompt, all of them or none.
     ///
     /// # Panics
-    /// As [`Handle::submit`].
-    pub fn submit_at(&self, place: Option<Place>, request: Request) -> Result<Submission, SubmitError> {
-        let (sender, events) = mpsc::channel(self.room(&request));
+    /// As [`Handle::submit`], and if there is none.
+    pub fn submit_at(
+        &self,
+        place: Option<Place>,
+        requests: Vec<Request>,
+    ) -> Result<Vec<Submission>, SubmitError> {
+        let channels: Vec<_> = requests.iter().map(|request| mpsc::channel(self.room(request))).collect();
         let mut inbox = self.shared.inbox();
         // From one to the other nobody else gets in.
-        if place.is_some_and(|mut place| place.0.take().is_some()) {
-            inbox.gate.release();
+        if let Some((_, tenant)) = place.and_then(|mut place| place.0.take()) {
+            inbox.gate.release(tenant);
         }
-        let id = inbox.gate.admit(&request)?;
+        let ids = inbox.gate.admit(&requests)?;
         let at = self.now();
-        inbox.posts.push(Post::Submit { id, request: Box::new(request), at, events: sender });
+        let mut submissions = Vec::with_capacity(ids.len());
+        for ((request, id), (sender, events)) in requests.into_iter().zip(ids).zip(channels) {
+            inbox.posts.push(Post::Submit { id, request: Box::new(request), at, events: sender });
+            submissions.push(Submission { id, events });
+        }
         self.shared.watchdog.work(at);
         drop(inbox);
         self.shared.wake.notify_one();
-        Ok(Submission { id, events })
+        Ok(submissions)
     }
 
     /// Events that a request can have, at most.

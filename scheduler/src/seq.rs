@@ -80,6 +80,10 @@ pub(crate) struct Live {
     pub(crate) prefilled: bool,
     pub(crate) first_planned: Option<Tick>,
     pub(crate) first_token: Option<Tick>,
+    /// The most tokens that a choice may have.
+    pub(crate) output_max: u32,
+    /// The most that an ended one had.
+    pub(crate) longest: u32,
     /// Whether blocks are shared at all.
     pub(crate) share: bool,
     pub(crate) report: Report,

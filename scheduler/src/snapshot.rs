@@ -51,7 +51,7 @@ pub struct Counters {
     /// Of these, those that were.
     pub accepted_tokens: u64,
     /// Choices ended, in the order of [`finish_index`].
-    pub finished: [u64; 7],
+    pub finished: [u64; 8],
     /// Requests accepted.
     pub requests: u64,
     /// Sequences that lost their blocks to an older one.
@@ -62,7 +62,7 @@ pub struct Counters {
     pub steps: u64,
     /// Steps that faulted as a whole.
     pub step_faults: u64,
-    /// Rows that faulted alone.
+    /// Rows that faulted alone; those of requests that cannot be answered are none.
     pub row_faults: u64,
 }
 
@@ -87,8 +87,9 @@ pub const fn finish_index(reason: FinishReason) -> usize {
         FinishReason::Length => 2,
         FinishReason::Cancelled => 3,
         FinishReason::Timeout => 4,
-        FinishReason::Fault | FinishReason::Impossible => 5,
+        FinishReason::Fault => 5,
         FinishReason::Shutdown => 6,
+        FinishReason::Impossible => 7,
     }
 }
 
@@ -294,6 +295,14 @@ pub struct Histograms {
     pub prompt_tokens: Histogram,
     /// Output tokens of all choices, per ended request.
     pub generation_tokens: Histogram,
+    /// First planned step to end.
+    pub inference: Histogram,
+    /// First token to end, over the longest choice's tokens but the first, per ended request that has more than one.
+    pub output_token: Histogram,
+    /// Output tokens of the longest choice, per ended request.
+    pub longest_choice: Histogram,
+    /// Output tokens that a choice could have, per ended request.
+    pub output_limit: Histogram,
     /// Tokens per step.
     pub step_tokens: Histogram,
 }
@@ -309,6 +318,10 @@ impl Default for Histograms {
             decode: Histogram::seconds(histogram::REQUEST_TIME),
             prompt_tokens: Histogram::tokens(histogram::REQUEST_TOKENS),
             generation_tokens: Histogram::tokens(histogram::REQUEST_TOKENS),
+            inference: Histogram::seconds(histogram::REQUEST_TIME),
+            output_token: Histogram::seconds(histogram::INTER_TOKEN),
+            longest_choice: Histogram::tokens(histogram::REQUEST_TOKENS),
+            output_limit: Histogram::tokens(histogram::REQUEST_TOKENS),
             step_tokens: Histogram::tokens(histogram::STEP_TOKENS),
         }
     }

@@ -16,6 +16,7 @@ use axum::response::Response;
 use frugal_scheduler::request::Report;
 use tracing::{Instrument, Span};
 
+use crate::anthropic::error::is_anthropics;
 use crate::rates::Budget;
 use crate::state::State;
 use crate::traces::RequestSpan;
@@ -23,6 +24,9 @@ use crate::usage::Totals;
 
 /// Clients may choose it, of visible ASCII, so that their logs and ours can be joined; OpenAI's clients show the answer's.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The same in Anthropic's words, for its clients.
+const ANTHROPICS_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Longer ids and paths are not logged.
 const LOGGED_MAX: usize = 128;
@@ -123,6 +127,7 @@ pub async fn log(Shared(state): Shared<State>, mut request: Request, next: Next)
     });
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(LOGGED_MAX).collect();
+    let is_anthropics = is_anthropics(&path);
     let request_id = id.to_str().unwrap_or_default();
     // Authentication fills in whose key it was.
     let field = tracing::field::Empty;
@@ -147,6 +152,9 @@ pub async fn log(Shared(state): Shared<State>, mut request: Request, next: Next)
     guard.status = response.status().as_u16();
     // Set once: here.
     let _ = guard.line.status.set(response.status());
+    if is_anthropics {
+        response.headers_mut().insert(ANTHROPICS_ID, id.clone());
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     response.map(|body| Body::new(Logged { body, _guard: guard }))
 }

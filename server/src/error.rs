@@ -7,6 +7,7 @@
 //! | 400 | `invalid_request_error` | `previous_response_not_found` | it was not stored, has expired, or another key's |
 //! | 400 | `invalid_request_error` | `impossible` | the answer cannot be what was asked: its grammar cannot be followed |
 //! | 401 | `invalid_request_error` | `invalid_api_key` | no key, or a wrong one |
+//! | 403 | `invalid_request_error` | `foreign_host` | a web page called a server of this machine alone by a name that is not its own |
 //! | 404 | `invalid_request_error` | `model_not_found`, `unknown_url` | |
 //! | 405, 408, 413, 415, 431 | `invalid_request_error` | `method_not_allowed`, `request_timeout`, ... | |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | this key has too many requests in progress, or has used its requests or tokens of a minute |
@@ -102,6 +103,13 @@ impl ApiError {
     pub fn impossible() -> Self {
         let message = "The answer cannot be what was asked for";
         Self::client(StatusCode::BAD_REQUEST, Some("impossible"), message)
+    }
+
+    /// 403: a web page was led to this machine by a name of somebody else's.
+    pub fn foreign_host() -> Self {
+        let message =
+            "Pages must call this server by an address, by localhost, or by a name in server.cors_origins";
+        Self::client(StatusCode::FORBIDDEN, Some("foreign_host"), message)
     }
 
     /// 401, with the challenge that HTTP demands.

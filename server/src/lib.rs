@@ -9,6 +9,7 @@ pub mod admit;
 pub mod answer;
 mod anthropic;
 pub mod auth;
+mod body;
 mod cors;
 pub mod error;
 pub mod fingerprint;
@@ -27,9 +28,11 @@ pub mod traces;
 pub mod usage;
 
 use std::any::Any;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State as Bound};
+use axum::http::HeaderValue;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -72,7 +75,7 @@ pub fn openapi(apart: bool) -> OpenApi {
 
 /// The application: all of it, or what is for clients if the rest has a listener of its own ([`admin`]).
 pub fn app(state: State) -> Router {
-    let Operations { keys, selfcheck, apart, cors_origins, .. } = state.operations();
+    let Operations { keys, selfcheck, apart, cors_origins, local, .. } = state.operations();
     let (endpoints, _) = if *apart { public() } else { endpoints() }.split_for_parts();
     let routes = or_refused(endpoints.merge(routes::debug::route(*selfcheck && !apart)));
     let mut routes = bounded(routes.layer(from_fn_with_state(keys.clone(), auth::require)), &state)
@@ -80,6 +83,10 @@ pub fn app(state: State) -> Router {
     if !cors_origins.is_empty() {
         // Around authentication: a preflight brings no key, and a page may know why it was refused.
         routes = routes.layer(cors::layer(cors_origins));
+    }
+    if *local {
+        let origins = Arc::<[HeaderValue]>::from(&**cors_origins);
+        routes = routes.layer(from_fn_with_state(origins, cors::local));
     }
     observed(routes, state)
 }

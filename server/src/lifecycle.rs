@@ -58,22 +58,41 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Unless it has another meaning.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     /// From now on signals do not end the process by themselves.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, hangup: None })
+    }
+
+    /// SIGHUP is one, too: a terminal takes its programs along with it.
+    pub(crate) fn and_hangup(&mut self) -> anyhow::Result<()> {
+        self.hangup = Some(listen(SignalKind::hangup())?);
+        Ok(())
     }
 
     /// Resolves at the next signal, with its name.
     pub(crate) async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = hangup => "SIGHUP",
         }
     }
+}
+
+fn listen(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("cannot listen for signals")
 }
 
 /// Serves connections until [`Server::finish`].
@@ -197,13 +216,17 @@ pub(crate) async fn watch_for_hang(handle: Handle, every: Duration) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looks = 0;
-    while looks < LOOKS {
+    loop {
         ticks.tick().await;
-        looks = if matches!(handle.healthy(), Err(Stalled::Stuck(_))) { looks + 1 } else { 0 };
-    }
-    if let Err(stalled) = handle.healthy() {
-        tracing::error!(%stalled, "giving the engine up");
-        handle.give_up(&stalled.to_string());
+        match handle.healthy() {
+            Ok(()) => looks = 0,
+            Err(Stalled::Dead(_)) => return,
+            Err(stalled) if looks + 1 >= LOOKS => {
+                tracing::error!(%stalled, "giving the engine up");
+                return handle.give_up(&stalled.to_string());
+            }
+            Err(Stalled::Stuck(_)) => looks += 1,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! (money without a price, the engine before it is loaded) is absent rather than zero.
 
 mod http;
+mod process;
 mod table;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use frugal_scheduler::snapshot::Snapshot;
 use prometheus::proto;
 
 pub use http::{HttpCounts, count};
+pub use process::process;
 pub use table::METRICS;
 
 /// The media type of [`render`]'s text.
@@ -38,6 +40,8 @@ pub struct View<'a> {
     pub http: &'a HttpCounts,
     /// Responses of `/v1/responses` that are kept, and the bytes they take.
     pub kept: (usize, usize),
+    /// What [`process`] said.
+    pub process: &'a [proto::MetricFamily],
     /// The engine, and the positions in one of its blocks; None while the model is being loaded.
     pub engine: Option<(&'a Snapshot, u32)>,
 }
@@ -114,6 +118,18 @@ impl Samples {
             Kind::Histogram => unreachable!("histograms are put as such"),
         }
         self.samples.push(sample);
+    }
+
+    /// What the system says of the process under this name, if it does.
+    fn of_process(&mut self, view: &View<'_>, name: &str) {
+        let family = view.process.iter().find(|family| family.name() == name);
+        if let Some(metric) = family.and_then(|family| family.get_metric().first()) {
+            let value = match self.kind {
+                Kind::Counter => metric.get_counter().get_value(),
+                _ => metric.get_gauge().get_value(),
+            };
+            self.put(&[], value);
+        }
     }
 
     fn histogram(&mut self, values: &[&str], from: &Histogram) {

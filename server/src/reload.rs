@@ -56,12 +56,8 @@ impl Source {
     }
 }
 
-/// Looks after sources for as long as the process runs. Without any, SIGHUP ends the process as ever: that is how a terminal
-/// takes its programs along.
+/// Looks after sources for as long as the process runs.
 pub(crate) fn watch(mut sources: Vec<Source>) -> anyhow::Result<()> {
-    if sources.is_empty() {
-        return Ok(());
-    }
     let mut hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(EVERY);

@@ -82,7 +82,10 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         None => None,
     };
     let state = State::operated(settings(config, load::id(config)?), operations(config)?);
-    reload::watch(sources(config, &state, tls.clone()))?;
+    match sources(config, &state, tls.clone()) {
+        none if none.is_empty() => signals.and_hangup()?,
+        sources => reload::watch(sources)?,
+    }
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut servers = vec![Server::start(listener, frugal::app(state.clone()), &config.listen, tls)];
     let admin = admin.map(|(listener, address)| {
@@ -253,6 +256,7 @@ fn operations(config: &Config) -> anyhow::Result<Operations> {
         facts: Facts { currency: config.cost.currency.clone(), hosted: config.cost.hosted.clone() },
         selfcheck: config.selfcheck,
         apart: config.listen.admin.is_some(),
+        local: config.listen.host.is_loopback() && config.auth.keys.is_empty() && !config.auth.has_file(),
         cors_origins: origins.collect::<Result<_, _>>().context("server.cors_origins")?,
         traces: traces.transpose().context("traces.endpoint cannot be used")?,
     })

@@ -9,6 +9,7 @@ use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::handle::Handle;
 
 use crate::auth::Keys;
+use crate::body::Room;
 use crate::error::ApiError;
 use crate::form::ModelForm;
 use crate::metrics::{Facts, HttpCounts};
@@ -26,6 +27,7 @@ struct Shared {
     operations: Operations,
     http: HttpCounts,
     text: TextPool,
+    bodies: Room,
     responses: Arc<Store>,
     engine: OnceLock<Engine>,
 }
@@ -43,6 +45,8 @@ pub struct Operations {
     pub apart: bool,
     /// Origins whose pages may read answers; `*` for all.
     pub cors_origins: Vec<HeaderValue>,
+    /// Whoever reaches it from this machine is let in, and no one else reaches it: then web pages must call it by a name of its own.
+    pub local: bool,
     /// Where traces go; None for nowhere.
     pub traces: Option<Traces>,
 }
@@ -79,9 +83,18 @@ impl State {
     pub fn operated(settings: Settings, operations: Operations) -> Self {
         assert!(!settings.models.is_empty(), "a server serves a model");
         let text = TextPool::new(settings.limits.text_threads, settings.limits.text_queue);
+        let bodies = Room::new(settings.limits.body_bytes);
         let http = HttpCounts::default();
         let responses = Arc::new(Store::new(settings.responses));
-        Self(Arc::new(Shared { settings, operations, http, text, responses, engine: OnceLock::new() }))
+        Self(Arc::new(Shared {
+            settings,
+            operations,
+            http,
+            text,
+            bodies,
+            responses,
+            engine: OnceLock::new(),
+        }))
     }
 
     /// From now on requests are served.
@@ -110,6 +123,11 @@ impl State {
     /// Where requests become tokens.
     pub fn text(&self) -> &TextPool {
         &self.0.text
+    }
+
+    /// Room for what clients send.
+    pub(crate) fn bodies(&self) -> &Room {
+        &self.0.bodies
     }
 
     /// Responses that can be retrieved and continued.

@@ -14,6 +14,7 @@ use frugal_models::detok::Detokenizer;
 use frugal_models::step::{TokenBytes, TokenId, TokenScore};
 use frugal_scheduler::handle::Submission;
 use frugal_scheduler::request::{Event, FinishReason, Report};
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -199,17 +200,17 @@ impl Answer {
         let submitted = SystemTime::now();
         let n = admitted.n as usize;
         let strings = admitted.prompts.first().map(|p| p.request.stop.clone()).unwrap_or_default();
-        let mut events = SelectAll::new();
         let mut prompts = Vec::with_capacity(admitted.prompts.len());
+        let mut requests = Vec::with_capacity(admitted.prompts.len());
         for (i, prompt) in admitted.prompts.into_iter().enumerate() {
-            let ids = prompt.request.prompt.clone();
-            let submission = engine.handle.submit_at(admitted.place.take(), prompt.request);
-            let submission = submission.map_err(|e| from_submit(e, admitted.prompt_field))?;
-            events.push(numbered(i, submission));
-            let (echo, scores, first_choice) = (prompt.echo, Vec::new(), i * n);
-            let (begun, running, failed) = (false, n, None);
+            let (echo, ids, first_choice) = (prompt.echo, prompt.request.prompt.clone(), i * n);
+            let (begun, scores, running, failed) = (false, Vec::new(), n, None);
             prompts.push(PromptState { echo, begun, ids, scores, first_choice, n, running, failed });
+            requests.push(prompt.request);
         }
+        let submissions = engine.handle.submit_at(admitted.place.take(), requests);
+        let submissions = submissions.map_err(|e| from_submit(e, admitted.prompt_field))?;
+        let events = submissions.into_iter().enumerate().map(|(i, one)| numbered(i, one)).collect();
         let form = |choice| admitted.form.as_ref().map(|form: &Form| form.reader(choice));
         let choices = (0..prompts.len() * n).map(|i| ChoiceState { form: form(i), ..ChoiceState::default() });
         let choices = choices.collect();
@@ -264,6 +265,7 @@ impl Answer {
                 None => Err(ApiError::internal("The engine stopped")),
             };
             if let Err(error) = result {
+                self.settle();
                 self.end = End::Failed;
                 self.events = SelectAll::new();
                 self.ready.push_back(Err(error));
@@ -300,6 +302,23 @@ impl Answer {
             }
         }
         Ok(())
+    }
+
+    /// Takes into account what the engine has done already and nobody will read.
+    fn settle(&mut self) {
+        while let Some(Some((_, event))) = tokio::task::unconstrained(self.events.next()).now_or_never() {
+            match event {
+                Event::Token { .. } => {
+                    self.tokens_seen += 1;
+                    self.charge(1);
+                }
+                Event::Done(report) => {
+                    self.totals.add(&report);
+                    self.reports.push(*report);
+                }
+                Event::PromptScores { .. } | Event::Finish { .. } => {}
+            }
+        }
     }
 
     fn charge(&self, tokens: u64) {
@@ -406,7 +425,8 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if self.end != End::Complete {
-            // Accounts that no one waited for are not known; what was asked and seen is.
+            self.settle();
+            // Accounts of what still runs are not known; what was asked and computed is.
             let asked = self.prompts.iter().map(|p| p.ids.len() as u64).sum();
             self.totals.prompt_tokens = self.totals.prompt_tokens.max(asked);
             self.totals.completion_tokens = self.totals.completion_tokens.max(self.tokens_seen);

@@ -114,6 +114,13 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
         Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             "no trusted authority vouches for its certificate; name one with --ca-file".to_owned()
         }
+        Some(Error::InvalidCertificate(CertificateError::Other(other)))
+            if other.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            "its certificate is an authority's own, which no server may show; make one with \
+             `-addext basicConstraints=critical,CA:FALSE`"
+                .to_owned()
+        }
         Some(Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
         _ => error.to_string(),
     }

@@ -74,13 +74,26 @@ async fn seeds_decide_and_choices_differ() {
     assert_eq!(texts(&a), texts(&server.chat(&seeded(json!(1))).await));
     assert_ne!(texts(&a), texts(&server.chat(&seeded(json!(2))).await));
     assert_ne!(texts(&a)[0], texts(&a)[1]);
-    // Without a seed, answers differ; -1 and the largest number of 64 bits are the same bits.
-    assert_ne!(
-        texts(&server.chat(&seeded(json!(null))).await),
-        texts(&server.chat(&seeded(json!(null))).await)
-    );
-    let (minus, large) = (server.chat(&seeded(json!(-1))).await, server.chat(&seeded(json!(u64::MAX))).await);
-    assert_eq!(texts(&minus), texts(&large));
+    // Without a seed, or with -1, which means none, answers differ.
+    for none in [json!(null), json!(-1)] {
+        assert_ne!(
+            texts(&server.chat(&seeded(none.clone())).await),
+            texts(&server.chat(&seeded(none)).await)
+        );
+    }
+    let (minus, large) =
+        (server.chat(&seeded(json!(-2))).await, server.chat(&seeded(json!(u64::MAX - 1))).await);
+    assert_eq!(texts(&minus), texts(&large), "the same 64 bits");
+}
+
+#[tokio::test]
+async fn the_same_prompt_twice_is_answered_twice_unless_a_seed_is_given() {
+    let server = Server::new().await;
+    let ask = json!({"prompt": ["Tell", "Tell"], "temperature": 1, "max_tokens": 12, "ignore_eos": true});
+    let drawn = server.ask("/v1/completions", &ask).await;
+    assert_ne!(drawn["choices"][0]["text"], drawn["choices"][1]["text"]);
+    let given = server.ask("/v1/completions", &with(ask, &json!({"seed": 3}))).await;
+    assert_eq!(given["choices"][0]["text"], given["choices"][1]["text"]);
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn send(server: &Server, body: &Value) -> TcpStream {
 }
 
 /// Waits for a state of the engine. Each try is a round trip, so that the server gets on.
-async fn until(server: &Server, what: &str, condition: impl Fn(&Server) -> bool) {
+pub(crate) async fn until(server: &Server, what: &str, condition: impl Fn(&Server) -> bool) {
     for _ in 0..20_000 {
         if condition(server) {
             return;

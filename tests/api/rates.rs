@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use frugal::auth::Keys;
+use frugal::settings::Caller;
 use frugal_config::auth::{Key, Rates};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
 
 use crate::harness::{Reply, Server, Setup, user, with};
+use crate::lifecycle::until;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -111,6 +115,49 @@ async fn a_key_has_its_tokens_a_minute() {
     assert_eq!(never.headers["x-should-retry"], "false");
     shows(&never, "tokens", 600, 600, "0ms");
     server.settle().await;
+}
+
+/// The engine runs ahead of a client that takes nothing, and what it computed is paid for when that client leaves.
+#[tokio::test]
+async fn what_nobody_reads_is_charged() {
+    let (server, _) = limited(0, 5000).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(server.url["http://".len()..].parse().unwrap()).await.unwrap();
+    let more = json!({"stream": true, "logprobs": true, "top_logprobs": 20});
+    let body = with(ask(900), &more).to_string();
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer sk-a\r\nContent-Type: application/json"
+    );
+    let request = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    until(&server, "all is computed", |s| s.handle.snapshot().counters.finished[2] == 1).await;
+    drop(stream);
+    let prompt = server.handle.snapshot().counters.prompt_tokens;
+    let left = (5000 - 900 - prompt).to_string();
+    // What is refused costs nothing, and shows what is left.
+    while post(&server, "sk-a", CHAT, &json!({"messages": 3})).await.headers["x-ratelimit-remaining-tokens"]
+        != *left
+    {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn several_prompts_are_one_request_in_progress_and_text_endpoints_are_requests() {
+    let mut setup = Setup::default();
+    setup.operations.keys = Keys::new(&[Key::new("a", "sk-a")]);
+    setup.engine.tenant_requests_max = Some(1);
+    let server = setup.start().await;
+    let prompts = json!({"prompt": ["a", "b", "c"], "max_tokens": 1});
+    assert_eq!(post(&server, "sk-a", "/v1/completions", &prompts).await.status, StatusCode::OK);
+    let visit = server.handle.visit(Caller::named("a").tenant).unwrap();
+    for (path, body) in [("/v1/completions", prompts), ("/tokenize", json!({"prompt": "a"}))] {
+        let refused = post(&server, "sk-a", path, &body).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
+    }
+    drop(visit);
+    assert_eq!(post(&server, "sk-a", "/tokenize", &json!({"prompt": "a"})).await.status, StatusCode::OK);
 }
 
 #[tokio::test]

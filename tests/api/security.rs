@@ -101,6 +101,28 @@ async fn any_origin_is_let_in_only_if_that_is_said() {
     assert_eq!((preflight.status(), allowed(&preflight)), (StatusCode::OK, Some("*")));
 }
 
+#[tokio::test]
+async fn a_page_under_a_foreign_name_cannot_use_a_server_of_this_machine_alone() {
+    let mut setup = Setup::default();
+    setup.operations.local = true;
+    let server = setup.start().await;
+    let ask = json!({"messages": user("Hi"), "max_tokens": 1});
+    let port = server.url.rsplit(':').next().unwrap();
+    let called = async |name: &str, origin: bool| {
+        let host = format!("{name}:{port}");
+        let origin = origin.then(|| ("origin", format!("http://{host}")));
+        let mut headers = vec![("host", &*host)];
+        headers.extend(origin.as_ref().map(|(name, value)| (*name, value.as_str())));
+        server.post_with(CHAT, &ask, &headers).await
+    };
+    let led = called("attacker.example", true).await;
+    assert_eq!((led.status, &led.json["error"]["code"]), (StatusCode::FORBIDDEN, &json!("foreign_host")));
+    // Its own page, and programs whatever they call it.
+    for (name, origin) in [("localhost", true), ("127.0.0.1", true), ("attacker.example", false)] {
+        assert_eq!(called(name, origin).await.status, StatusCode::OK, "{name}");
+    }
+}
+
 /// In no answer, whoever asks for the file in which it stands.
 const SECRET: &str = "PLUGH-XYZZY-4711";
 

@@ -120,7 +120,7 @@ impl World {
     }
 
     pub(crate) fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
-        let id = match self.gate.admit(&request) {
+        let id = match self.gate.admit(std::slice::from_ref(&request)).map(|ids| ids[0]) {
             Ok(id) => id,
             Err(refusal) => {
                 self.tally.refused += 1;
@@ -331,7 +331,7 @@ pub(crate) struct Tally {
     drafts: [u64; 2],
     step_faults: u64,
     row_faults: u64,
-    finished: [u64; 7],
+    finished: [u64; 8],
     /// Queued, in prefill, in decode.
     cancelled: [u64; 3],
 }
@@ -348,7 +348,7 @@ impl Tally {
         self.recomputed += other.recomputed;
         self.step_faults += other.step_faults;
         self.row_faults += other.row_faults;
-        (0..7).for_each(|i| self.finished[i] += other.finished[i]);
+        (0..8).for_each(|i| self.finished[i] += other.finished[i]);
         (0..3).for_each(|i| self.cancelled[i] += other.cancelled[i]);
         (0..2).for_each(|i| self.drafts[i] += other.drafts[i]);
     }

@@ -42,7 +42,9 @@ pub struct Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The default one.
-    #[error("cannot get the default model; a model file can be given with --model PATH instead")]
+    #[error(
+        "cannot get the default model; a model file can be named instead (`--model PATH`, or `frugal inspect PATH`)"
+    )]
     Default(#[from] SourceFault),
     /// No home, and no other folder for the default one.
     #[error("no folder for the default model: set HOME or model.cache_dir, or give --model PATH")]

@@ -111,7 +111,7 @@ fn a_place_is_kept_until_it_is_used_or_dropped() {
     }));
     assert!(panicked.is_err());
     let place = handle.reserve(0).expect("a panic gives it back");
-    let _running = handle.submit_at(Some(place), test_request(1)).expect("its place was kept");
+    let _running = handle.submit_at(Some(place), vec![test_request(1)]).expect("its place was kept");
     control.resume();
 }
 

@@ -19,6 +19,8 @@ const RECENT: f64 = 0.9;
 const FORETOLD_BOUND: f64 = 4.0;
 /// Largest factor between a coefficient and its start value.
 const BOUND: f64 = 1000.0;
+/// A row, in parts that its drafts may be charged of it.
+const FINE: u32 = 1 << 24;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fit {
@@ -73,6 +75,25 @@ impl Fit {
             return vec![1; stats.rows.len()];
         }
         stats.rows.iter().map(|row| ((time(row) / total * 4_294_967_296.0) as u64).max(1)).collect()
+    }
+
+    /// Each kind of tokens' part of its row's work, as weights: recompute, prefill, decode, draft. A row reads dense weights and its part
+    /// of the cache whether or not it has drafts, so wrong ones answer for experts and multiply-adds alone.
+    pub(super) fn kinds(&self, stats: &StepStats, work: &RowWork, tokens: &RowTokens) -> [u64; 4] {
+        let draft = u64::from(tokens.draft);
+        let kept = [tokens.recompute, tokens.prefill, tokens.decode].map(u64::from);
+        let all: u64 = kept.iter().sum::<u64>() + draft;
+        let own = self.time(work.expert_bytes as f64, work.macs as f64);
+        let shared =
+            self.time(stats.dense_bytes as f64 / stats.rows.len() as f64 + work.kv_bytes as f64, 0.0);
+        let part = own / (own + shared) * draft as f64 / all as f64;
+        let [recompute, prefill, decode] = kept;
+        if draft == 0 || draft == all || !part.is_finite() {
+            return [recompute, prefill, decode, draft];
+        }
+        let part = (part * f64::from(FINE)) as u64;
+        let rest = u64::from(FINE) - part;
+        [rest * recompute, rest * prefill, rest * decode, part * (all - draft)]
     }
 
     pub(super) fn observe(&mut self, stats: &StepStats, rows: &[RowTokens], ns: u64) {

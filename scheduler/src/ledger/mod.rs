@@ -115,7 +115,8 @@ impl Ledger {
     }
 
     /// A step is done: splits the time since the last settlement over its rows by the work each caused, and within a
-    /// row by tokens, but for what made weights ready, which is startup. One charge per row.
+    /// row by tokens, of which wrong drafts pay for what they added; but for what made weights ready, which is startup. One
+    /// charge per row.
     ///
     /// # Panics
     /// If `stats` has not one entry per row, or there is no row.
@@ -125,10 +126,12 @@ impl Ledger {
         let (startup, spent) = apart(spent, stats.startup_ns);
         self.post(Account::Startup, startup);
         let weights = self.fit.weights(stats);
+        let kinds: Vec<_> =
+            stats.rows.iter().zip(rows).map(|(work, row)| self.fit.kinds(stats, work, row)).collect();
         self.fit.observe(stats, rows, spent.ns);
         let mut charges = Vec::with_capacity(rows.len());
-        for (row, share) in rows.iter().zip(shares(spent, &weights)) {
-            let parts = shares(share, &[row.recompute, row.prefill, row.decode, row.draft].map(u64::from));
+        for (kinds, share) in kinds.iter().zip(shares(spent, &weights)) {
+            let parts = shares(share, kinds);
             let charge =
                 RowCharge { recompute: parts[0], prefill: parts[1], decode: parts[2], draft: parts[3] };
             self.post(Account::Recompute, charge.recompute);

@@ -220,3 +220,26 @@ fn savings_are_what_computing_would_have_cost() {
     assert!((9_999..=10_000).contains(&saved.ns) && (9_999..=10_000).contains(&saved.pico), "{saved:?}");
     assert_eq!(ledger.cost().saved, saved);
 }
+
+/// Dense weights that take 25 ms to read, and 10 us of multiply-adds for each token: wrong drafts pay for the latter alone.
+#[test]
+fn wrong_drafts_pay_for_what_they_added() {
+    let coefficients = Coefficients { ns_per_byte: 0.05, ns_per_mac: 0.01 };
+    let mut ledger = Ledger::new(&PRICES, coefficients, 0, None);
+    let step = |tokens: u64, ns| {
+        let work = RowWork { expert_bytes: 0, macs: 1_000_000 * tokens, kv_bytes: 100_000_000 };
+        (StepStats { dense_bytes: 400_000_000, rows: vec![work], ..StepStats::default() }, ns)
+    };
+    let charge = |ledger: &mut Ledger, (stats, ns): (StepStats, u64), tokens: RowTokens| {
+        let now = Tick(ledger.settled.0 + ns);
+        ledger.step(now, &stats, &[tokens])[0]
+    };
+    let alone = charge(&mut ledger, step(1, 25_010_000), RowTokens { decode: 1, ..RowTokens::default() });
+    assert_eq!((alone.decode.ns, alone.draft.ns), (25_010_000, 0));
+    let wrong = RowTokens { decode: 1, draft: 8, ..RowTokens::default() };
+    let charged = charge(&mut ledger, step(9, 25_090_000), wrong);
+    assert!(charged.draft.ns.abs_diff(80_000) < 100, "{charged:?}");
+    let right = RowTokens { decode: 9, ..RowTokens::default() };
+    let charged = charge(&mut ledger, step(9, 25_090_000), right);
+    assert_eq!((charged.decode.ns, charged.draft.ns), (25_090_000, 0));
+}

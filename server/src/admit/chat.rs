@@ -81,7 +81,7 @@ impl Conversation {
         max_tokens: Option<u32>,
     ) -> Result<Admitted, ApiError> {
         let (rendered, prompt) = self.prompt(cx)?;
-        let form = form(cx, &self.tools, &rendered.text(), Form::key(common.seed, &prompt));
+        let form = form(cx, &self.tools, &rendered.text(), Form::key(common.seed.value, &prompt));
         common.constraint = formed(cx, &form, &self.tools, common.constraint.take())?;
         let budget = budget(&form, &self.reasoning);
         let request = common.request(cx, self.field, prompt.into(), max_tokens)?;

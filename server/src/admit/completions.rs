@@ -51,6 +51,7 @@ pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, Api
             request.prompt_logprobs = request.prompt_logprobs.max(scored);
         }
         prompts.push(Prompt { request, echo });
+        common.seed = common.seed.next()?;
     }
     common.admit(&cx, PROMPT_FIELD, prompts)
 }

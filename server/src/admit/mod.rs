@@ -120,10 +120,16 @@ impl<'a> Context<'a> {
     fn check_output(&self, field: &str, max_tokens: Option<u32>) -> Result<Option<u32>, ApiError> {
         match max_tokens {
             Some(wanted) if wanted > self.context_max() => {
-                Err(ApiError::context_length(field, too_long(self.context_max(), wanted)))
+                Err(self.too_long(field, too_long(self.context_max(), wanted)))
             }
             fits => Ok(fits),
         }
+    }
+
+    /// The refusal of what is longer than the context.
+    fn too_long(&self, field: &str, message: String) -> ApiError {
+        self.engine.handle.too_long();
+        ApiError::context_length(field, message)
     }
 
     /// Bounds the work of the tokenizer.
@@ -133,7 +139,7 @@ impl<'a> Context<'a> {
             return Ok(());
         }
         let message = format!("The text of '{prompt_field}' has {bytes} bytes, {most} is the most");
-        Err(ApiError::context_length(prompt_field, message))
+        Err(self.too_long(prompt_field, message))
     }
 }
 
@@ -148,7 +154,7 @@ struct Common {
     n: u32,
     min_tokens: u32,
     ignore_eos: bool,
-    seed: u64,
+    seed: Seed,
     stop: Arc<[String]>,
     stop_token_ids: Arc<[TokenId]>,
     include_stop: bool,
@@ -176,7 +182,7 @@ impl Common {
             n: 1,
             min_tokens: 0,
             ignore_eos: false,
-            seed: seed(fields)?,
+            seed: Seed::take(fields)?,
             stop,
             stop_token_ids: Arc::default(),
             include_stop: false,
@@ -207,7 +213,7 @@ impl Common {
             n,
             min_tokens: fields.count("min_tokens", 0..=cx.context_max())?.unwrap_or(0),
             ignore_eos: fields.flag("ignore_eos")?,
-            seed: seed(fields)?,
+            seed: Seed::take(fields)?,
             stop: stop(fields, "stop", limits)?,
             stop_token_ids: stop_token_ids(fields, cx)?,
             include_stop: fields.flag("include_stop_str_in_output")?,
@@ -237,7 +243,7 @@ impl Common {
         }
         let wanted = length.saturating_add(max_tokens.unwrap_or(1));
         if wanted > available {
-            return Err(ApiError::context_length(prompt_field, too_long(available, wanted)));
+            return Err(cx.too_long(prompt_field, too_long(available, wanted)));
         }
         // What no answer can be is no prediction; so this bounds what is kept of it.
         let predicted = u32::try_from(self.prediction.len()).unwrap_or(u32::MAX);
@@ -247,7 +253,8 @@ impl Common {
                 format!("'prediction' has {predicted} tokens, the context has {left} left for the answer");
             return Err(ApiError::context_length("prediction", message));
         }
-        let max_tokens = max_tokens.unwrap_or(available - length);
+        let max_tokens =
+            max_tokens.unwrap_or_else(|| (available - length).min(self.held(cx.limits(), length)));
         if self.min_tokens > max_tokens {
             let message =
                 format!("'min_tokens' is {}, more than the {max_tokens} of 'max_tokens'", self.min_tokens);
@@ -258,7 +265,7 @@ impl Common {
         Ok(Request {
             prompt,
             sampling: Arc::new(self.sampling.clone()),
-            seed: self.seed,
+            seed: self.seed.value,
             n: self.n,
             max_tokens,
             min_tokens: self.min_tokens,
@@ -272,6 +279,15 @@ impl Common {
             deadline: deadline(cx.engine.handle.now(), cx.limits().request_time),
             tenant: cx.caller.tenant,
         })
+    }
+
+    /// Output tokens that an answer may hold whatever the context leaves room for; at least 1, so that a refusal names what is too large.
+    fn held(&self, limits: &Limits, prompt: u32) -> u32 {
+        let prompts =
+            self.prompt_logprobs.map_or(0, |top| u64::from(prompt) * u64::from(self.n) * width(Some(top)));
+        let left = limits.response_entries.saturating_sub(prompts);
+        let tokens = left / (u64::from(self.n) * width(self.sampling.logprobs)).max(1);
+        u32::try_from(tokens).unwrap_or(u32::MAX).max(1)
     }
 
     /// The whole of it, once all prompts are known.
@@ -311,11 +327,15 @@ impl Common {
 
 /// Tokens and alternatives that the answer to one prompt may hold.
 fn response_entries(request: &Request) -> u64 {
-    let width = |top: Option<u32>| 1 + u64::from(top.unwrap_or(0));
     let output = u64::from(request.max_tokens) * u64::from(request.n) * width(request.sampling.logprobs);
     // Every choice may begin with them.
     let prompts = request.prompt.len() as u64 * u64::from(request.n);
     output.saturating_add(request.prompt_logprobs.map_or(0, |top| prompts * width(Some(top))))
+}
+
+/// A token and its alternatives.
+fn width(top: Option<u32>) -> u64 {
+    1 + u64::from(top.unwrap_or(0))
 }
 
 /// The tokenizer's own failure.
@@ -348,16 +368,38 @@ fn include_usage(fields: &mut Fields, stream: bool, settings: &Settings) -> Resu
     Ok(include)
 }
 
-/// Any 64 bits, signed or not; none given: the system's randomness.
-fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
-    let Some(value) = fields.take("seed") else {
-        return getrandom::u64().map_err(|e| {
+/// What the randomness of an answer begins with.
+#[derive(Clone, Copy, Debug)]
+struct Seed {
+    value: u64,
+    /// By the client.
+    given: bool,
+}
+
+impl Seed {
+    /// Any 64 bits, signed or not; but -1 is none, as for vLLM and llama.cpp.
+    fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let Some(value) = fields.take("seed").filter(|value| whole(value) != Some(-1)) else {
+            return Self::drawn();
+        };
+        let seed = value.as_u64().or_else(|| whole(&value).map(i64::cast_unsigned));
+        let seed = seed.ok_or_else(|| fields.mistyped("seed", "an integer of 64 bits", &value))?;
+        Ok(Self { value: seed, given: true })
+    }
+
+    /// The system's randomness.
+    fn drawn() -> Result<Self, ApiError> {
+        let value = getrandom::u64().map_err(|e| {
             tracing::error!(error = %e, "the system has no random numbers");
             ApiError::internal("The server could not draw a seed")
-        });
-    };
-    let seed = value.as_u64().or_else(|| whole(&value).map(i64::cast_unsigned));
-    seed.ok_or_else(|| fields.mistyped("seed", "an integer of 64 bits", &value))
+        })?;
+        Ok(Self { value, given: false })
+    }
+
+    /// For the next prompt: the same prompt twice is to be answered twice, unless the client says otherwise.
+    fn next(self) -> Result<Self, ApiError> {
+        if self.given { Ok(self) } else { Self::drawn() }
+    }
 }
 
 /// The stop strings in the field `name`.

@@ -1,8 +1,8 @@
 //! Reasoning: whether, how hard and how long a model reasons before it answers.
 //!
-//! - `chat_template_kwargs` are variables of the model's template; one that the template does not mention is refused.
-//! - `reasoning_effort` is the variable of that name where the template mentions it; else `none` turns `enable_thinking` off, and
-//!   other efforts turn it on, where that is mentioned. OpenAI's defaults, `none` and `medium`, ask for nothing elsewhere.
+//! - `chat_template_kwargs` are variables of the model's template; one that the template does not read is refused.
+//! - `reasoning_effort` is the variable of that name where the template reads it; else `none` turns the template's switch off, and
+//!   other efforts turn it on, where there is one ([`SWITCHES`]). OpenAI's defaults, `none` and `medium`, ask for nothing elsewhere.
 //! - `thinking_budget` is the number of tokens after which reasoning is closed for the model.
 
 use frugal_models::template::ChatTemplate;
@@ -12,6 +12,9 @@ use super::fields::Fields;
 use crate::error::ApiError;
 
 const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh"];
+
+/// Variables of templates that turn reasoning on and off as a whole: Qwen's and GLM's, Granite's and DeepSeek's.
+const SWITCHES: &[&str] = &["enable_thinking", "thinking"];
 
 /// What a request says of reasoning.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +63,7 @@ pub(crate) fn kwargs(fields: &mut Fields, template: &ChatTemplate) -> Result<Map
         Some(Value::Object(kwargs)) => kwargs,
         Some(other) => return Err(fields.mistyped("chat_template_kwargs", "an object", &other)),
     };
-    if let Some(unknown) = kwargs.keys().find(|name| name.is_empty() || !template.source().contains(*name)) {
+    if let Some(unknown) = kwargs.keys().find(|name| !template.variables().contains(*name)) {
         let name = format!("chat_template_kwargs.{unknown}");
         let message =
             format!("Unsupported parameter: this model's chat template has no variable '{unknown}'");
@@ -75,32 +78,37 @@ fn set_effort(
     effort: &str,
     template: &ChatTemplate,
 ) -> Result<(), ApiError> {
-    let mentions = |variable: &str| template.source().contains(variable);
     if !EFFORTS.contains(&effort) {
         let message = format!("Invalid value for '{name}': supported are {}", EFFORTS.join(", "));
         return Err(ApiError::invalid(name, message));
     }
     match effort {
-        effort if mentions("reasoning_effort") => set(kwargs, name, "reasoning_effort", effort.into()),
-        effort if mentions("enable_thinking") => {
-            set(kwargs, name, "enable_thinking", (effort != "none").into())
+        effort if template.variables().contains("reasoning_effort") => {
+            set(kwargs, name, "reasoning_effort", effort.into())
         }
-        "none" | "medium" => Ok(()),
-        _ => {
-            let message = format!(
-                "Unsupported value: '{name}' does nothing for this model; only 'none' and 'medium', \
+        effort => match switch(template) {
+            Some(switch) => set(kwargs, name, switch, (effort != "none").into()),
+            None if ["none", "medium"].contains(&effort) => Ok(()),
+            None => {
+                let message = format!(
+                    "Unsupported value: '{name}' does nothing for this model; only 'none' and 'medium', \
                  the defaults of OpenAI's models, are taken"
-            );
-            Err(ApiError::unsupported(name, message))
-        }
+                );
+                Err(ApiError::unsupported(name, message))
+            }
+        },
     }
+}
+
+fn switch(template: &ChatTemplate) -> Option<&'static str> {
+    SWITCHES.iter().copied().find(|switch| template.variables().contains(*switch))
 }
 
 /// Reasoning that is on or off as a whole, where the template lets that be chosen.
 pub(super) fn switched(on: bool, budget: Option<u32>, template: &ChatTemplate) -> Reasoning {
     let mut kwargs = Map::new();
-    if template.source().contains("enable_thinking") {
-        kwargs.insert("enable_thinking".to_owned(), on.into());
+    if let Some(switch) = switch(template) {
+        kwargs.insert(switch.to_owned(), on.into());
     }
     Reasoning { kwargs, budget }
 }

@@ -61,10 +61,14 @@ impl Refusal {
     }
 }
 
+/// Whether a path is of its endpoints.
+pub(crate) fn is_anthropics(path: &str) -> bool {
+    path.strip_prefix(PATH).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
+
 /// The layer.
 pub(crate) async fn translate(request: Request, next: Next) -> Response {
-    let below = request.uri().path().strip_prefix(PATH);
-    let is_anthropics = below.is_some_and(|below| below.is_empty() || below.starts_with('/'));
+    let is_anthropics = is_anthropics(request.uri().path());
     let mut response = next.run(request).await;
     if is_anthropics && let Some(error) = response.extensions_mut().remove::<ApiError>() {
         let (_, body) = Json(Refusal::new(&error)).into_response().into_parts();

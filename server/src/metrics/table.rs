@@ -71,6 +71,44 @@ pub const METRICS: &[Metric] = &[
         "Memory that they and their conversations take.",
         Read::Server(|v, out| out.put(&[], v.kept.1 as f64)),
     ),
+    // The process, under the names that every exporter has for it.
+    gauge(
+        "process_start_time_seconds",
+        &[],
+        "When the process began, in seconds since 1970. This and the others named `process_` are the system's, and absent \
+         but on Linux.",
+        Read::Server(|v, out| out.of_process(v, "process_start_time_seconds")),
+    ),
+    counter(
+        "process_cpu_seconds_total",
+        &[],
+        "Processor time that it used, in user and system mode.",
+        Read::Server(|v, out| out.of_process(v, "process_cpu_seconds_total")),
+    ),
+    gauge(
+        "process_resident_memory_bytes",
+        &[],
+        "Memory that it has, weights mapped from a packed file included.",
+        Read::Server(|v, out| out.of_process(v, "process_resident_memory_bytes")),
+    ),
+    gauge(
+        "process_virtual_memory_bytes",
+        &[],
+        "Addresses that it has reserved.",
+        Read::Server(|v, out| out.of_process(v, "process_virtual_memory_bytes")),
+    ),
+    gauge(
+        "process_open_fds",
+        &[],
+        "File descriptors that it has open, connections among them.",
+        Read::Server(|v, out| out.of_process(v, "process_open_fds")),
+    ),
+    gauge(
+        "process_max_fds",
+        &[],
+        "File descriptors that it may have open.",
+        Read::Server(|v, out| out.of_process(v, "process_max_fds")),
+    ),
     // Cost.
     counter(
         "frugal_cost_total",
@@ -262,7 +300,16 @@ pub const METRICS: &[Metric] = &[
         &["reason"],
         "Choices that ended, by the exact reason.",
         Read::Engine(|s, out| {
-            let reasons = ["end_token", "stop_string", "length", "cancelled", "timeout", "fault", "shutdown"];
+            let reasons = [
+                "end_token",
+                "stop_string",
+                "length",
+                "cancelled",
+                "timeout",
+                "fault",
+                "shutdown",
+                "impossible",
+            ];
             for (reason, n) in reasons.iter().zip(s.counters.finished) {
                 out.put(&[reason], n as f64);
             }
@@ -399,10 +446,10 @@ pub const METRICS: &[Metric] = &[
         &["finished_reason"],
         "Choices that ended: `stop`, `length`, `abort` or `error`.",
         Read::Engine(|s, out| {
-            let [end, stop, length, cancelled, timeout, fault, shutdown] = s.counters.finished;
+            let [end, stop, length, cancelled, timeout, fault, shutdown, impossible] = s.counters.finished;
             out.put(&["stop"], (end + stop) as f64);
             out.put(&["length"], length as f64);
-            out.put(&["abort"], (cancelled + timeout + shutdown) as f64);
+            out.put(&["abort"], (cancelled + timeout + shutdown + impossible) as f64);
             out.put(&["error"], fault as f64);
         }),
     ),
@@ -445,7 +492,7 @@ pub const METRICS: &[Metric] = &[
     counter(
         "vllm:admission_rejections_total",
         &["reason"],
-        "Requests that the engine did not take.",
+        "Requests that were not taken.",
         Read::Engine(|s, out| {
             let r = s.counters.rejections;
             out.put(&["queue_full"], r.queue_full as f64);
@@ -493,6 +540,26 @@ pub const METRICS: &[Metric] = &[
         "vllm:request_generation_tokens",
         "Output tokens of a request.",
         Read::Engine(|s, out| out.histogram(&[], &s.histograms.generation_tokens)),
+    ),
+    histogram(
+        "vllm:request_inference_time_seconds",
+        "From the first planned step to the end.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.inference)),
+    ),
+    histogram(
+        "vllm:request_time_per_output_token_seconds",
+        "From the first token to the end, over the tokens of the longest choice but its first. Of requests with more than one.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.output_token)),
+    ),
+    histogram(
+        "vllm:request_max_num_generation_tokens",
+        "Output tokens of a request's longest choice.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.longest_choice)),
+    ),
+    histogram(
+        "vllm:request_params_max_tokens",
+        "Output tokens that a choice could have had: what was asked for, and the context left room for.",
+        Read::Engine(|s, out| out.histogram(&[], &s.histograms.output_limit)),
     ),
     histogram(
         "vllm:iteration_tokens_total",

@@ -2,6 +2,8 @@ use std::collections::BTreeSet;
 
 use frugal_models::meter::{Device, Sample};
 use frugal_scheduler::snapshot::{Amount, Gpu, PoolCounts, UnitCost};
+use prometheus::IntGauge;
+use prometheus::core::Collector as _;
 
 use super::*;
 
@@ -10,7 +12,7 @@ fn snapshot() -> Snapshot {
     let mut s = Snapshot::default();
     s.counters.prompt_tokens = 1_000_000;
     s.counters.generated_tokens = 500_000;
-    s.counters.finished = [1, 2, 3, 4, 5, 6, 7];
+    s.counters.finished = [1, 2, 3, 4, 5, 6, 7, 8];
     s.gauges.groups = vec![PoolCounts { free: 5, referenced: 3, cached: 2 }];
     s.gauges.running = 2;
     s.cost.price_per_hour = Some(85_000_000_000);
@@ -56,7 +58,30 @@ fn text(snapshot: Option<&Snapshot>) -> String {
     let http = HttpCounts::default();
     http.add("/v1/chat/completions", 200);
     let model = "a \"model\"\\\nname";
-    render(&View { model, facts: &facts(), http: &http, kept: (3, 4096), engine: snapshot.map(|s| (s, 16)) })
+    let process = [IntGauge::new("process_open_fds", "-"), IntGauge::new("process_start_time_seconds", "-")];
+    let process = process.into_iter().zip([12, 1_764_000_000]).flat_map(|(gauge, value)| {
+        let gauge = gauge.expect("a name");
+        gauge.set(value);
+        gauge.collect()
+    });
+    let process: Vec<_> = process.collect();
+    render(&View {
+        model,
+        facts: &facts(),
+        http: &http,
+        kept: (3, 4096),
+        process: &process,
+        engine: snapshot.map(|s| (s, 16)),
+    })
+}
+
+#[test]
+fn the_system_says_something_of_the_process_under_each_name_of_the_table() {
+    let said = process();
+    let names: Vec<_> = said.iter().map(|family| family.name()).collect();
+    for metric in METRICS.iter().filter(|metric| metric.name.starts_with("process_")) {
+        assert_eq!(names.contains(&metric.name), cfg!(target_os = "linux"), "{}", metric.name);
+    }
 }
 
 #[test]

@@ -71,7 +71,7 @@ macro_rules! sampled_request {
             /// A name of the model; if absent, the one there is.
             #[schema(example = json!(null))]
             pub model: Option<String>,
-            /// The same seed gives the same tokens, whatever else is running. Absent: a random one.
+            /// The same seed gives the same tokens, whatever else is running. Absent, or -1: a random one.
             #[schema(example = 1)]
             pub seed: Option<i64>,
             /// 0 is greedy.

@@ -3,15 +3,15 @@
 //! In the text, control tokens that the template wrote can no longer be told from what users wrote: to compute a
 //! conversation, send it to `/v1/chat/completions`.
 
-use axum::Json;
 use axum::extract::{Request, State as Shared};
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::chat::{RequestMessage, Tool};
-use super::read_body;
+use super::text;
 use crate::admit::{self, Context, fields};
 use crate::error::ApiError;
 use crate::openapi::BodyRefusals;
@@ -65,10 +65,12 @@ pub(crate) struct Templated {
     request_body = TemplateRequest,
     responses((status = 200, description = "The prompt", body = Templated), BodyRefusals)
 )]
-async fn apply_template(Shared(state): Shared<State>, request: Request) -> Result<Json<Templated>, ApiError> {
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    state.text().run(bytes, move || templated(&shared, &body)).await.map(Json)
+async fn apply_template(
+    Shared(state): Shared<State>,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+) -> Result<Json<Templated>, ApiError> {
+    text(&state, caller, request, templated).await.map(Json)
 }
 
 /// Reads, checks and renders.

@@ -1,17 +1,18 @@
 //! `POST /v1/messages/count_tokens`, in Anthropic's words: the prompt that `/v1/messages` would compute.
 
-use axum::Json;
 use axum::extract::{Request, State as Shared};
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::messages::{CacheControl, MessagesTool, System, Thinking, ToolChoice, Turn, example};
-use super::read_body;
+use super::text;
 use crate::admit;
 use crate::error::ApiError;
 use crate::openapi::CountRefusals;
+use crate::settings::Caller;
 use crate::state::State;
 
 /// The endpoint.
@@ -57,9 +58,11 @@ pub(crate) struct TokenCount {
     request_body = CountTokensRequest,
     responses((status = 200, description = "Their number", body = TokenCount), CountRefusals)
 )]
-async fn count_tokens(Shared(state): Shared<State>, request: Request) -> Result<Json<TokenCount>, ApiError> {
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    let input_tokens = state.text().run(bytes, move || admit::messages::count(&shared, &body)).await?;
+async fn count_tokens(
+    Shared(state): Shared<State>,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+) -> Result<Json<TokenCount>, ApiError> {
+    let input_tokens = text(&state, caller, request, admit::messages::count).await?;
     Ok(Json(TokenCount { input_tokens }))
 }

@@ -1,14 +1,14 @@
 //! `POST /detokenize`: the text of tokens, in vLLM's shape.
 
-use axum::Json;
 use axum::extract::{Request, State as Shared};
+use axum::{Extension, Json};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::read_body;
+use super::text;
 use crate::admit::{self, Context, fields, token_ids};
 use crate::error::ApiError;
 use crate::openapi::BodyRefusals;
@@ -49,10 +49,12 @@ pub(crate) struct Detokenized {
     request_body = DetokenizeRequest,
     responses((status = 200, description = "Their text", body = Detokenized), BodyRefusals)
 )]
-async fn detokenize(Shared(state): Shared<State>, request: Request) -> Result<Json<Detokenized>, ApiError> {
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    state.text().run(bytes, move || detokenized(&shared, &body)).await.map(Json)
+async fn detokenize(
+    Shared(state): Shared<State>,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+) -> Result<Json<Detokenized>, ApiError> {
+    text(&state, caller, request, detokenized).await.map(Json)
 }
 
 /// Reads, checks and decodes; a text is no longer than a prompt may be.

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::metrics::{CONTENT_TYPE, View, render};
+use crate::metrics::{CONTENT_TYPE, View, process, render};
 use crate::state::State;
 
 /// The endpoint.
@@ -30,6 +30,7 @@ async fn metrics(Shared(state): Shared<State>) -> impl IntoResponse {
         facts: &state.operations().facts,
         http: state.http(),
         kept: state.responses().size(Instant::now()),
+        process: &process(),
         engine: engine.as_ref().map(|(snapshot, block_tokens)| (&**snapshot, *block_tokens)),
     };
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], render(&view))

@@ -2,8 +2,8 @@
 //!
 //! The tokens are those that `/v1/completions` and `/v1/chat/completions` would compute.
 
-use axum::Json;
 use axum::extract::{Request, State as Shared};
+use axum::{Extension, Json};
 use frugal_models::step::TokenId;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::chat::{RequestMessage, Tool};
-use super::read_body;
+use super::text;
 use crate::admit::{self, Context, fields, unencodable};
 use crate::error::ApiError;
 use crate::openapi::BodyRefusals;
@@ -79,10 +79,12 @@ pub(crate) struct Tokenized {
     request_body = TokenizeRequest,
     responses((status = 200, description = "The tokens", body = Tokenized), BodyRefusals)
 )]
-async fn tokenize(Shared(state): Shared<State>, request: Request) -> Result<Json<Tokenized>, ApiError> {
-    let body = read_body(request, &state.settings().limits).await?;
-    let (shared, bytes) = (state.clone(), body.len());
-    state.text().run(bytes, move || tokenized(&shared, &body)).await.map(Json)
+async fn tokenize(
+    Shared(state): Shared<State>,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+) -> Result<Json<Tokenized>, ApiError> {
+    text(&state, caller, request, tokenized).await.map(Json)
 }
 
 /// Reads, checks and tokenizes.

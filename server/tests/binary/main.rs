@@ -105,6 +105,13 @@ fn only_callers_with_a_key_are_answered() {
 
 #[test]
 fn a_termination_signal_lets_a_running_stream_finish() {
+    // Where nothing is read again, a terminal that closes is one, too.
+    for signal in ["TERM", "HUP"] {
+        a_running_stream_finishes(signal);
+    }
+}
+
+fn a_running_stream_finishes(signal: &str) {
     let server = Running::start(&[], &[]);
     let body = r#"{"prompt":"hi","max_tokens":400,"temperature":0,"ignore_eos":true,"stream":true}"#;
     let mut stream = process::send(&server.address, "POST", "/v1/completions", body, &[]);
@@ -116,7 +123,7 @@ fn a_termination_signal_lets_a_running_stream_finish() {
         assert!(len > 0, "the stream ended early");
         text.extend_from_slice(&chunk[..len]);
     }
-    server.signal();
+    server.send_signal(signal);
     stream.read_to_end(&mut text).expect("the rest of the stream");
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains("data: [DONE]") && text.contains(r#""finish_reason":"length""#), "{text}");
