@@ -55,7 +55,7 @@ for values in plain tls everything; do
 done
 
 # What the schema of the values refuses.
-for wrong in replica=2 replicas=two autoscaling.minReplicas=0 settings.PORT=1 admin.port=8000 admin.port=70000 tls.secret.name=a cache.claim.size=big image.pullPolicy=Sometimes; do
+for wrong in replica=2 replicas=two autoscaling.minReplicas=0 autoscaling.cooldownSeconds=3601 settings.PORT=1 'networkPolicy.egressPorts={70000}' admin.port=8000 admin.port=70000 tls.secret.name=a cache.claim.size=big image.pullPolicy=Sometimes; do
     if bin/helm template my "$chart" --set-string "$wrong" >/dev/null 2>&1 || bin/helm template my "$chart" --set "$wrong" >/dev/null 2>&1; then
         echo "the chart takes $wrong" >&2
         exit 1

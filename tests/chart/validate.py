@@ -43,12 +43,19 @@ def consistent(kinds):
     container = pod["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert kinds["Service"]["spec"]["ports"][0]["targetPort"] in ports
+    variables = [variable["name"] for variable in container["env"]]
+    assert len(set(variables)) == len(variables), variables
+    # Zero seconds are valid since Kubernetes 1.33 only.
+    assert "lifecycle" not in container or container["lifecycle"]["preStop"]["sleep"]["seconds"] > 0
     # Operators' port speaks plain HTTP; without it, all is said in what clients speak.
-    tls = "FRUGAL_TLS__CERTIFICATE" in {variable["name"] for variable in container["env"]}
+    tls = "FRUGAL_TLS__CERTIFICATE" in variables
     port, scheme = ("admin", None) if "admin" in ports else ("http", "HTTPS" if tls else None)
     assert kinds["Service"]["spec"]["ports"][0]["appProtocol"] == ("https" if tls else "http")
     if "NetworkPolicy" in kinds:
-        assert {rule["ports"][0]["port"] for rule in kinds["NetworkPolicy"]["spec"]["ingress"]} == set(ports)
+        rules = {rule["ports"][0]["port"]: rule for rule in kinds["NetworkPolicy"]["spec"]["ingress"]}
+        assert set(rules) == set(ports)
+        # Who comes through a load balancer is from nowhere in the cluster.
+        assert ("from" in rules["http"]) == (kinds["Service"]["spec"]["type"] == "ClusterIP")
     if "PodMonitor" in kinds:
         (endpoint,) = kinds["PodMonitor"]["spec"]["podMetricsEndpoints"]
         assert (endpoint["port"], endpoint.get("scheme")) == (port, scheme and scheme.lower()), endpoint
@@ -65,6 +72,10 @@ def consistent(kinds):
         scaled = kinds["ScaledObject"]["spec"]
         assert scaled["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
         assert scaled["minReplicaCount"] >= 1
+        # Otherwise requests would wait before there is another replica.
+        settings = {variable["name"]: variable.get("value") for variable in container["env"]}
+        (trigger,) = scaled["triggers"]
+        assert int(trigger["metadata"]["threshold"]) < int(settings["FRUGAL_SCHEDULER__MAX_SEQS"])
         # Two who set the number of replicas would fight.
         assert "replicas" not in kinds["Deployment"]["spec"]
 

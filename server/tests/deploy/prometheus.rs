@@ -14,7 +14,8 @@ use crate::tools::{Daemon, Folder, free_port, have, path, replace, run, text};
 pub(crate) fn names(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let words = text.split(|c| !is_part(c));
-    words.filter(|w| w.starts_with("frugal_") || w.starts_with("vllm:")).map(str::to_owned).collect()
+    let prefixes = ["frugal_", "vllm:", "process_"];
+    words.filter(|w| prefixes.iter().any(|prefix| w.starts_with(prefix))).map(str::to_owned).collect()
 }
 
 /// Whether a server has such a series.
@@ -58,6 +59,19 @@ fn dashboard_and_alerts_name_metrics_that_there_are() {
             assert!(exists(&name), "{file} names {name}, which no server has");
         }
     }
+}
+
+/// The one that is chosen at the top, as other Grafanas have other names for theirs.
+#[test]
+fn the_dashboard_asks_the_data_source_that_is_chosen() {
+    let dashboard = dashboard();
+    let variable = &dashboard["templating"]["list"][0];
+    assert_eq!(variable["name"], "datasource");
+    assert_eq!(variable["type"], "datasource");
+    let text = dashboard.to_string();
+    let uids = text.matches(r#""uid":"#).count();
+    // And the dashboard's own.
+    assert_eq!(text.matches(r#""uid":"${datasource}""#).count() + 1, uids);
 }
 
 #[test]
@@ -155,8 +169,7 @@ fn a_prometheus_that_scrapes_a_server_answers_every_panel() {
         }
     }
     // Those that do not depend on how fast this machine is.
-    let raised =
-        r#"ALERTS{alertname=~"FrugalDown|FrugalFaults|FrugalEngineStalled|FrugalKvFull|FrugalQueueFull"}"#;
+    let raised = r#"ALERTS{alertname=~"Frugal(Down|Restarted|Faults|EngineStalled|KvFull|QueueFull)"}"#;
     assert_eq!(prometheus.query(raised), Some(Vec::new()));
     drop(prometheus);
     assert_eq!(server.terminate(), 0);

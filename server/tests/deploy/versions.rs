@@ -16,6 +16,7 @@ fn the_image_and_the_chart_have_the_products_version() {
         ("Dockerfile", format!("ARG VERSION={version}\n")),
         ("Dockerfile.cuda", format!("ARG VERSION={version}\n")),
         ("helm/frugal/Chart.yaml", format!("appVersion: \"{version}\"\n")),
+        ("../README.md", format!("docker build --tag REGISTRY/frugal:{version} ")),
     ];
     for (file, line) in repeated {
         assert!(text(file).contains(&line), "{file} has no line {line}");

@@ -26,3 +26,25 @@ labels:
 port: {{ ternary "admin" "http" (gt (int .Values.admin.port) 0) }}
 {{- if and .Values.tls.secret (not .Values.admin.port) }}, scheme: HTTPS{{ end }}
 {{- end }}
+
+{{- /* Variables by name, each once: settings replace the chart's own. */}}
+{{- define "frugal.environment" -}}
+{{- $all := dict "FRUGAL_LOG__FORMAT" "json" }}
+{{- with .Values.model }}
+{{- $_ := set $all "FRUGAL_MODEL__SOURCE" . }}
+{{- end }}
+{{- if .Values.apiKeys.secret }}
+{{- $_ := set $all "FRUGAL_AUTH__KEYS_FILE" (printf "/run/secrets/frugal/%s" .Values.apiKeys.key) }}
+{{- end }}
+{{- if .Values.tls.secret }}
+{{- $_ := set $all "FRUGAL_TLS__CERTIFICATE" "/run/secrets/frugal-tls/tls.crt" }}
+{{- $_ := set $all "FRUGAL_TLS__KEY" "/run/secrets/frugal-tls/tls.key" }}
+{{- end }}
+{{- with .Values.admin.port }}
+{{- $_ := set $all "FRUGAL_SERVER__ADMIN_LISTEN" (printf "0.0.0.0:%v" .) }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+{{- $_ := set $all $name $value }}
+{{- end }}
+{{- toYaml $all }}
+{{- end }}
