@@ -190,6 +190,15 @@ fn what_orchestrators_inject_is_left_alone() {
 }
 
 #[test]
+fn an_empty_variable_is_as_if_unset() {
+    let file = "[server]\nport = 9000\n";
+    let empty = ["FRUGAL_MODEL__SOURCE", "FRUGAL_SERVER__PORT", "FRUGAL_COST__INSTANCE_PER_HOUR"]
+        .map(|name| (name, ""));
+    assert_eq!(config(file, &empty, &[]).unwrap(), config(file, &[], &[]).unwrap());
+    config("", &[("FRUGAL_SERVER__PROT", "")], &[]).expect_err("there is no such key");
+}
+
+#[test]
 fn errors_name_key_value_and_origin() {
     let mut all = String::new();
     let mut check = |file: &str, env: &[(&str, &str)], args: &[&str]| {

@@ -2,8 +2,8 @@ use std::collections::BTreeSet;
 
 use frugal_models::meter::{Device, Sample};
 use frugal_scheduler::snapshot::{Amount, Gpu, PoolCounts, UnitCost};
-use prometheus::IntGauge;
 use prometheus::core::Collector as _;
+use prometheus::{IntCounter, IntGauge};
 
 use super::*;
 
@@ -54,23 +54,32 @@ fn facts() -> Facts {
     Facts { currency: "EUR".to_owned(), hosted: [("example".to_owned(), list)].into() }
 }
 
+/// 1, 2, 3 ... in the order of the table.
+fn said_of_process() -> Vec<proto::MetricFamily> {
+    let rows = METRICS.iter().filter(|metric| metric.name.starts_with("process_"));
+    let families = rows.zip(1..).flat_map(|(row, value)| {
+        if row.kind == Kind::Counter {
+            let counter = IntCounter::new(row.name, "-").expect("a name");
+            counter.inc_by(value);
+            return counter.collect();
+        }
+        let gauge = IntGauge::new(row.name, "-").expect("a name");
+        gauge.set(value as i64);
+        gauge.collect()
+    });
+    families.collect()
+}
+
 fn text(snapshot: Option<&Snapshot>) -> String {
     let http = HttpCounts::default();
     http.add("/v1/chat/completions", 200);
     let model = "a \"model\"\\\nname";
-    let process = [IntGauge::new("process_open_fds", "-"), IntGauge::new("process_start_time_seconds", "-")];
-    let process = process.into_iter().zip([12, 1_764_000_000]).flat_map(|(gauge, value)| {
-        let gauge = gauge.expect("a name");
-        gauge.set(value);
-        gauge.collect()
-    });
-    let process: Vec<_> = process.collect();
     render(&View {
         model,
         facts: &facts(),
         http: &http,
         kept: (3, 4096),
-        process: &process,
+        process: &said_of_process(),
         engine: snapshot.map(|s| (s, 16)),
     })
 }
