@@ -161,12 +161,7 @@ impl Reader {
             State::Object { behind: Behind::Further(_), .. } => {}
             State::Object { call, .. } if !call.named => self.tell(false, &(call.raw + &rest), parts),
             State::Name { open, .. } => self.tell(false, &format!("{open}{rest}"), parts),
-            State::Pairs(style) => {
-                // All that is missing may be the mark.
-                if !style.ended(&rest).is_some_and(|body| self.tell_pairs(style, body, parts)) {
-                    self.tell(false, &format!("{}{rest}", pairs::OPEN), parts);
-                }
-            }
+            State::Pairs(style) => self.pairs_cut(style, &rest, parts),
             State::Function | State::Unmarked => {
                 self.tell(false, &format!("{}{rest}", pairs::FUNCTION), parts);
             }
@@ -420,6 +415,14 @@ impl Reader {
             self.tell(false, &format!("{}{body}{}", pairs::OPEN, pairs::CLOSE), parts);
         }
         self.go(pairs::CLOSE.len(), State::Text { reasoning: false })
+    }
+
+    /// All that is missing at the end of an answer may be the mark.
+    fn pairs_cut(&mut self, style: pairs::Style, rest: &str, parts: &mut Vec<Part>) {
+        let whole = style.ended(rest).is_some_and(|body| self.tell_pairs(style, body, parts));
+        if !whole {
+            self.tell(false, &format!("{}{rest}", pairs::OPEN), parts);
+        }
     }
 
     /// Only the name of a tool makes it a call.
