@@ -33,12 +33,13 @@ use crate::step::TokenId;
 use crate::tokenizer::Tokenizer;
 
 pub use self::schema::json_in_lark;
+pub(crate) use self::schema::json_in_lark_loosely;
 
 /// Longest schema, as compact JSON, and list of choices.
 const LIST_BYTES_MAX: usize = 256 << 10;
 
 /// Longest grammar.
-const LARK_BYTES_MAX: usize = 64 << 10;
+pub(crate) const LARK_BYTES_MAX: usize = 64 << 10;
 
 /// Longest regular expression; of a schema, all together.
 const REGEX_BYTES_MAX: usize = 16 << 10;

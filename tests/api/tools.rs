@@ -124,6 +124,39 @@ async fn a_required_call_is_made_whole_and_streamed() {
 }
 
 #[tokio::test]
+async fn a_schema_that_cannot_be_enforced_stops_only_who_insists() {
+    let server = server().await;
+    let properties = json!({"at": {"type": "string", "format": "path"}});
+    let parameters = json!({"type": "object", "properties": properties});
+    let body = |strict: &Value| {
+        let mut function = json!({"name": "open", "parameters": parameters});
+        if !strict.is_null() {
+            function["strict"] = strict.clone();
+        }
+        let tool = json!({"type": "function", "function": function});
+        let mut flat = function;
+        flat["type"] = "function".into();
+        let common = json!({"tool_choice": "required", "thinking_budget": 4, "seed": 3});
+        let chat = json!({"messages": user("Hi"), "tools": [tool], "max_tokens": 40});
+        let responses = json!({"input": "Hi", "tools": [flat], "max_output_tokens": 40});
+        [("/v1/chat/completions", with(common.clone(), &chat)), ("/v1/responses", with(common, &responses))]
+    };
+    for strict in [json!(null), json!(false), json!(true)] {
+        for (route, body) in body(&strict) {
+            let reply = server.post(route, &body).await;
+            let error = &reply.json["error"];
+            if strict == true {
+                assert_eq!((reply.status.as_u16(), &error["param"]), (400, &json!("tools")));
+                let message = error["message"].as_str().unwrap();
+                assert!(message.contains("'open'") && message.contains("format 'path'"), "{message}");
+            } else {
+                assert_eq!(reply.status.as_u16(), 200, "{route}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_template_without_tools_is_told_of_them() {
     let server = Setup { backend: Some(BackendKind::Cpu), ..Setup::default() }.start().await;
     let ask = json!({
@@ -205,6 +238,11 @@ async fn what_makes_no_sense_is_refused_by_name() {
             "tools",
             json!({"tool_choice": "required", "tools": [{"type": "function", "function": {
             "name": "a", "strict": true, "parameters": {"type": "object", "unevaluatedItems": false}}}]}),
+        ),
+        (
+            "tools",
+            json!({"tool_choice": "required", "tools": [{"type": "function", "function": {
+            "name": "a", "strict": true, "parameters": {"type": "object", "properties": {"at": {"type": "string", "format": "path"}}}}}]}),
         ),
         ("tool_choice", json!({"tool_choice": "required"})),
         ("tool_choice", json!({"tools": tools(), "tool_choice": "sometimes"})),

@@ -294,6 +294,52 @@ fn what_is_not_enforced_is_refused_by_name() {
     }
 }
 
+/// Who asks for the rule of a schema learns what compiling it would bring.
+#[test]
+fn what_the_library_would_refuse_is_known_before_it_is_compiled() {
+    let b = Bench::new();
+    let property = |schema: Value| json!({"type": "object", "properties": {"a": schema}});
+    let circle = json!({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}, "b": true}});
+    let list =
+        json!({"$ref": "#/anyOf/1/prefixItems/0", "anyOf": [true, {"prefixItems": [{"type": "null"}]}]});
+    for (schema, named) in [
+        (property(json!({"type": "string", "format": "path"})), "the format 'path' at '/properties/a'"),
+        (property(json!({"type": ["null", "string"], "format": "binary"})), "'binary'"),
+        (property(json!({"format": "int32"})), "'int32'"),
+        (property(json!({"type": "string", "format": 1})), "format '1'"),
+        (
+            property(json!({"pattern": "^(?!x).*$"})),
+            "the 'pattern' at '/properties/a' is not supported: look-around",
+        ),
+        (property(json!({"pattern": "a(?<=b)"})), "look-around"),
+        (property(json!({"pattern": r"(a)\1"})), "backreferences"),
+        (property(json!({"pattern": r"\ba"})), "pattern"),
+        (property(json!({"pattern": "a("})), "unclosed group"),
+        (property(json!({"patternProperties": {"(?=x)": {}}})), "the 'patternProperties' at '/properties/a'"),
+        (property(json!({"$ref": "#/$defs/none"})), "the '$ref' to '#/$defs/none' at '/properties/a'"),
+        (property(json!({"$ref": "other.json#/a"})), "other.json"),
+        (property(json!({"$ref": "#/properties"})), "leads to no schema"),
+        (property(json!({"type": "strnig"})), "the type 'strnig' at '/properties/a'"),
+        (property(json!({"type": ["null", 5]})), "type '5'"),
+    ] {
+        let error = json_in_lark(&schema).expect_err(&schema.to_string()).to_string();
+        assert!(error.contains(named) && error.len() < 200 && !error.contains('\n'), "{schema}: {error}");
+        assert!(b.engine.compile(&ConstraintSpec::Json(schema)).is_err());
+    }
+    for schema in [
+        property(json!({"type": "integer", "format": "int32"})),
+        property(json!({"type": "string", "format": "date-time", "pattern": "^[0-9]{4}|x$"})),
+        property(json!({"type": "string", "pattern": r"^\d+/\w*$"})),
+        property(json!({"patternProperties": {"^x-": {"type": "null"}}})),
+        property(json!({"items": {"$ref": "#/properties/a"}})),
+        circle,
+        list,
+    ] {
+        json_in_lark(&schema).unwrap_or_else(|e| panic!("{schema}: {e}"));
+        b.compile(&ConstraintSpec::Json(schema));
+    }
+}
+
 /// Each ends within the limits: refused, or followed as far as it goes.
 #[test]
 fn pathological_grammars_end_within_their_limits() {

@@ -3,13 +3,15 @@
 //! Made only where the syntax alone is not trusted: a call is required, arguments must follow their schemas, or there must be one call at
 //! most. Reasoning comes first where the model reasons, free but for its marks.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use super::pairs::{self, Style};
+use super::permits::Permits;
 use super::{Calls, Section, Syntax, Tool, harmony};
-use crate::constraint::{ConstraintError, json_in_lark, lark_literal};
+use crate::constraint::{ConstraintError, LARK_BYTES_MAX, json_in_lark, json_in_lark_loosely, lark_literal};
 use crate::tokenizer::{Mark, Tokenizer};
 
 /// Why there is no grammar.
@@ -139,10 +141,7 @@ impl Writer<'_> {
                 Ok(self.marked(open, &call, &self.literal(open)))
             }
             Calls::Section(section) => self.section(&section),
-            Calls::Pairs(style) => {
-                let call = self.pairs(style)?;
-                Ok(self.marked(pairs::OPEN, &call, &format!("\"\\n\" {}", self.literal(pairs::OPEN))))
-            }
+            Calls::Pairs(style) => self.pairs(style),
             Calls::Harmony => self.harmony(),
         }
     }
@@ -239,65 +238,105 @@ impl Writer<'_> {
         Ok(self.marked_once(section.open, &format!("one{more} {close}")))
     }
 
-    /// One argument behind the other in the schema's order, those not required left out at will.
+    /// Calls whose arguments stand in tags. Where there may be text, a call that lacks its opening mark is held to its schema too.
     fn pairs(&mut self, style: Style) -> Result<String, GrammarError> {
+        let function = self.functions(style)?;
+        self.rule("function", "", &function);
+        // A literal each, as the lexer does not go back to where two of them part.
+        let (head, tail) = match style {
+            Style::Function => (
+                lark_literal(&format!("\n{}", pairs::FUNCTION)),
+                self.literal(&format!("\n{}", pairs::CLOSE)),
+            ),
+            Style::Keys => (String::new(), self.literal(pairs::CLOSE)),
+        };
+        let between = format!("\"\\n\" {}", self.literal(pairs::OPEN));
+        let marked = self.marked(pairs::OPEN, &format!("{head} function {tail}"), &between);
+        if style == Style::Keys || self.answers.required || self.answers.content.is_some() {
+            return Ok(marked);
+        }
+        self.up_to("bare", pairs::FUNCTION);
+        let more = if self.answers.parallel { format!(" ({head} function)*") } else { String::new() };
+        Ok(format!("({marked} | bare function{more} ({tail})?)"))
+    }
+
+    /// Behind a call's marks: each function. One whose schema cannot be enforced and need not be takes any arguments it knows.
+    fn functions(&mut self, style: Style) -> Result<String, GrammarError> {
         let mut all = Vec::with_capacity(self.answers.tools.len());
         for (i, tool) in self.answers.tools.iter().enumerate() {
-            let mut call = match style {
-                Style::Function => lark_literal(&format!("\n<function={}>\n", tool.name)),
-                Style::Keys => lark_literal(&format!("{}\n", tool.name)),
+            let before = self.rules.len();
+            let call = match self.function(style, i, tool, true) {
+                Err(_) if !tool.strict => {
+                    self.rules.truncate(before);
+                    self.function(style, i, tool, false)
+                }
+                call => call,
             };
-            let schema = tool.parameters.as_ref();
-            let properties = schema.and_then(|s| s.get("properties")).and_then(Value::as_object);
-            for (j, (key, property)) in properties.into_iter().flatten().enumerate() {
-                let name = format!("pair_{i}_{j}");
-                let pair = self
-                    .pair(style, &name, key, property, tool)
-                    .map_err(|source| GrammarError::Schema { tool: tool.name.clone(), source })?;
-                self.rule(&name, "", &pair);
-                let required = schema.and_then(|s| s.get("required")).and_then(Value::as_array);
-                let needed = required.is_some_and(|names| names.iter().any(|n| n == key));
-                write!(call, " {name}{}", if needed { "" } else { "?" }).expect("a string takes all");
-            }
-            let tail = match style {
-                Style::Function => format!("</function>\n{}", pairs::CLOSE),
-                Style::Keys => pairs::CLOSE.to_owned(),
-            };
-            all.push(format!("{call} {}", self.literal(&tail)));
+            all.push(call.map_err(|source| GrammarError::Schema { tool: tool.name.clone(), source })?);
         }
         Ok(format!("({})", all.join(" | ")))
     }
 
-    fn pair(
+    /// One argument behind the other in the schema's order, those not required left out at will.
+    fn function(
         &mut self,
         style: Style,
-        name: &str,
-        key: &str,
-        property: &Value,
+        i: usize,
         tool: &Tool,
+        enforced: bool,
     ) -> Result<String, ConstraintError> {
-        let schema = tool.parameters.as_ref();
+        static NONE: Value = Value::Null;
+        let (head, tail) = match style {
+            Style::Function => (format!("{}>\n", tool.name), pairs::FUNCTION_END),
+            Style::Keys => (format!("{}\n", tool.name), ""),
+        };
+        let mut call = lark_literal(&head);
+        let schema = tool.parameters.as_ref().unwrap_or(&NONE);
+        let properties = schema.get("properties").and_then(Value::as_object);
+        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+        let required: HashSet<&str> = required.filter_map(Value::as_str).collect();
+        for (j, (key, property)) in properties.into_iter().flatten().enumerate() {
+            let name = format!("pair_{i}_{j}");
+            let permits = Permits::of(schema, property).unwrap_or_default();
+            let json = match enforced {
+                true if !permits.text() => schema_rule(&alone(schema, property), tool.strict)?,
+                _ => json_in_lark(&Value::Object(serde_json::Map::new()))?,
+            };
+            let pair = self.pair(style, &name, key, &permits, json);
+            self.rule(&name, "", &pair);
+            // Each property brings along all that it might refer to: what is too much ends here, not when it is compiled.
+            if self.rules.len() > LARK_BYTES_MAX {
+                return Err(ConstraintError::Refused("its grammar is too large".to_owned()));
+            }
+            let needed = required.contains(key.as_str());
+            write!(call, " {name}{}", if needed { "" } else { "?" }).expect("a string takes all");
+        }
+        if !tail.is_empty() {
+            write!(call, " {}", lark_literal(tail)).expect("a string takes all");
+        }
+        Ok(call)
+    }
+
+    /// One argument: text up to its tag, or one of a few texts, or `json`.
+    fn pair(&mut self, style: Style, name: &str, key: &str, permits: &Permits<'_>, json: String) -> String {
         let (head, end, tail) = match style {
             Style::Function => (format!("<parameter={key}>\n"), "\n</parameter>", "\n"),
             Style::Keys => (format!("<arg_key>{key}</arg_key>\n<arg_value>"), "</arg_value>", "\n"),
         };
         let value = format!("{name}_value");
-        if pairs::is_text(schema, key) && property.get("enum").is_none() {
-            self.up_to(&value, end);
-            return Ok(format!("{} {value} {}", self.literal(&head), lark_literal(tail)));
-        }
-        let right =
-            match property.get("enum").and_then(Value::as_array).filter(|_| pairs::is_text(schema, key)) {
-                Some(choices) => {
-                    choices.iter().filter_map(Value::as_str).map(lark_literal).collect::<Vec<_>>().join(" | ")
-                }
-                None => match json_in_lark(property) {
-                    Err(_) if !tool.strict => json_in_lark(&Value::Object(serde_json::Map::new()))?,
-                    rule => rule?,
-                },
-            };
+        let right = match permits.words() {
+            None => {
+                self.up_to(&value, end);
+                return format!("{} {value} {}", self.literal(&head), lark_literal(tail));
+            }
+            Some(words) if permits.text() => {
+                let words = words.iter().copied().chain(permits.null.then_some("null"));
+                words.map(lark_literal).collect::<Vec<_>>().join(" | ")
+            }
+            Some(_) => json,
+        };
         self.rule(&value, "", &right);
-        Ok(format!("{} {value} {}", self.literal(&head), self.literal(&format!("{end}{tail}"))))
+        format!("{} {value} {}", self.literal(&head), self.literal(&format!("{end}{tail}")))
     }
 
     fn harmony(&mut self) -> Result<String, GrammarError> {
@@ -328,13 +367,32 @@ impl Writer<'_> {
     }
 }
 
+/// A part of a schema as a schema of its own, with what it may refer to.
+fn alone(root: &Value, part: &Value) -> Value {
+    let mut alone = part.clone();
+    if let Some(object) = alone.as_object_mut()
+        && part.to_string().contains("\"$ref\"")
+    {
+        for key in ["$defs", "definitions"] {
+            if let Some(definitions) = root.get(key) {
+                object.entry(key).or_insert_with(|| definitions.clone());
+            }
+        }
+    }
+    alone
+}
+
 /// The rule of a function's arguments. A schema that cannot be enforced and need not be is any object.
 fn arguments(tool: &Tool) -> Result<String, GrammarError> {
     let any = Value::Object([("type".to_owned(), Value::from("object"))].into_iter().collect());
     let Some(schema) = &tool.parameters else { return json_in_lark(&any).map_err(GrammarError::Answer) };
-    match json_in_lark(schema) {
+    match schema_rule(schema, tool.strict) {
         Ok(rule) => Ok(rule),
         Err(_) if !tool.strict => json_in_lark(&any).map_err(GrammarError::Answer),
         Err(source) => Err(GrammarError::Schema { tool: tool.name.clone(), source }),
     }
+}
+
+fn schema_rule(schema: &Value, strict: bool) -> Result<String, ConstraintError> {
+    if strict { json_in_lark(schema) } else { json_in_lark_loosely(schema) }
 }

@@ -1,11 +1,12 @@
 //! Calls whose arguments stand one by one in tags (Qwen3-Coder, GLM).
 //!
-//! Values are text: what a schema says is a string is taken as it is, everything else as JSON if it is JSON. A call is read as a whole,
-//! because only its end tells how its last value ends.
+//! Values are text: what a schema allows to be a string is taken as it is ([`Permits`]), everything else as JSON if it is JSON. A call
+//! is read as a whole, because only its end tells how its last value ends.
 
 use serde_json::{Map, Value};
 
 use super::Tool;
+use super::permits::{Permits, property};
 
 /// Which tags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub(crate) enum Style {
 
 pub(super) const OPEN: &str = "<tool_call>";
 pub(super) const CLOSE: &str = "</tool_call>";
+/// What a function's name stands behind, and what its call ends with ([`Style::Function`]).
+pub(super) const FUNCTION: &str = "<function=";
+pub(super) const FUNCTION_END: &str = "</function>";
 
 impl Style {
     pub(super) fn marks(self) -> &'static [&'static str] {
@@ -31,9 +35,9 @@ impl Style {
     pub(super) fn read(self, body: &str, tools: &[Tool]) -> Option<(String, String)> {
         let (name, mut rest) = match self {
             Self::Function => {
-                let (_, rest) = body.split_once("<function=")?;
+                let (_, rest) = body.split_once(FUNCTION)?;
                 let (name, rest) = rest.split_once('>')?;
-                (name, rest.rsplit_once("</function>").map_or(rest, |(rest, _)| rest))
+                (name, rest.rsplit_once(FUNCTION_END).map_or(rest, |(rest, _)| rest))
             }
             Self::Keys => body.split_at(body.find("<arg_key>").unwrap_or(body.len())),
         };
@@ -49,6 +53,16 @@ impl Style {
         }
         // What is left must not be something that was not understood.
         rest.trim().is_empty().then(|| (name.to_owned(), Value::Object(arguments).to_string()))
+    }
+
+    /// What is behind [`OPEN`] at the end of an answer without the beginning of [`CLOSE`], if it is a whole call.
+    pub(super) fn ended(self, body: &str) -> Option<&str> {
+        let end = match self {
+            Self::Function => FUNCTION_END,
+            Self::Keys => "</arg_value>",
+        };
+        let (call, rest) = body.split_at(body.rfind(end)? + end.len());
+        CLOSE.starts_with(rest.trim()).then_some(call)
     }
 
     /// The next argument: key, value, what is behind it.
@@ -70,15 +84,12 @@ impl Style {
     }
 }
 
-/// Whether an argument is written as text rather than JSON.
-pub(super) fn is_text(schema: Option<&Value>, key: &str) -> bool {
-    let ty = schema.and_then(|s| s.get("properties")?.get(key)?.get("type"));
-    ty.is_some_and(|ty| ty == "string")
-}
-
 fn typed(key: &str, text: &str, schema: Option<&Value>) -> Value {
-    if is_text(schema, key) {
-        return text.into();
+    let permits = schema.and_then(|schema| Permits::of(schema, property(schema, key)?)).unwrap_or_default();
+    if permits.text() {
+        let null = text.eq_ignore_ascii_case("null") || text == "None";
+        return if null && permits.null { Value::Null } else { text.into() };
     }
-    serde_json::from_str(text.trim()).unwrap_or_else(|_| text.into())
+    let text = text.trim();
+    serde_json::from_str(text).unwrap_or_else(|_| permits.word(text).unwrap_or_else(|| text.into()))
 }

@@ -5,14 +5,18 @@
 //! passed on to the last character.
 //!
 //! White space between parts belongs to the form: it is dropped around reasoning and before calls.
+//!
+//! Reasoning opens an answer or is none: behind content, a call or other reasoning its mark is a word like any other.
+
+mod objects;
 
 use std::sync::Arc;
 
 use super::call::Call;
 use super::harmony::{self, Kind};
 use super::marks::{Ahead, ahead, find};
-use super::scan::{self, Object, Step};
-use super::{Calls, Section, Syntax, Tool, pairs};
+use super::scan::{self, Object};
+use super::{Calls, Marks, Section, Syntax, Tool, pairs};
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +51,11 @@ pub struct Reader {
     trim: bool,
     /// Something of the content was told.
     content: bool,
+    /// Reasoning has come to its end.
+    reasoned: bool,
     called: usize,
+    /// So much of what is held is known not to have the mark that ends it ([`Self::seek`]).
+    sought: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -81,8 +89,16 @@ enum State {
     Value(scan::Value),
     /// In a call that is read as a whole.
     Pairs(pairs::Style),
+    /// In the name of a function that no mark of a call stands before.
+    Function,
+    /// In such a function's call, which is read as a whole.
+    Unmarked,
     /// White space, then this mark.
     Close(&'static str),
+    /// Behind an object, before this mark; perhaps there are more objects.
+    More(&'static str),
+    /// Nothing up to and with this mark is anything.
+    Skip(&'static str),
     /// In a message's header.
     Header,
     /// In a message's text.
@@ -93,6 +109,8 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Behind {
     Close(&'static str),
+    /// The same, and it is not the first before this mark.
+    Further(&'static str),
     List,
     Text,
 }
@@ -104,7 +122,19 @@ impl Reader {
         let calls = syntax.calls.filter(|_| harmony || !tools.is_empty());
         let state = if harmony { State::Header } else { State::Text { reasoning } };
         let (held, space) = (String::new(), String::new());
-        Self { calls, syntax, tools, state, held, space, trim: reasoning, content: false, called: 0 }
+        Self {
+            calls,
+            syntax,
+            tools,
+            state,
+            held,
+            space,
+            trim: reasoning,
+            content: false,
+            reasoned: false,
+            called: 0,
+            sought: 0,
+        }
     }
 
     /// Calls so far.
@@ -128,9 +158,13 @@ impl Reader {
         while self.step(true, parts) {}
         let rest = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text { reasoning: false }) {
+            State::Object { behind: Behind::Further(_), .. } => {}
             State::Object { call, .. } if !call.named => self.tell(false, &(call.raw + &rest), parts),
             State::Name { open, .. } => self.tell(false, &format!("{open}{rest}"), parts),
-            State::Pairs(_) => self.tell(false, &format!("{}{rest}", pairs::OPEN), parts),
+            State::Pairs(style) => self.pairs_cut(style, &rest, parts),
+            State::Function | State::Unmarked => {
+                self.tell(false, &format!("{}{rest}", pairs::FUNCTION), parts);
+            }
             State::Header if !rest.contains(harmony::CHANNEL) => self.tell(false, rest.trim_start(), parts),
             _ => {}
         }
@@ -162,12 +196,16 @@ impl Reader {
             State::Arguments { end } => self.arguments(end, last, parts),
             State::Value(value) => self.value(value, last, parts),
             State::Pairs(style) => self.pairs(style, parts),
-            State::Close(mark) => match ahead(&self.held, &[mark], last) {
+            State::Function => self.function(last, parts),
+            State::Unmarked => self.unmarked(parts),
+            State::Close(mark) => match self.awaited(&[mark]) {
                 Ahead::Mark(_, used) => self.go(used, State::Text { reasoning: false }),
                 Ahead::Other => self.go(0, State::Text { reasoning: false }),
-                Ahead::Unknown => false,
+                Ahead::Unknown => self.cut(last),
             },
-            State::Header => match self.held.find(harmony::MESSAGE) {
+            State::More(mark) => self.more(mark, last),
+            State::Skip(mark) => self.skip(mark, last),
+            State::Header => match self.seek(harmony::MESSAGE) {
                 Some(at) => {
                     let kind = harmony::kind(&self.held[..at]);
                     self.begin(&kind, parts);
@@ -183,10 +221,42 @@ impl Reader {
     fn go(&mut self, used: usize, state: State) -> bool {
         self.held.drain(..used);
         self.state = state;
+        self.sought = 0;
         true
     }
 
+    /// Which of these marks comes next; white space before it is the form's.
+    fn awaited(&mut self, marks: &[&str]) -> Ahead {
+        self.held.drain(..self.held.len() - self.held.trim_start().len());
+        ahead(&self.held, marks, false)
+    }
+
+    /// A mark is awaited: at the end of the answer, the beginning of one is not content.
+    fn cut(&mut self, last: bool) -> bool {
+        if last {
+            self.held.clear();
+        }
+        false
+    }
+
+    /// Where this mark, which ends what is held, stands. What was searched before is not searched again.
+    fn seek(&mut self, mark: &str) -> Option<usize> {
+        let mut from = self.sought.saturating_sub(mark.len());
+        while !self.held.is_char_boundary(from) {
+            from -= 1;
+        }
+        let at = self.held.get(from..)?.find(mark).map(|at| from + at);
+        self.sought = self.held.len();
+        at
+    }
+
     fn text(&mut self, reasoning: bool, last: bool, parts: &mut Vec<Part>) -> bool {
+        if !(reasoning || self.content) {
+            // Kept apart, so that nobody looks at it twice.
+            let rest = self.held.trim_start();
+            let space: String = self.held.drain(..self.held.len() - rest.len()).collect();
+            self.tell(false, &space, parts);
+        }
         if let (false, Some(Calls::Bare { tag })) = (reasoning || self.content, self.calls) {
             let marks: &[&str] = if self.called > 0 { &["{", tag, ";"] } else { &["{", tag] };
             match ahead(&self.held, marks, last) {
@@ -203,6 +273,19 @@ impl Reader {
             }
         }
         let thinking = self.syntax.reasoning;
+        if let Some(Marks { open, .. }) = thinking
+            && !(reasoning || self.reasoned || self.content || self.called > 0)
+        {
+            match ahead(&self.held, &[open], last) {
+                Ahead::Mark(_, used) => {
+                    self.space.clear();
+                    self.trim = true;
+                    return self.go(used, State::Text { reasoning: true });
+                }
+                Ahead::Unknown => return false,
+                Ahead::Other => {}
+            }
+        }
         let open = match self.calls {
             Some(Calls::Objects { open, .. } | Calls::List { open } | Calls::Inline { open, .. }) => {
                 Some(open)
@@ -211,31 +294,36 @@ impl Reader {
             Some(Calls::Pairs(_)) => Some(pairs::OPEN),
             _ => None,
         };
+        // Models forget the mark before it.
+        let function = (self.calls == Some(Calls::Pairs(pairs::Style::Function))).then_some(pairs::FUNCTION);
         let marks: &[Option<&'static str>] = match reasoning {
             true => &[thinking.map(|m| m.close)],
-            false => &[thinking.map(|m| m.open), open],
+            false => &[open, function],
         };
         let (upto, mark) = find(&self.held, marks, last);
         let text: String = self.held.drain(..upto).collect();
         self.tell(reasoning, &text, parts);
         let Some((which, len)) = mark else { return false };
-        self.held.drain(..len);
-        // Spaces before a mark are the form's.
-        self.space.clear();
-        self.trim = true;
-        self.state = match (reasoning, which) {
-            (true, _) => State::Text { reasoning: false },
-            (false, 0) => State::Text { reasoning: true },
-            (false, _) => self.opened(),
+        let state = match (reasoning, which) {
+            (true, _) => {
+                // Spaces before a mark are the form's; before a call, that is seen when it is one.
+                self.space.clear();
+                self.reasoned = true;
+                State::Text { reasoning: false }
+            }
+            (false, 0) => self.opened(),
+            (false, _) => State::Function,
         };
-        true
+        self.trim = true;
+        self.go(len, state)
     }
 
     /// Behind the mark that opens a call.
     fn opened(&self) -> State {
         match self.calls {
             Some(Calls::Objects { close, .. }) => {
-                State::Object { object: Object::new(), call: Call::default(), behind: Behind::Close(close) }
+                let (object, call) = (Object::led(), Call::default());
+                State::Object { object, call, behind: Behind::Close(close) }
             }
             Some(Calls::List { .. }) => State::List { first: true },
             Some(Calls::Inline { open, id, separator }) => State::Name { open, id, separator },
@@ -245,88 +333,15 @@ impl Reader {
         }
     }
 
-    fn object(&mut self, mut object: Object, mut call: Call, behind: Behind, parts: &mut Vec<Part>) -> bool {
-        let mut told = Vec::new();
-        let known = |name: &str| behind != Behind::Text || self.tools.iter().any(|tool| tool.name == name);
-        let (used, step) = object.feed(&self.held, |member, text, ended| {
-            call.member(member, text, ended, &mut told);
-        });
-        let unknown = call.named && !known(&call.name);
-        let named = call.named && !told.is_empty();
-        let taken: String = self.held.drain(..used).collect();
-        if unknown || (step == Step::Bad && !call.named) || (step == Step::Done && !call.named) {
-            let raw = match behind {
-                Behind::Close(_) | Behind::List => self.opening() + &call.raw + &taken,
-                Behind::Text => call.raw + &taken,
-            };
-            self.tell(false, &raw, parts);
-            self.content = true;
-            self.state = State::Text { reasoning: false };
-            return true;
-        }
-        if named || call.told {
-            for part in told {
-                self.called += usize::from(matches!(part, Part::Call { .. }));
-                add(parts, part);
-            }
-        } else {
-            call.raw.push_str(&taken);
-        }
-        match step {
-            Step::More => {
-                self.state = State::Object { object, call, behind };
-                false
-            }
-            Step::Done => {
-                if !call.told {
-                    add(parts, Part::Arguments("{}".to_owned()));
-                }
-                self.go(
-                    0,
-                    match behind {
-                        Behind::Close(mark) => State::Close(mark),
-                        Behind::List => State::List { first: false },
-                        Behind::Text => State::Text { reasoning: false },
-                    },
-                )
-            }
-            Step::Bad => self.go(0, State::Text { reasoning: false }),
-        }
-    }
-
-    /// The mark that calls open with, for what turned out to be none.
-    fn opening(&self) -> String {
-        match self.calls {
-            Some(Calls::Objects { open, .. } | Calls::List { open }) => open.to_owned(),
-            _ => String::new(),
-        }
-    }
-
-    fn list(&mut self, first: bool) -> bool {
-        let text = self.held.trim_start();
-        let space = self.held.len() - text.len();
-        match text.chars().next() {
-            None => false,
-            Some('[') if first => self.go(space + 1, State::List { first: false }),
-            Some(',') if !first => self.go(space + 1, State::List { first: false }),
-            Some('{') => {
-                let (object, call, behind) = (Object::new(), Call::default(), Behind::List);
-                self.go(space, State::Object { object, call, behind })
-            }
-            Some(']') => self.go(space + 1, State::Text { reasoning: false }),
-            Some(_) => self.go(0, State::Text { reasoning: false }),
-        }
-    }
-
     fn section(&mut self, section: Section, last: bool) -> bool {
-        match ahead(&self.held, &[section.begin, section.close], last) {
+        match self.awaited(&[section.begin, section.close]) {
             Ahead::Mark(0, used) => {
                 let Section { begin, separator, .. } = section;
                 self.go(used, State::Name { open: begin, id: "", separator })
             }
             Ahead::Mark(_, used) => self.go(used, State::Text { reasoning: false }),
             Ahead::Other => self.go(0, State::Text { reasoning: false }),
-            Ahead::Unknown => false,
+            Ahead::Unknown => self.cut(last),
         }
     }
 
@@ -337,22 +352,20 @@ impl Reader {
         separator: &'static str,
         parts: &mut Vec<Part>,
     ) -> bool {
-        let Some(at) = self.held.find(separator) else { return false };
+        let Some(at) = self.seek(separator) else { return false };
         let written = self.held[..at].trim();
         let (name, id) = match written.split_once(id).filter(|_| !id.is_empty()) {
             Some((name, id)) => (name, Some(id.to_owned())),
             None => (written, None),
         };
         let numbered = matches!(self.calls, Some(Calls::Section(Section { numbered: true, .. })));
-        let part =
-            if numbered { numbered_name(name) } else { Part::Call { name: name.trim().to_owned(), id } };
-        if matches!(&part, Part::Call { name, .. } if name.is_empty()) {
+        let (name, id) = if numbered { numbered_name(name) } else { (name.trim().to_owned(), id) };
+        if name.is_empty() {
             let raw = format!("{open}{}", &self.held[..at + separator.len()]);
             self.tell(false, &raw, parts);
             return self.go(at + separator.len(), State::Text { reasoning: false });
         }
-        parts.push(part);
-        self.called += 1;
+        self.tell_call(name, id, parts);
         self.trim = true;
         let state = match self.calls {
             Some(Calls::Section(section)) => State::Arguments { end: section.end },
@@ -362,10 +375,10 @@ impl Reader {
     }
 
     fn arguments(&mut self, end: &'static str, last: bool, parts: &mut Vec<Part>) -> bool {
-        let (upto, mark) = find(&self.held, &[Some(end)], last);
+        let (upto, mark) = find(&self.held, &[Some(end)], false);
         let text: String = self.held.drain(..upto).collect();
         self.tell_arguments(&text, parts);
-        let Some((_, len)) = mark else { return false };
+        let Some((_, len)) = mark else { return self.cut(last) };
         self.space.clear();
         let state = match self.calls {
             Some(Calls::Section(section)) => State::Section(section),
@@ -396,19 +409,60 @@ impl Reader {
     }
 
     fn pairs(&mut self, style: pairs::Style, parts: &mut Vec<Part>) -> bool {
-        let Some(at) = self.held.find(pairs::CLOSE) else { return false };
-        match style.read(&self.held[..at], &self.tools) {
-            Some((name, arguments)) => {
-                self.called += 1;
-                parts.push(Part::Call { name, id: None });
-                parts.push(Part::Arguments(arguments));
-            }
-            None => {
-                let raw = format!("{}{}{}", pairs::OPEN, &self.held[..at], pairs::CLOSE);
-                self.tell(false, &raw, parts);
-            }
+        let Some(at) = self.seek(pairs::CLOSE) else { return false };
+        let body: String = self.held.drain(..at).collect();
+        if !self.tell_pairs(style, &body, parts) {
+            self.tell(false, &format!("{}{body}{}", pairs::OPEN, pairs::CLOSE), parts);
         }
-        self.go(at + pairs::CLOSE.len(), State::Text { reasoning: false })
+        self.go(pairs::CLOSE.len(), State::Text { reasoning: false })
+    }
+
+    /// All that is missing at the end of an answer may be the mark.
+    fn pairs_cut(&mut self, style: pairs::Style, rest: &str, parts: &mut Vec<Part>) {
+        let whole = style.ended(rest).is_some_and(|body| self.tell_pairs(style, body, parts));
+        if !whole {
+            self.tell(false, &format!("{}{rest}", pairs::OPEN), parts);
+        }
+    }
+
+    /// Only the name of a tool makes it a call.
+    fn function(&mut self, last: bool, parts: &mut Vec<Part>) -> bool {
+        let behind = |tool: &Tool| self.held.strip_prefix(&tool.name).map(|rest| rest.starts_with('>'));
+        if self.tools.iter().any(|tool| behind(tool) == Some(true)) {
+            return self.go(0, State::Unmarked);
+        }
+        if !last && self.tools.iter().any(|tool| tool.name.starts_with(&self.held)) {
+            return false;
+        }
+        self.tell(false, pairs::FUNCTION, parts);
+        self.go(0, State::Text { reasoning: false })
+    }
+
+    fn unmarked(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(at) = self.seek(pairs::FUNCTION_END) else { return false };
+        let body: String = self.held.drain(..at + pairs::FUNCTION_END.len()).collect();
+        let call = format!("{}{body}", pairs::FUNCTION);
+        if self.tell_pairs(pairs::Style::Function, &call, parts) {
+            // Who forgets the first mark may remember the last.
+            return self.go(0, State::Close(pairs::CLOSE));
+        }
+        self.tell(false, &call, parts);
+        self.go(0, State::Text { reasoning: false })
+    }
+
+    /// Tells what stood between a call's marks, if it is one.
+    fn tell_pairs(&mut self, style: pairs::Style, body: &str, parts: &mut Vec<Part>) -> bool {
+        let Some((name, arguments)) = style.read(body, &self.tools) else { return false };
+        self.tell_call(name, None, parts);
+        parts.push(Part::Arguments(arguments));
+        true
+    }
+
+    /// A call begins. The white space before it is the form's.
+    fn tell_call(&mut self, name: String, id: Option<String>, parts: &mut Vec<Part>) {
+        self.space.clear();
+        self.called += 1;
+        parts.push(Part::Call { name, id });
     }
 
     /// A message's header is read.
@@ -416,8 +470,7 @@ impl Reader {
         self.space.clear();
         self.trim = *kind != Kind::Content;
         if let Kind::Call(name) = kind {
-            self.called += 1;
-            parts.push(Part::Call { name: name.clone(), id: None });
+            self.tell_call(name.clone(), None, parts);
         }
     }
 
@@ -464,13 +517,13 @@ impl Reader {
 }
 
 /// `functions.name:index`, and it is the id.
-fn numbered_name(written: &str) -> Part {
+fn numbered_name(written: &str) -> (String, Option<String>) {
     let name = written.strip_prefix("functions.").unwrap_or(written);
     let name = match name.rsplit_once(':') {
         Some((name, index)) if !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => name,
     };
-    Part::Call { name: name.to_owned(), id: Some(written.to_owned()) }
+    (name.to_owned(), Some(written.to_owned()))
 }
 
 /// Appends, joined to what it continues.

@@ -69,6 +69,10 @@ impl Value {
 /// Where in an object the reader is.
 #[derive(Clone, Debug)]
 enum Place {
+    /// Before `{`, perhaps behind a list's bracket or a fence, whose word stands right behind it.
+    Lead {
+        fence: bool,
+    },
     /// Before `{`.
     Open,
     /// Before a member's name, or `}`.
@@ -95,6 +99,11 @@ impl Object {
         Self(Place::Open)
     }
 
+    /// Behind a mark: models put a list's bracket or a fence before it.
+    pub(super) fn led() -> Self {
+        Self(Place::Lead { fence: false })
+    }
+
     /// Reads on; `member(name, text, ended)` gets the text of members' values, in pieces. Says how many bytes were used.
     pub(super) fn feed(&mut self, text: &str, mut member: impl FnMut(&str, &str, bool)) -> (usize, Step) {
         let mut at = 0;
@@ -103,7 +112,11 @@ impl Object {
             let space = c.is_whitespace();
             let mut used = c.len_utf8();
             self.0 = match place {
-                Place::Open if c == '{' => Place::Key,
+                Place::Lead { .. } | Place::Open if c == '{' => Place::Key,
+                Place::Lead { .. } if c == '[' => Place::Open,
+                Place::Lead { .. } if c == '`' => Place::Lead { fence: true },
+                Place::Lead { fence: true } if c.is_ascii_alphabetic() => Place::Lead { fence: true },
+                Place::Lead { .. } if space => Place::Lead { fence: false },
                 Place::Key if c == '}' => return (at + used, Step::Done),
                 Place::Key if c == '"' => {
                     let mut key = Value::default();
@@ -114,10 +127,10 @@ impl Object {
                     let (len, ended) = value.feed(&text[at..]);
                     raw.push_str(&text[at..at + len]);
                     used = len;
-                    match (ended, serde_json::from_str::<String>(&raw)) {
-                        (false, _) => Place::InKey(value, raw),
-                        (true, Ok(name)) => Place::Colon(name),
-                        (true, Err(_)) => return (at, Step::Bad),
+                    match ended.then(|| serde_json::from_str::<String>(&raw)) {
+                        None => Place::InKey(value, raw),
+                        Some(Ok(name)) => Place::Colon(name),
+                        Some(Err(_)) => return (at, Step::Bad),
                     }
                 }
                 Place::Colon(name) if c == ':' => Place::BeforeValue(name),

@@ -1,5 +1,7 @@
 //! Answers of each family, cut into pieces at random.
 
+mod grammars;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -26,6 +28,28 @@ fn tools() -> Arc<[Tool]> {
     [tool("weather"), tool("time")].into()
 }
 
+/// A tool with arguments of all kinds.
+fn kinds() -> Arc<[Tool]> {
+    let schema = json!({
+        "type": "object",
+        "$defs": {"unit": {"type": "string", "enum": ["C", "F"]}, "circle": {"$ref": "#/$defs/circle"}},
+        "properties": {
+            "city": {"type": "string"},
+            "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "list": {"type": ["string", "array"]},
+            "word": {"enum": ["1", "2", null]},
+            "only": {"const": "3"},
+            "unit": {"anyOf": [{"$ref": "#/$defs/unit"}, {"type": "null"}]},
+            "all": {"allOf": [{"$ref": "#/$defs/unit"}]},
+            "flag": {"type": "boolean"},
+            "gap": {"type": ["integer", "null"]},
+            "circle": {"$ref": "#/$defs/circle"},
+            "any": {},
+        },
+    });
+    [Tool { name: "kinds".to_owned(), parameters: Some(schema), strict: false }].into()
+}
+
 /// What an answer holds, its parts joined.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Read {
@@ -35,7 +59,16 @@ struct Read {
 }
 
 fn read_pieces<'a>(template: &str, reasoning: bool, pieces: impl Iterator<Item = &'a str>) -> Read {
-    let mut reader = Reader::new(Syntax::of_template(template), tools(), reasoning);
+    read_for(tools(), template, reasoning, pieces)
+}
+
+fn read_for<'a>(
+    tools: Arc<[Tool]>,
+    template: &str,
+    reasoning: bool,
+    pieces: impl Iterator<Item = &'a str>,
+) -> Read {
+    let mut reader = Reader::new(Syntax::of_template(template), tools, reasoning);
     let (mut parts, mut read) = (Vec::new(), Read::default());
     pieces.for_each(|piece| reader.push(piece, &mut parts));
     reader.finish(&mut parts);
@@ -124,6 +157,127 @@ fn ids_and_typed_arguments_come_from_the_text() {
 }
 
 #[test]
+fn arguments_in_tags_are_what_their_schema_lets_them_be() {
+    for (key, text, wanted) in [
+        ("city", "null", json!("null")),
+        ("city", "12", json!("12")),
+        ("maybe", "12", json!("12")),
+        ("maybe", "NULL", json!(null)),
+        ("maybe", "None", json!(null)),
+        ("maybe", "none", json!("none")),
+        ("list", "[1]", json!("[1]")),
+        ("word", "1", json!("1")),
+        ("word", "null", json!(null)),
+        ("only", "3", json!("3")),
+        ("unit", "C", json!("C")),
+        ("unit", "None", json!(null)),
+        ("all", "1", json!("1")),
+        ("flag", "True", json!(true)),
+        ("flag", "None", json!("None")),
+        ("gap", "none", json!(null)),
+        ("gap", "True", json!("True")),
+        ("gap", "7", json!(7)),
+        ("circle", "False", json!(false)),
+        ("any", "{\"a\": 1}", json!({"a": 1})),
+        ("any", "FALSE", json!(false)),
+        ("any", "{'a': 1}", json!("{'a': 1}")),
+        ("unknown", "None", json!(null)),
+    ] {
+        let coder = format!(
+            "<tool_call>\n<function=kinds>\n<parameter={key}>\n{text}\n</parameter>\n</function>\n</tool_call>"
+        );
+        let glm = format!(
+            "<tool_call>kinds\n<arg_key>{key}</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>"
+        );
+        for (template, answer) in [(CODER, coder), (GLM, glm)] {
+            let read = read_for(kinds(), template, false, [answer.as_str()].into_iter());
+            assert_eq!(read.calls, [call("kinds", &json!({key: wanted}).to_string())], "{answer}");
+        }
+    }
+}
+
+#[test]
+fn a_function_without_the_mark_before_it_is_a_call() {
+    let one = "<function=weather>\n<parameter=days>\n3\n</parameter>\n</function>";
+    let calls = vec![call("weather", r#"{"days":3}"#)];
+    let wanted =
+        |content: &str| Read { content: content.to_owned(), calls: calls.clone(), ..Read::default() };
+    for (answer, content) in [
+        (format!("I will look.\n\n{one}\n</tool_call>"), "I will look."),
+        (format!("{one}</tool_call>"), ""),
+        (format!("{one}\n</tool"), ""),
+        (one.to_owned(), ""),
+        (format!("See: {one}\n and more"), "See:and more"),
+    ] {
+        assert_eq!(read(CODER, &answer), wanted(content), "{answer}");
+    }
+    let two = format!("{one}\n<function=time>\n</function>\n</tool_call>");
+    assert_eq!(read(CODER, &two).calls, [calls.clone(), vec![call("time", "{}")]].concat());
+    // The mark before it was there, the one behind it was not.
+    assert_eq!(read(CODER, &format!("<tool_call>\n{one}\n</tool_")), wanted(""));
+    let glm = "<tool_call>weather\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</";
+    assert_eq!(read(GLM, glm), wanted(""));
+    assert_eq!(read(HERMES, one).calls, []);
+    // Nothing of a call is shown before it is known to be none.
+    let mut reader = Reader::new(Syntax::of_template(CODER), tools(), false);
+    let mut parts = Vec::new();
+    reader.push("a \n<function=wea", &mut parts);
+    assert_eq!(parts, [Part::Content("a".to_owned())]);
+    reader.push("k>", &mut parts);
+    assert_eq!(parts, [Part::Content("a \n<function=weak>".to_owned())]);
+}
+
+#[test]
+fn what_stands_between_a_calls_marks_is_not_shown() {
+    let (weather, time) =
+        (r#"{"name": "weather", "arguments": {"days": 3}}"#, r#"{"name": "time", "arguments": {}}"#);
+    let (one, two) = (
+        vec![call("weather", r#"{"days": 3}"#)],
+        vec![call("weather", r#"{"days": 3}"#), call("time", "{}")],
+    );
+    for (answer, calls, content) in [
+        (format!("<tool_call>\n{weather}\n{time}\n</tool_call>"), &two, ""),
+        (format!("<tool_call>{weather}, {time}</tool_call>"), &two, ""),
+        (format!("a <tool_call>\n[{weather}, {time}]\n</tool_call>\nb"), &two, "ab"),
+        (format!("<tool_call>\n```json\n{weather}\n```\n</tool_call>"), &one, ""),
+        (format!("<tool_call>\n```\n[{weather},\n{time}]\n```\n</tool_call>"), &two, ""),
+        (format!("<tool_call>\n{weather}\n{{\"no\": 1}} x </tool_call> b"), &one, "b"),
+        (format!("<tool_call>\n{weather}}} x\n</tool_call> b"), &one, "b"),
+        (format!("<tool_call>\n{weather}\n<tool_call>\n{time}\n</tool_call>"), &two, ""),
+        (format!("<tool_call>\n{weather} x\n<tool_call>\n{time}\n</tool_call>"), &two, ""),
+        (format!("<tool_call>\n{weather}\n</tool"), &one, ""),
+        (format!("<tool_call>\n{weather} x </tool"), &one, ""),
+        (format!("<tool_call>\n{weather}\n{{\"na"), &one, ""),
+    ] {
+        let wanted = Read { content: content.to_owned(), calls: calls.clone(), ..Read::default() };
+        assert_eq!(read(HERMES, &answer), wanted, "{answer}");
+    }
+    let cut = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{}\n```";
+    assert_eq!(read(DEEPSEEK, cut), Read { calls: vec![call("time", "{}")], ..Read::default() });
+}
+
+#[test]
+fn reasoning_is_what_an_answer_begins_with() {
+    for (reasoning, answer, thought, content) in [
+        (false, " \n<think>\na</think> b", "a", "b"),
+        (false, "Use <think> and </think>.", "", "Use <think> and </think>."),
+        (false, "<think>a</think> b <think> c", "a", "b <think> c"),
+        (false, "<think>a</think><think> c", "a", "<think> c"),
+        (true, "a <think> b</think> c <think> d", "a <think> b", "c <think> d"),
+        (false, " <thin", "", " <thin"),
+    ] {
+        for template in [HERMES, GLM] {
+            let whole = read_pieces(template, reasoning, [answer].into_iter());
+            let wanted =
+                Read { reasoning: thought.to_owned(), content: content.to_owned(), ..Read::default() };
+            assert_eq!(whole, wanted, "{answer}");
+        }
+    }
+    let behind = "<tool_call>{\"name\": \"time\"}</tool_call>\n<think> a";
+    assert_eq!(read(HERMES, behind).content, "<think> a");
+}
+
+#[test]
 fn reasoning_is_taken_out_and_may_be_open_already() {
     let answer = "<think>\nOne, two.\n</think>\n\nThree. ";
     let wanted = Read { reasoning: "One, two.".to_owned(), content: "Three. ".to_owned(), calls: vec![] };
@@ -155,6 +309,10 @@ fn what_is_no_call_is_content_as_it_was_written() {
         (CODER, "<tool_call>\n<function=weather>\n<parameter=ci"),
         (DEEPSEEK, "plain ｜tool▁calls▁begin｜"),
         (HARMONY, "no header at all"),
+        (CODER, "write <function=name> or <function=weather"),
+        (CODER, "a\n<function=weather>\nb</function>\n</tool_call>"),
+        (HERMES, "a\n<tool_call>\n```json\nno object</tool_call>"),
+        (LLAMA, " {\"name\": 1}"),
     ] {
         assert_eq!(read(template, answer), Read { content: answer.to_owned(), ..Read::default() });
     }
@@ -205,6 +363,7 @@ fn fragments() -> impl Strategy<Value = String> {
         "é",
         ";",
         "<function=weather>",
+        "<function=",
         "</function>",
         "<parameter=city>",
         "</parameter>",
@@ -252,211 +411,5 @@ proptest! {
         cuts.sort_unstable();
         let pieces = cuts.windows(2).map(|pair| &answer[pair[0]..pair[1]]);
         prop_assert_eq!(read_pieces(template, reasoning, pieces), whole);
-    }
-}
-
-mod grammars {
-    use super::*;
-    use crate::constraint::{ConstraintEngine, ConstraintSpec};
-    use crate::mask::Progress;
-    use crate::step::TokenId;
-    use crate::syntax::{Answers, grammar};
-    use crate::tokenizer::{SpecialIds, Tokenizer, TokenizerSpec};
-
-    /// All bytes and an end; the marks of a syntax as control tokens, or as nothing but text.
-    fn tokenizer(syntax: Syntax, controls: bool) -> Tokenizer {
-        let plain = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-        let byte = |b: u8| {
-            let before = (0..b).filter(|&b| !plain(b)).count() as u32;
-            char::from_u32(if plain(b) { b.into() } else { 256 + before }).expect("a character").to_string()
-        };
-        let mut tokens: Vec<String> = (0..=255).map(byte).collect();
-        tokens.push("<|the end|>".to_owned());
-        for mark in syntax.marks().into_iter().filter(|_| controls) {
-            // Some marks are several tokens and text between them.
-            let words = mark.split_inclusive('>').filter_map(|part| Some(&part[part.find('<')?..]));
-            let words =
-                words.filter(|word| word.ends_with('>')).chain(Some(mark).filter(|m| m.starts_with('[')));
-            for word in words {
-                if !tokens.iter().any(|token| token == word) {
-                    tokens.push(word.to_owned());
-                }
-            }
-        }
-        let types = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
-        let ids = SpecialIds { eos: Some(256), ..SpecialIds::default() };
-        let (model, pre) = ("gpt2".to_owned(), "gpt-2".to_owned());
-        let spec = TokenizerSpec { model, pre, tokens, types: Some(types), ids, ..TokenizerSpec::default() };
-        Tokenizer::new(spec).expect("a sound vocabulary")
-    }
-
-    fn strict_tools() -> Arc<[Tool]> {
-        let schema = json!({
-            "type": "object",
-            "properties": {
-                "unit": {"type": "string", "enum": ["C", "F"]},
-                "days": {"type": "integer", "minimum": 0, "maximum": 9},
-            },
-            "required": ["unit", "days"],
-            "additionalProperties": false,
-        });
-        let tool =
-            |name: &str| Tool { name: name.to_owned(), parameters: Some(schema.clone()), strict: true };
-        [tool("weather"), tool("time")].into()
-    }
-
-    /// A text that the grammar allows, chosen by chance.
-    fn walk(tokenizer: &Tokenizer, lark: &str, seed: u64) -> String {
-        let engine = ConstraintEngine::new(tokenizer).expect("a vocabulary with all bytes");
-        let grammar = engine.compile(&ConstraintSpec::Lark(lark.to_owned()));
-        let mut matcher = grammar.unwrap_or_else(|e| panic!("{e}\n{lark}")).matcher();
-        let (mut text, mut state) = (Vec::new(), seed);
-        for _ in 0..2000 {
-            let next = matcher.next().wait().unwrap_or_else(|e| panic!("{e}\n{lark}"));
-            let allowed: Vec<TokenId> = (0..tokenizer.vocab_size() as u32)
-                .map(TokenId)
-                .filter(|&t| next.tokens.contains(t))
-                .collect();
-            if next.may_end || allowed.is_empty() {
-                break;
-            }
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let token = allowed[(state >> 33) as usize % allowed.len()];
-            text.extend(tokenizer.raw_bytes(token));
-            if matcher.advance(token).unwrap_or_else(|e| panic!("{e}\n{lark}")) == Progress::Complete {
-                break;
-            }
-        }
-        String::from_utf8(text).expect("whole characters")
-    }
-
-    #[test]
-    fn what_a_grammar_lets_out_is_read_as_calls() {
-        for template in
-            [HERMES, CODER, GLM, MISTRAL, INLINE, LLAMA, DEEPSEEK, DEEPSEEK_V31, KIMI, HARMONY, GRANITE]
-        {
-            let syntax = Syntax::of_template(template);
-            for (controls, seed) in [(false, 1), (false, 2), (true, 3), (true, 4)] {
-                let tokenizer = tokenizer(syntax, controls);
-                let tools = strict_tools();
-                let answers = Answers {
-                    tools: &tools,
-                    required: true,
-                    parallel: false,
-                    content: None,
-                    in_reasoning: false,
-                    reasoning: false,
-                };
-                let lark = grammar(&syntax, &answers, &tokenizer).unwrap();
-                let answer = walk(&tokenizer, &lark, seed);
-                let mut reader = Reader::new(syntax, tools, false);
-                let mut parts = Vec::new();
-                reader.push(&answer, &mut parts);
-                reader.finish(&mut parts);
-                let [Part::Call { name, .. }, Part::Arguments(arguments)] = parts.as_slice() else {
-                    panic!("{template}: {answer:?} is {parts:?}");
-                };
-                assert!(["weather", "time"].contains(&name.as_str()));
-                let arguments: serde_json::Value = serde_json::from_str(arguments).unwrap();
-                assert!(["C", "F"].contains(&arguments["unit"].as_str().unwrap()), "{answer}");
-                assert!((0..10).contains(&arguments["days"].as_i64().unwrap()), "{answer}");
-            }
-        }
-    }
-
-    #[test]
-    fn content_may_stand_where_calls_need_not() {
-        for (template, controls) in
-            [(HERMES, true), (HERMES, false), (LLAMA, false), (HARMONY, true), (KIMI, true)]
-        {
-            let syntax = Syntax::of_template(template);
-            let tokenizer = tokenizer(syntax, controls);
-            let tools = strict_tools();
-            let content = "/[a-c]{3}/";
-            let (mut texts, mut calls) = (0, 0);
-            for seed in 0..24 {
-                let answers = Answers {
-                    tools: &tools,
-                    required: false,
-                    parallel: true,
-                    content: Some(content),
-                    in_reasoning: false,
-                    reasoning: false,
-                };
-                let lark = grammar(&syntax, &answers, &tokenizer).unwrap();
-                let answer = walk(&tokenizer, &lark, seed);
-                let mut reader = Reader::new(syntax, tools.clone(), false);
-                let mut parts = Vec::new();
-                reader.push(&answer, &mut parts);
-                reader.finish(&mut parts);
-                match parts.as_slice() {
-                    [Part::Content(text)] if text.len() == 3 => texts += 1,
-                    [Part::Call { .. }, Part::Arguments(_), ..] => calls += 1,
-                    other => panic!("{template}: {answer:?} is {other:?}"),
-                }
-            }
-            assert!(texts > 0 && calls > 0, "{template}: {texts} texts, {calls} calls");
-        }
-    }
-
-    #[test]
-    fn free_text_is_cut_where_a_call_begins_and_schemas_hold_from_there() {
-        let syntax = Syntax::of_template(HERMES);
-        for controls in [true, false] {
-            let tokenizer = tokenizer(syntax, controls);
-            let tools = strict_tools();
-            let answers = Answers {
-                tools: &tools,
-                required: false,
-                parallel: true,
-                content: None,
-                in_reasoning: true,
-                reasoning: true,
-            };
-            let lark = grammar(&syntax, &answers, &tokenizer).unwrap();
-            let engine = ConstraintEngine::new(&tokenizer).unwrap();
-            let grammar = engine.compile(&ConstraintSpec::Lark(lark)).unwrap();
-            let follow = |text: &str| {
-                let mut matcher = grammar.matcher();
-                let tokens = tokenizer.encode_special(text).unwrap();
-                let allowed = |(i, &token): (usize, &TokenId)| {
-                    let next = matcher.next().wait().unwrap();
-                    let allowed = next.tokens.contains(token);
-                    if allowed {
-                        matcher.advance(token).unwrap();
-                    }
-                    (!allowed).then_some(i)
-                };
-                tokens.iter().enumerate().find_map(allowed)
-            };
-            let good = "hm</think>\n\nLet me see.\n<tool_call>\n{\"name\": \"time\", \"arguments\": {\"unit\": \"C\", \"days\": 3}}\n</tool_call>";
-            assert_eq!(follow(good), None, "{controls}");
-            assert_eq!(follow("hm</think>Only text < here."), None, "{controls}");
-            assert!(follow("hm</think>x<tool_call>\n{\"name\": \"other\"").is_some(), "{controls}");
-            assert!(
-                follow("hm</think>x<tool_call>\n{\"name\": \"time\", \"arguments\": {\"unit\": \"K")
-                    .is_some()
-            );
-        }
-    }
-
-    #[test]
-    fn a_schema_that_cannot_be_enforced_is_refused_only_where_it_must_be() {
-        let syntax = Syntax::of_template(HERMES);
-        let tokenizer = tokenizer(syntax, true);
-        for strict in [true, false] {
-            let parameters = Some(json!({"type": "object", "if": {"required": ["a"]}}));
-            let tools = [Tool { name: "odd".to_owned(), parameters, strict }];
-            let answers = Answers {
-                tools: &tools,
-                required: true,
-                parallel: true,
-                content: None,
-                in_reasoning: false,
-                reasoning: false,
-            };
-            let result = grammar(&syntax, &answers, &tokenizer);
-            assert_eq!(result.is_err(), strict, "{result:?}");
-        }
     }
 }
