@@ -115,7 +115,8 @@ pub(super) enum Gate {
         /// Divide the chosen weights by their sum.
         normalise: bool,
     },
-    /// `expert_gating_func` (this where it is missing), `expert_weights_norm`, `expert_weights_scale`, and the keys of groups.
+    /// `expert_gating_func` (where it is missing sigmoid if there is a bias for it, else this), `expert_weights_norm`,
+    /// `expert_weights_scale`, and the keys of groups.
     Stated(Gating),
 }
 
