@@ -1,6 +1,7 @@
 //! A budget of reasoning: when it is used up, the mark that closes reasoning is all that may be chosen.
 //!
-//! Works with and without a grammar: what the grammar allows is passed on except while the mark is forced.
+//! Works with and without a grammar: what the grammar allows is passed on except while the mark is forced. It is not forced
+//! amid a character, whose bytes may be several tokens: no grammar takes it there, and no text has it.
 //! Reasoning is counted from the prompt's end if that is amid reasoning, else from the opening mark on.
 
 use std::collections::VecDeque;
@@ -10,6 +11,9 @@ use std::sync::Arc;
 use crate::mask::{Grammar, Matcher, Next, PendingNext, Progress, TokenSet};
 use crate::step::TokenId;
 use crate::tokenizer::Tokenizer;
+
+/// Tokens over the budget for a character to end: it has at most so many bytes more.
+const CHARACTER_TOKENS: u32 = 3;
 
 /// How many reasoning tokens each choice may spend.
 pub struct Budget {
@@ -64,6 +68,8 @@ struct Follower {
     budget: Arc<Budget>,
     inner: Option<Box<dyn Matcher>>,
     place: Place,
+    /// No token has come: what `inner` needs to take one in may not be there.
+    fresh: bool,
     /// The end of the text so far: long enough to recognise a mark in.
     tail: Vec<u8>,
     forced: VecDeque<TokenId>,
@@ -92,16 +98,19 @@ impl Grammar for Budget {
         });
         let place = if budget.begun { Place::Within(0) } else { Place::Before };
         let inner = budget.inner.as_ref().map(|inner| inner.matcher());
-        let mut follower = Follower { budget, inner, place, tail: Vec::new(), forced: VecDeque::new() };
-        follower.force();
+        let (tail, forced) = (Vec::new(), VecDeque::new());
+        let mut follower = Follower { budget, inner, place, fresh: true, tail, forced };
+        follower.force(false);
         Box::new(follower)
     }
 }
 
 impl Follower {
-    /// Begins to force the mark once nothing is left.
-    fn force(&mut self) {
-        if self.place == Place::Within(self.budget.tokens) {
+    /// Begins to force the mark once nothing is left; `amid` a character a little later.
+    fn force(&mut self, amid: bool) {
+        let Place::Within(spent) = self.place else { return };
+        let more = if amid { CHARACTER_TOKENS } else { 0 };
+        if spent >= self.budget.tokens.saturating_add(more) {
             self.forced = self.budget.forced.iter().copied().collect();
             self.place = Place::After;
         }
@@ -110,6 +119,12 @@ impl Follower {
 
 impl Matcher for Follower {
     fn next(&mut self) -> PendingNext {
+        if self.fresh
+            && let Some(inner) = &mut self.inner
+        {
+            // Also where the mark is forced: `advance` needs what comes with the first.
+            inner.next();
+        }
         if let Some(&token) = self.forced.front() {
             return PendingNext::ready(Arc::new(Next {
                 tokens: [token].into_iter().collect(),
@@ -125,14 +140,15 @@ impl Matcher for Follower {
     fn advance(&mut self, token: TokenId) -> Result<Progress, String> {
         let progress = match &mut self.inner {
             Some(inner) => {
-                if !self.forced.is_empty() {
-                    // Nobody waited for what the grammar lets come, and it goes on from there.
+                if self.fresh && !self.forced.is_empty() {
+                    // Nobody else waited for it. Later ones need not be computed: nobody chooses by them.
                     inner.next().wait().map_err(|fault| fault.to_string())?;
                 }
                 inner.advance(token)?
             }
             None => Progress::Open,
         };
+        self.fresh = false;
         if self.forced.pop_front().is_some() {
             return Ok(if self.forced.is_empty() { progress } else { Progress::Open });
         }
@@ -148,11 +164,21 @@ impl Matcher for Follower {
             (Place::Within(spent), false) => Place::Within(spent + 1),
             (place, _) => place,
         };
-        let keep = if found { 0 } else { mark.len().saturating_sub(1) };
+        let amid = amid_character(&self.tail);
+        // Of an unfinished character there are at most three bytes.
+        let keep = if found { 0 } else { mark.len().saturating_sub(1).max(3) };
         self.tail.drain(..self.tail.len().saturating_sub(keep));
-        self.force();
+        self.force(amid);
         Ok(progress)
     }
+}
+
+/// Whether the text ends with the beginning of a character.
+fn amid_character(text: &[u8]) -> bool {
+    let begun = |end: &[u8]| {
+        std::str::from_utf8(end).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (1..=3).filter_map(|bytes| text.get(text.len().checked_sub(bytes)?..)).any(begun)
 }
 
 #[cfg(test)]
@@ -164,12 +190,14 @@ mod tests {
     const CLOSE: TokenId = TokenId(5);
 
     fn tokenizer() -> Arc<Tokenizer> {
-        let tokens = ["a", "b", "<", "<end>", "<think>", "</think>"].map(str::to_owned).to_vec();
+        // The last three are the bytes of é, and all of ï and its first one again.
+        let tokens =
+            ["a", "b", "<", "<end>", "<think>", "</think>", "Ã", "©", "¯Ã"].map(str::to_owned).to_vec();
         let spec = TokenizerSpec {
             model: "gpt2".to_owned(),
             pre: "gpt-2".to_owned(),
             tokens,
-            types: Some(vec![1, 1, 1, 3, 3, 3]),
+            types: Some(vec![1, 1, 1, 3, 3, 3, 1, 1, 1]),
             ids: SpecialIds { eos: Some(3), ..SpecialIds::default() },
             ..TokenizerSpec::default()
         };
@@ -210,5 +238,85 @@ mod tests {
         assert_eq!(forced(&[CLOSE.0, 0], 0, true), [true, false, false]);
         // Closed in time: never forced, also not by a second opening.
         assert_eq!(forced(&[0, CLOSE.0, THINK.0, 0, 0, 0], 2, true), [false; 7]);
+    }
+
+    #[test]
+    fn a_character_is_not_cut() {
+        assert_eq!(forced(&[0, 6, 7, CLOSE.0], 2, true), [false, false, false, true, false]);
+        assert_eq!(forced(&[6, 7, CLOSE.0], 2, true), [false, false, true, false]);
+        // One character begins where another ends: not forever.
+        assert_eq!(forced(&[6, 8, 8, 8, CLOSE.0], 1, true), [false, false, false, false, true, false]);
+        let amid = |text: &[u8]| amid_character(text);
+        assert!(amid(b"\xc3") && amid("a😀".as_bytes().get(..4).unwrap()) && amid(b"\xff\xe4\xbd"));
+        assert!(!amid(b"") && !amid("é".as_bytes()) && !amid("😀".as_bytes()) && !amid(b"\xa9\xa9\xa9\xa9"));
+    }
+
+    /// A grammar's own opinion of text is UTF-8's: it takes the mark where a character ends.
+    #[test]
+    fn a_grammar_takes_the_mark_that_is_forced() {
+        use crate::constraint::{ConstraintEngine, ConstraintSpec};
+        let engine = ConstraintEngine::new(&tokenizer()).unwrap();
+        let grammar =
+            engine.compile(&ConstraintSpec::Lark("start: /[^<]*/ </think> \"ab\"".to_owned())).unwrap();
+        for budget in 0..4 {
+            let budget =
+                Budget::new(tokenizer(), Some(grammar.clone()), budget, ("<think>", "</think>"), true);
+            let mut matcher = budget.unwrap().matcher();
+            let (mut said, mut progress) = (Vec::new(), Progress::Open);
+            // Bytes of é for as long as that may be.
+            for wanted in [6, 7, 6, 7, 6, 7] {
+                let next = matcher.next().wait().unwrap();
+                if next.tokens.contains(CLOSE) && !next.tokens.contains(TokenId(6)) {
+                    break;
+                }
+                said.push(wanted);
+                progress = matcher.advance(TokenId(wanted)).unwrap();
+            }
+            for token in [CLOSE.0, 0, 1] {
+                assert_eq!(progress, Progress::Open);
+                assert!(matcher.next().wait().unwrap().tokens.contains(TokenId(token)), "{said:?} {token}");
+                progress = matcher.advance(TokenId(token)).unwrap();
+            }
+            assert_eq!(progress, Progress::Complete);
+        }
+    }
+
+    /// Whether anyone asked what comes next, before anything did and in all.
+    #[derive(Clone, Debug, Default)]
+    struct Asked(Arc<std::sync::Mutex<(bool, u32)>>);
+
+    impl Grammar for Asked {
+        fn matcher(&self) -> Box<dyn Matcher> {
+            Box::new(self.clone())
+        }
+    }
+
+    impl Matcher for Asked {
+        fn next(&mut self) -> PendingNext {
+            let mut asked = self.0.lock().unwrap();
+            *asked = (true, asked.1 + 1);
+            PendingNext::ready(Arc::default())
+        }
+
+        fn advance(&mut self, _: TokenId) -> Result<Progress, String> {
+            let asked = self.0.lock().unwrap();
+            if asked.0 { Ok(Progress::Open) } else { Err("a token came before its mask".to_owned()) }
+        }
+    }
+
+    #[test]
+    fn masks_that_nobody_chooses_by_are_not_waited_for() {
+        let asked = Asked::default();
+        // A mark of three tokens.
+        let budget = Budget::new(tokenizer(), Some(Arc::new(asked.clone())), 0, ("<think>", "ab<"), true);
+        let mut matcher = budget.unwrap().matcher();
+        let count = || asked.0.lock().unwrap().1;
+        assert_eq!(matcher.advance(TokenId(0)), Ok(Progress::Open), "nobody had asked");
+        let first = count();
+        for token in [1, 2] {
+            assert!(matcher.next().wait().unwrap().tokens.contains(TokenId(token)));
+            assert_eq!(matcher.advance(TokenId(token)), Ok(Progress::Open));
+        }
+        assert_eq!((first, count()), (1, 1));
     }
 }

@@ -89,8 +89,9 @@ impl Meter {
         &self.device
     }
 
-    /// Picojoules from when it was started to [`PERIOD`] ago: they become known in leaps, which are spread over the period after
-    /// it, so that those who run at that moment do not pay for the others. Never less than it once was. None if the device does not
+    /// Picojoules from when it was started to [`PERIOD`] ago, or longer where answers took longer: they become known in leaps, each of
+    /// which is spread over as much time as it is of, so that those who run at that moment do not pay for the others. Never less than it
+    /// once was. None if the device does not
     /// measure energy, or just now the thread that asks writes down an answer.
     pub fn energy(&self) -> Option<u128> {
         let state = match self.shared.state.try_lock() {

@@ -67,9 +67,10 @@ impl Check {
     }
 }
 
-/// Bytes of experts that a server may be ready before: one step may need them all, and from a disk of 140 MB a second packs them within the
-/// minute after which a step counts as stuck (`scheduler.stall_timeout_s`).
-const WAITING_MAX: usize = 8 << 30;
+/// Bytes of experts that a server may be ready before: one step may need them all, and from a disk of 125 MB a second (AWS's gp3, unless
+/// more is paid for) packs them in 34 s, well within the minute after which a step counts as stuck (`scheduler.stall_timeout_s`).
+const WAITING_MAX: usize = 4 << 30;
+const _: () = assert!(WAITING_MAX / 125_000_000 < 40);
 
 /// How to run a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ pub struct RunnerOptions {
     pub isa: Option<Isa>,
     /// The cache.
     pub kv: KvOptions,
-    /// Whether the runner is ready before its experts are (the last 8 GB of them): they follow as they are needed, and in time that
+    /// Whether the runner is ready before its experts are (the last 4 GiB of them): they follow as they are needed, and in time that
     /// nothing else wants. Backends other than the processor's load all at once.
     pub lazy: bool,
 }

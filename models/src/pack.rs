@@ -70,8 +70,9 @@ pub fn pack(
         hash.finalize().cast_signed()
     });
     let mut writer = GgufWriter::new();
+    let ours = ["general.alignment", LAYOUT_KEY, CHECKSUM_KEY];
     for (key, value) in gguf.metadata() {
-        if key != "general.alignment" && !key.starts_with(SPLIT_KEYS) {
+        if !ours.contains(&key) && !key.starts_with(SPLIT_KEYS) {
             writer.set(key, value);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use frugal_models::gguf::Gguf;
+use frugal_models::gguf::{Gguf, GgufWriter, Value};
 use frugal_models::step::TokenId;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -80,7 +80,34 @@ pub(crate) fn open_in(folder: &Path, name: &str) -> Result<(Gguf, Golden)> {
     let bytes = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
     let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
     ensure!(digest == golden.sha256, "{name}.gguf is not the file that the golden is of");
-    Ok((Gguf::from_bytes(bytes)?, golden))
+    let gguf = Gguf::from_bytes(bytes)?;
+    let gguf = if gguf.str("general.architecture")? == "gpt-oss" { whole_yarn(&gguf)? } else { gguf };
+    Ok((gguf, golden))
+}
+
+/// The file of which Frugal computes what llama.cpp did of this one. Llama.cpp rounds the ends of YaRN's ramp to whole pairs, which
+/// gpt-oss was not made with: here they are at the whole pairs by themselves.
+fn whole_yarn(gguf: &Gguf) -> Result<Gguf> {
+    let rope = |key: &str| format!("gpt-oss.rope.{key}");
+    let base = f64::from(gguf.f32(&rope("freq_base"))?);
+    let pairs = f64::from(gguf.u32(&rope("dimension_count"))?) / 2.0;
+    let waves = f64::from(gguf.u32(&rope("scaling.original_context_length"))?) / std::f64::consts::TAU;
+    let [fast, slow] = ["fast", "slow"].map(|end| rope(&format!("scaling.yarn_beta_{end}")));
+    ensure!(gguf.get(&fast).or(gguf.get(&slow)).is_none(), "the usual 32 turns and 1");
+    let pair = |turns: f64| pairs * (waves / turns).ln() / base.ln();
+    let turns = |pair: f64| Value::F32((waves / base.powf(pair / pairs)) as f32);
+    let mut writer = GgufWriter::new();
+    gguf.metadata().for_each(|(key, value)| drop(writer.set(key, value)));
+    writer.set(&fast, turns(pair(32.0).floor())).set(&slow, turns(pair(1.0).ceil()));
+    for tensor in gguf.tensors() {
+        let ty = tensor.ty().context("a fixture's formats are known")?;
+        writer.tensor(&tensor.name, ty, &tensor.dims[..tensor.dim_count as usize]);
+    }
+    let mut data = writer.start(Vec::new())?;
+    for tensor in gguf.tensors() {
+        data.write(gguf.view(&tensor.name)?.data)?;
+    }
+    Ok(Gguf::from_bytes(data.finish())?)
 }
 
 /// A fixture's golden alone.

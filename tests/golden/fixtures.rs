@@ -75,6 +75,14 @@ fixtures! {
     qwen3_f32 = "qwen3-F32";
 }
 
+/// GLM-4.7-Flash's published files have V3's bias and do not say that the gating is sigmoid.
+#[test]
+fn a_gating_that_is_not_stated_is_told_by_the_bias() -> Result<()> {
+    let (mut gguf, golden) = open("deepseek2-v3-F32")?;
+    ensure!(gguf.hide("deepseek2.expert_gating_func"), "the file states it");
+    compare(&gguf, &golden, BackendKind::Reference, PageType::F32, EXACT)
+}
+
 #[test]
 fn reference_with_f16_pages() -> Result<()> {
     let (gguf, golden) = open("qwen3moe-F32")?;

@@ -7,7 +7,7 @@ use frugal_models::model_runner::BackendKind;
 use frugal_models::pack::pack;
 
 use crate::drive::Driver;
-use crate::fixture::{folder, names, open, path};
+use crate::fixture::{folder, golden_in, names, path};
 use crate::invariance::alone;
 
 #[test]
@@ -15,7 +15,7 @@ fn packed_models_give_the_same_bits() -> Result<()> {
     let folder_of_packed = tempfile::tempdir()?;
     let packed = folder_of_packed.path().join("packed.gguf");
     for name in names(&folder())? {
-        let (rows, mut golden) = open(&name)?;
+        let (rows, mut golden) = (Gguf::open(&path(&name))?, golden_in(&folder(), &name)?);
         pack(&path(&name), &packed, 2, |_, _| {})?;
         let panels = Gguf::open(&packed)?;
         ensure!(panels.is_packed() && !rows.is_packed(), "{name}");

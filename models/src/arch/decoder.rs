@@ -68,7 +68,7 @@ impl Hyper {
             plan::Attention::Heads(heads) => {
                 AttentionHyper::Heads(heads::Hyper::read(&keys, plan, heads, [hidden, context])?)
             }
-            plan::Attention::Latent => AttentionHyper::Latent(latent::Hyper::read(&keys, context)?),
+            plan::Attention::Latent => AttentionHyper::Latent(latent::Hyper::read(&keys, plan, context)?),
         };
         let feed = feed::Hyper::read(&keys, plan, layers)?;
         let eps = keys.positive("attention.layer_norm_rms_epsilon")?;

@@ -8,6 +8,9 @@ use crate::backend::{
     Activation, Backend, BackendError, Batch, ExpertGroups, Gated, Gating, GroupScore, RouteSpec, Router,
 };
 
+/// Models whose gating is sigmoid are balanced by this.
+const CHOICE_BIAS: &str = "exp_probs_b.bias";
+
 /// Validated hyperparameters.
 #[derive(Clone, Debug)]
 pub(super) struct Hyper {
@@ -86,6 +89,8 @@ fn route(keys: &Keys<'_>, gate: Gate, used: u32, count: u32) -> Result<RouteSpec
         Gate::Stated(default) => {
             let key = "expert_gating_func";
             let gating = match keys.opt_u32(key)? {
+                // Files of V3's kin that do not state it (GLM-4.7-Flash) have what only sigmoids are balanced by.
+                None | Some(0) if keys.some_block_has(CHOICE_BIAS) => Gating::Sigmoid,
                 None | Some(0) => default,
                 Some(1) => Gating::Softmax,
                 Some(2) => Gating::Sigmoid,
@@ -163,11 +168,9 @@ impl<B: Backend> FeedForward<B> {
         };
         let router = loader.matrix("ffn_gate_inp", hidden, *count)?;
         let bias = plan.biases.then(|| loader.vector("ffn_gate_inp.bias", *count)).transpose()?;
-        // Models whose gating is sigmoid are balanced by this bias.
-        let name = "exp_probs_b.bias";
         let stated = matches!(plan.gating, Gate::Stated(_));
-        let has_choice_bias = stated && (route.gating == Gating::Sigmoid || loader.has(name));
-        let choice_bias = has_choice_bias.then(|| loader.vector(name, *count)).transpose()?;
+        let has_choice_bias = stated && (route.gating == Gating::Sigmoid || loader.has(CHOICE_BIAS));
+        let choice_bias = has_choice_bias.then(|| loader.vector(CHOICE_BIAS, *count)).transpose()?;
         let mut weights = Weights::load(loader, "_exps", [hidden, *inner, *count])?;
         weights.activation = plan.activation;
         if plan.biases {
@@ -268,7 +271,21 @@ mod tests {
             .set("expert_group_used_count", Value::U32(1));
         let groups = |score| Some(ExpertGroups { count: 2, used: 1, score });
         assert_eq!(route_of(&grouped, "deepseek2").groups, groups(GroupScore::Best));
-        let sigmoid = grouped.set("expert_gating_func", Value::U32(2));
+        let sigmoid = grouped.clone().set("expert_gating_func", Value::U32(2));
         assert_eq!(route_of(&sigmoid, "deepseek2").groups, groups(GroupScore::BestTwo));
+        let biased = grouped.block(1, &[(CHOICE_BIAS, &[4])]);
+        assert_eq!(route_of(&biased, "deepseek2").groups, groups(GroupScore::BestTwo));
+    }
+
+    #[test]
+    fn a_bias_tells_of_sigmoids_where_the_file_does_not() {
+        let biased = file("deepseek2").block(1, &[(CHOICE_BIAS, &[4])]);
+        let gating = |file: &crate::arch::tests::file::File| route_of(file, "deepseek2").gating;
+        assert_eq!(gating(&biased), Gating::Sigmoid);
+        let stated = |n| biased.clone().set("expert_gating_func", Value::U32(n));
+        assert_eq!(
+            [0, 1, 2].map(|n| gating(&stated(n))),
+            [Gating::Sigmoid, Gating::Softmax, Gating::Sigmoid]
+        );
     }
 }

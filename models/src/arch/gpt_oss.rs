@@ -1,7 +1,8 @@
 //! `gpt-oss`: gpt-oss-20b and gpt-oss-120b.
 //!
 //! Every other block, the first included, sees a window. Each head has a sink, every projection a bias. Experts in
-//! every block: softmax over the chosen, a clamped activation.
+//! every block: softmax over the chosen, a clamped activation. YaRN's ramp is not rounded, as the published configuration
+//! says (`"truncate": false`); llama.cpp rounds it.
 
 use super::Architecture;
 use super::plan::{Attention, Experts, Gate, Heads, Plan};
@@ -11,6 +12,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "gpt-oss",
     models: "gpt-oss-20b, gpt-oss-120b",
     plan: Plan {
+        yarn_whole: false,
         attention: Attention::Heads(Heads {
             biases: true,
             out_bias: true,

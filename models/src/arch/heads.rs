@@ -46,7 +46,7 @@ impl Hyper {
             let why = format!("it must be even and at most {head_dim}, the head's size");
             return Err(keys.bad(rope_key, rotated, why));
         }
-        let rotation = Rotation::read(keys, rotated, context)?;
+        let rotation = Rotation::read(keys, plan, rotated, context)?;
         let asked = if plan.scales { keys.opt_positive("attention.scale")? } else { None };
         let scale = asked.unwrap_or(1.0 / (head_dim as f32).sqrt());
         let window = heads_plan.windows.then(|| Self::window(keys)).transpose()?;

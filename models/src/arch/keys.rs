@@ -48,6 +48,12 @@ impl<'a> Keys<'a> {
         LoadError::NotHonoured { key: self.name(key), value: value.to_string() }
     }
 
+    /// Whether any block has a tensor of that name, for what a file does not state and yet shows.
+    pub(super) fn some_block_has(&self, kind: &str) -> bool {
+        let of_block = |name: &str| name.strip_prefix("blk.")?.split_once('.').map(|(_, rest)| rest == kind);
+        self.gguf.tensors().iter().any(|tensor| of_block(&tensor.name) == Some(true))
+    }
+
     /// Any number of things.
     pub(super) fn opt_u32(&self, key: &str) -> Result<Option<u32>, LoadError> {
         Ok(self.gguf.opt_u32(&self.ask(key))?)

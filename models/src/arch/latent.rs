@@ -42,7 +42,7 @@ pub(super) struct Hyper {
 }
 
 impl Hyper {
-    pub(super) fn read(keys: &Keys<'_>, context: u32) -> Result<Self, LoadError> {
+    pub(super) fn read(keys: &Keys<'_>, plan: &Plan, context: u32) -> Result<Self, LoadError> {
         let heads = keys.count("attention.head_count")?;
         let q_rank = keys.count_or_none("attention.q_lora_rank")?;
         let rank = keys.count("attention.kv_lora_rank")?;
@@ -59,7 +59,7 @@ impl Hyper {
             let why = format!("{rotated} of its values are rotated, which leaves none");
             return Err(keys.bad(key_name, key_dim, why));
         }
-        let rotation = Rotation::read(keys, rotated, context)?;
+        let rotation = Rotation::read(keys, plan, rotated, context)?;
         if rotation.factor != 1.0 {
             return Err(keys.not_honoured("rope.scaling.attn_factor", rotation.factor));
         }

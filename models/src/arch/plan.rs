@@ -7,6 +7,8 @@ use crate::backend::{Activation, Gating, RopeStyle};
 pub(super) struct Plan {
     /// Which values of a head rotate together.
     pub rope: RopeStyle,
+    /// YaRN's ramp begins and ends at whole pairs, as most published models were made.
+    pub yarn_whole: bool,
     /// How tokens look at each other.
     pub attention: Attention,
     /// The norm before feed-forward.
@@ -23,6 +25,7 @@ impl Plan {
     /// Attention and feed-forward without anything that has a name of its own.
     pub(super) const PLAIN: Self = Self {
         rope: RopeStyle::Neox,
+        yarn_whole: true,
         attention: Attention::Heads(Heads::PLAIN),
         ffn_norm: "ffn_norm",
         experts: None,
@@ -115,7 +118,8 @@ pub(super) enum Gate {
         /// Divide the chosen weights by their sum.
         normalise: bool,
     },
-    /// `expert_gating_func` (this where it is missing), `expert_weights_norm`, `expert_weights_scale`, and the keys of groups.
+    /// `expert_gating_func` (where it is missing sigmoid if there is a bias for it, else this), `expert_weights_norm`,
+    /// `expert_weights_scale`, and the keys of groups.
     Stated(Gating),
 }
 

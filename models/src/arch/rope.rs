@@ -1,12 +1,13 @@
 //! Rotary position embedding: frequencies as metadata and `rope_freqs.weight` have them.
 //!
 //! YaRN as llama.cpp computes it, which the goldens hold it to: fast pairs keep their frequency, slow ones are divided
-//! by the factor, between them a ramp whose ends are whole pairs.
+//! by the factor, between them a ramp whose ends are whole pairs, unless the architecture's plan says that they are not.
 //!
 //! Metadata alone may claim heads of any size: there are frequencies only once tensors of that size have been loaded.
 
 use super::LoadError;
 use super::keys::Keys;
+use super::plan::Plan;
 
 /// How positions turn the pairs of a head.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,14 +35,16 @@ struct Yarn {
     context: u32,
     /// Turns within that context above which a pair keeps its frequency, and below which it is divided.
     turns: [f32; 2],
+    /// The ramp begins and ends at whole pairs.
+    whole: bool,
 }
 
 impl Rotation {
     /// Of `dims` values, an even number, of a model with a context of `context`.
-    pub(super) fn read(keys: &Keys<'_>, dims: u32, context: u32) -> Result<Self, LoadError> {
+    pub(super) fn read(keys: &Keys<'_>, plan: &Plan, dims: u32, context: u32) -> Result<Self, LoadError> {
         let base = f64::from(keys.opt_positive("rope.freq_base")?.unwrap_or(10_000.0));
         let factor = keys.opt_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
-        Ok(Self { dims, base, scaling: scaling(keys, context)?, factor })
+        Ok(Self { dims, base, scaling: scaling(keys, plan, context)?, factor })
     }
 
     /// Angle per position of each pair, divided by the factors of `rope_freqs.weight` if there are any.
@@ -83,8 +86,9 @@ impl Yarn {
             let wave = f64::from(self.context) / (f64::from(turns) * std::f64::consts::TAU);
             dims * wave.ln() / (2.0 * base.ln())
         };
-        let low = pair(self.turns[0]).floor().max(0.0);
-        let high = pair(self.turns[1]).ceil().min(dims - 1.0);
+        let [low, high] = self.turns.map(pair);
+        let [low, high] = if self.whole { [low.floor(), high.ceil()] } else { [low, high] };
+        let (low, high) = (low.max(0.0), high.min(dims - 1.0));
         for (i, frequency) in frequencies.iter_mut().enumerate() {
             let stretched = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
             *frequency *= 1.0 - stretched + stretched / self.factor;
@@ -92,7 +96,7 @@ impl Yarn {
     }
 }
 
-fn scaling(keys: &Keys<'_>, context: u32) -> Result<Scaling, LoadError> {
+fn scaling(keys: &Keys<'_>, plan: &Plan, context: u32) -> Result<Scaling, LoadError> {
     let (kind, factor_key) = ("rope.scaling.type", "rope.scaling.factor");
     let factor = keys.opt_positive(factor_key)?.map(f64::from);
     let required = || factor.ok_or_else(|| keys.missing(factor_key));
@@ -108,7 +112,7 @@ fn scaling(keys: &Keys<'_>, context: u32) -> Result<Scaling, LoadError> {
             let turns = |key, usual| Ok::<_, LoadError>(keys.opt_positive(key)?.unwrap_or(usual));
             let turns =
                 [turns("rope.scaling.yarn_beta_fast", 32.0)?, turns("rope.scaling.yarn_beta_slow", 1.0)?];
-            Ok(Scaling::Yarn(Yarn { factor, context, turns }))
+            Ok(Scaling::Yarn(Yarn { factor, context, turns, whole: plan.yarn_whole }))
         }
         Some(other) => Err(keys.not_honoured(kind, other)),
         // Files older than `rope.scaling.type` say it so.

@@ -331,7 +331,8 @@ const YARN_16: [f64; 8] = [
 ];
 
 fn rotation(file: File, dims: u32) -> Rotation {
-    Rotation::read(&Keys::new(&file.build()).unwrap(), dims, 64).unwrap()
+    let gguf = file.build();
+    Rotation::read(&Keys::new(&gguf).unwrap(), &find(&gguf).unwrap().plan, dims, 64).unwrap()
 }
 
 fn close(found: &[f64], expected: &[f64]) {
@@ -363,7 +364,8 @@ fn rotation_follows_its_keys() {
 #[test]
 fn yarn_keeps_fast_pairs_and_divides_slow_ones() {
     let yarn = || {
-        file("gpt-oss")
+        file("llama")
+            .set("rope.scaling.type", Value::String("yarn"))
             .set("rope.freq_base", Value::F32(150_000.0))
             .set("rope.scaling.factor", Value::F32(8.0))
             .set("rope.scaling.original_context_length", Value::U32(256))
@@ -382,6 +384,30 @@ fn yarn_keeps_fast_pairs_and_divides_slow_ones() {
     assert_ne!(frequencies(&own), frequencies(&sixteen));
     let slower = yarn().set("rope.scaling.yarn_beta_slow", Value::F32(0.01));
     assert_ne!(frequencies(&rotation(slower, 16)), frequencies(&sixteen));
+}
+
+/// As gpt-oss's published configuration has it: the ramp is from pair 8.0928 to pair 17.398.
+#[test]
+fn the_ramp_of_gpt_oss_is_not_rounded() {
+    let published = |arch| {
+        let file = file(arch)
+            .set("rope.scaling.type", Value::String("yarn"))
+            .set("rope.freq_base", Value::F32(150_000.0))
+            .set("rope.scaling.factor", Value::F32(32.0))
+            .set("rope.scaling.original_context_length", Value::U32(4096));
+        rotation(file, 64).frequencies(None).unwrap()
+    };
+    let ramp = |[low, high]: [f64; 2]| -> Vec<f64> {
+        let stretched = |i: f64| ((i - low) / (high - low)).clamp(0.0, 1.0);
+        let divided = |i: f64| 1.0 - stretched(i) + stretched(i) / 32.0;
+        (0..32).map(f64::from).map(|i| 150_000f64.powf(-i / 32.0) * divided(i)).collect()
+    };
+    close(&published("llama"), &ramp([8.0, 18.0]));
+    // `find_correction_range` of OpenAI's reference.
+    let end = |turns: f64| 32.0 * (4096.0 / (turns * std::f64::consts::TAU)).ln() / 150_000f64.ln();
+    let ends = [end(32.0), end(1.0)];
+    assert_eq!(ends.map(|e| (e * 1e3).round()), [8093.0, 17398.0]);
+    close(&published("gpt-oss"), &ramp(ends));
 }
 
 proptest! {

@@ -62,18 +62,11 @@ impl Gguf {
     /// Compares a packed file's data with their checksums, on so many threads. What is not packed has none.
     ///
     /// # Errors
-    /// If they differ, or lie in an order that this program does not know.
+    /// If they differ, and those of [`Gguf::packed_checksums`].
     pub fn verify(&self, threads: usize) -> Result<(), GgufError> {
-        if !self.is_packed() {
+        let wanted = self.packed_checksums()?;
+        if wanted.is_empty() {
             return Ok(());
-        }
-        let layout = self.u32(LAYOUT_KEY)?;
-        if layout != LAYOUT {
-            return Err(GgufError::Layout { layout, known: LAYOUT });
-        }
-        let wanted = self.i32_array(CHECKSUM_KEY)?;
-        if wanted.len() != self.tensors.len() {
-            return Err(GgufError::ChecksumCount { checksums: wanted.len(), tensors: self.tensors.len() });
         }
         let checksums = self.checksums(threads);
         let differs =
@@ -84,6 +77,25 @@ impl Gguf {
         }
     }
 
+    /// The checksums that a packed file's header has, one for each tensor; none of what is not packed. Reads no data.
+    ///
+    /// # Errors
+    /// If the data lie in an order that this program does not know, or there is not a checksum for each.
+    pub(crate) fn packed_checksums(&self) -> Result<Vec<i32>, GgufError> {
+        if !self.is_packed() {
+            return Ok(Vec::new());
+        }
+        let layout = self.u32(LAYOUT_KEY)?;
+        if layout != LAYOUT {
+            return Err(GgufError::Layout { layout, known: LAYOUT });
+        }
+        let wanted = self.i32_array(CHECKSUM_KEY)?;
+        if wanted.len() != self.tensors.len() {
+            return Err(GgufError::ChecksumCount { checksums: wanted.len(), tensors: self.tensors.len() });
+        }
+        Ok(wanted)
+    }
+
     /// The CRC-32 of every tensor's data.
     fn checksums(&self, threads: usize) -> Vec<u32> {
         let of = |tensor: &TensorInfo| crc32fast::hash(&self.parts[tensor.part].bytes[tensor.range.clone()]);
@@ -91,10 +103,19 @@ impl Gguf {
     }
 }
 
-/// `of` each item, on so many threads.
+/// `of` each item, on so many threads, or those that the system gives; the caller's is one.
 pub(crate) fn in_parallel<T: Sync, R: Send + Clone + Default>(
     items: &[T],
     threads: usize,
+    of: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    in_parallel_on(items, threads.min(items.len()), std::thread::Builder::new, of)
+}
+
+fn in_parallel_on<T: Sync, R: Send + Clone + Default>(
+    items: &[T],
+    threads: usize,
+    thread: impl Fn() -> std::thread::Builder,
     of: impl Fn(&T) -> R + Sync,
 ) -> Vec<R> {
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -108,7 +129,7 @@ pub(crate) fn in_parallel<T: Sync, R: Send + Clone + Default>(
     };
     let mut results = vec![R::default(); items.len()];
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..threads).map_while(|_| thread().spawn_scoped(scope, work).ok()).collect();
         let mut done = work();
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -118,4 +139,23 @@ pub(crate) fn in_parallel<T: Sync, R: Send + Clone + Default>(
         }
     });
     results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_done_on_the_threads_that_there_are() {
+        let items: Vec<u32> = (0..100).collect();
+        let doubled: Vec<u32> = items.iter().map(|n| n * 2).collect();
+        for threads in [0, 1, 3, usize::MAX] {
+            assert_eq!(in_parallel(&items, threads, |n| n * 2), doubled, "{threads}");
+        }
+        // No system has room for such a stack.
+        let none = || std::thread::Builder::new().stack_size(1 << 60);
+        assert!(none().spawn(|| ()).is_err());
+        assert_eq!(in_parallel_on(&items, 4, none, |n| n * 2), doubled);
+        assert_eq!(in_parallel(&[], 4, |n: &u32| *n), [0; 0]);
+    }
 }

@@ -1,8 +1,9 @@
 //! What a model file is, what it needs, and why it cannot be served, without reading its weights (but for those that
 //! an architecture rearranges itself, such as `attn_kv_b`).
 //!
-//! Law: a report without problems is of a file that loads, memory permitting, and one with problems is of a file that
-//! does not. The checks are those of loading: the architecture's own, over a backend that computes nothing.
+//! Law: a report without problems is of a file that loads on a CPU, memory permitting, and one with problems is of a file
+//! that does not. The checks are those of loading: the architecture's own, over a backend that computes nothing. One is left
+//! out: whether a packed file's data have their checksums, which takes all of them to be read.
 //!
 //! All problems are collected that can be told apart: every format, every key that is not honoured, tokenizer and
 //! template. Of contradictions between keys and tensors only the first, since what follows one is guesswork.
@@ -327,6 +328,7 @@ fn computes(gguf: &mut Gguf, problems: &mut Vec<Problem>) -> Option<Shape> {
         problems.push(Problem { part: Part::Architecture, message: error.to_string() });
         return None;
     }
+    past_keys(gguf, problems, |gguf| Ok(gguf.packed_checksums()?));
     let shape = past_keys(gguf, problems, arch::shape)?;
     past_keys(gguf, problems, |gguf| arch::load(gguf, &mut Dry).map(drop));
     Some(shape)
@@ -356,7 +358,11 @@ fn past_keys<T>(
             LoadError::Gguf(GgufError::UnsupportedType { .. }) => return None,
             LoadError::Architecture { .. } => Part::Architecture,
             LoadError::Gguf(
-                GgufError::MissingKey { .. } | GgufError::WrongType { .. } | GgufError::DoesNotFit { .. },
+                GgufError::MissingKey { .. }
+                | GgufError::WrongType { .. }
+                | GgufError::DoesNotFit { .. }
+                | GgufError::Layout { .. }
+                | GgufError::ChecksumCount { .. },
             )
             | LoadError::BadValue { .. } => Part::Keys,
             _ => Part::Tensors,

@@ -170,6 +170,38 @@ fn a_format_that_is_not_read_is_named_once() {
     assert_eq!((row.kind, row.tensors, row.bytes), (TensorKind::Attention, 2, None));
 }
 
+/// What a packed file's header says is held to what loading holds it to; its data are not read.
+#[test]
+fn packed_files_that_do_not_load_are_told() {
+    use crate::gguf::packed::{CHECKSUM_KEY, LAYOUT_KEY, PACKED};
+    let output = tempfile::tempdir().unwrap();
+    let output = output.path().join("packed.gguf");
+    crate::pack::pack(&folder().join("qwen3moe-Q4_K_M.gguf"), &output, 1, |_, _| {}).unwrap();
+    let packed = std::fs::read(output).unwrap();
+    let check = |bytes: Vec<u8>, word: &str| {
+        let gguf = Gguf::from_bytes(bytes.clone()).unwrap();
+        let fails = gguf.verify(1).map_err(|e| e.to_string());
+        let report = report(bytes, 1 << 30);
+        let keys: Vec<String> = messages(&report, Part::Keys).into_iter().map(str::to_owned).collect();
+        assert_eq!((fails, report.problems.len()), (Err(keys[0].clone()), 1), "{:?}", report.problems);
+        assert!(keys[0].contains(word) && !report.servable, "{keys:?}");
+    };
+    assert_eq!(report(packed.clone(), 1 << 30).problems, []);
+    // A key's last letter, and a layout's number, behind the key and its type.
+    let at = |key: &str| packed.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len();
+    let changed = |at: usize, by: u8| {
+        let mut bytes = packed.clone();
+        bytes[at] ^= by;
+        bytes
+    };
+    check(changed(at(LAYOUT_KEY) + 4, 6), "packed in layout 7");
+    check(changed(at(LAYOUT_KEY) - 1, 1), "frugal.packed.layout is missing");
+    check(changed(at(CHECKSUM_KEY) - 1, 1), "frugal.packed.crc32 is missing");
+    let q4_k = crate::quant::GgmlType::Q4_K.id();
+    let odd = retyped(bytes("qwen3moe-Q4_K_M"), "blk.0.attn_q.weight", PACKED + q4_k);
+    check(odd, "frugal.packed.layout is missing");
+}
+
 #[test]
 fn the_format_of_what_is_skipped_is_no_problem() {
     let original = Gguf::from_bytes(bytes("glm4moe-F32")).unwrap();

@@ -17,8 +17,9 @@ const MILLIWATTS_MAX: u128 = 10_000_000;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Total {
     energy: u128,
-    /// Of it, what the last answer added.
-    added: u128,
+    /// Of it, what is not yet due. One that is still here is of a longer interval than all after it together, or of a period:
+    /// there are few, however long answers were missed.
+    due: Vec<Due>,
     at: Option<Instant>,
     /// The last that was seen, and when.
     counter: Option<(u64, Instant)>,
@@ -26,6 +27,23 @@ pub(super) struct Total {
     known: bool,
     /// Whether there was no answer since.
     missed: bool,
+}
+
+/// Energy that an answer added: it comes evenly, over as much time as it is of.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    energy: u128,
+    since: Instant,
+    /// Not zero.
+    over: Duration,
+}
+
+impl Due {
+    /// What is still to come.
+    fn left(&self, now: Instant) -> u128 {
+        let early = self.over.saturating_sub(now.saturating_duration_since(self.since));
+        (self.energy * early.as_nanos()).div_ceil(self.over.as_nanos())
+    }
 }
 
 impl Total {
@@ -36,20 +54,25 @@ impl Total {
         // Milliwatts times nanoseconds are picojoules.
         let drawn = u128::from(sample.power_milliwatts.unwrap_or(0)).min(MILLIWATTS_MAX) * seen.as_nanos();
         let counted = sample.energy_millijoules;
-        let added = match (self.counter, counted) {
+        let (added, of) = match (self.counter, counted) {
             (Some((last, since)), Some(now)) => {
-                let most = at.saturating_duration_since(since).as_nanos() * MILLIWATTS_MAX;
+                let of = at.saturating_duration_since(since);
                 let more = now.checked_sub(last).map(|more| u128::from(more) * PICO_PER_MILLI);
-                more.filter(|&more| more <= most).unwrap_or(drawn)
+                let counted = more.filter(|&more| more <= of.as_nanos() * MILLIWATTS_MAX);
+                counted.map_or((drawn, seen), |counted| (counted, of))
             }
             // The counter's next value has it.
-            (Some(_), None) => 0,
-            (None, _) => drawn,
+            (Some(_), None) => (0, seen),
+            (None, _) => (drawn, seen),
         };
         self.counter = counted.map(|now| (now, at)).or(self.counter);
         self.known |= counted.is_some() || sample.power_milliwatts.is_some();
-        (self.added, self.at, self.missed) = (added, Some(at), false);
+        (self.at, self.missed) = (Some(at), false);
         self.energy += added;
+        self.due.retain(|due| due.left(at) > 0);
+        if added > 0 {
+            self.due.push(Due { energy: added, since: at, over: of.max(PERIOD) });
+        }
     }
 
     /// No answer.
@@ -62,11 +85,10 @@ impl Total {
         self.known.then_some(self.energy)
     }
 
-    /// The same, but for what the last answer added and is not yet due: it comes evenly over a period.
+    /// The same, but for what is not yet due: what an answer added comes evenly, over a period or the longer time since the one before.
     pub(super) fn until(&self, now: Instant) -> Option<u128> {
-        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let early = PERIOD.saturating_sub(since).as_nanos();
-        self.seen().map(|energy| energy - (self.added * early).div_ceil(PERIOD.as_nanos()))
+        let left: u128 = self.due.iter().map(|due| due.left(now)).sum();
+        self.seen().map(|energy| energy - left)
     }
 }
 
@@ -149,6 +171,31 @@ mod tests {
         assert_eq!([0, 10, 50, 100, 900].map(at), [0, 3_000, 15_000, 30_000, 30_000].map(Some));
     }
 
+    /// As a driver does that answers with errors for half a minute: whoever runs when it answers again pays for his own time.
+    #[test]
+    fn what_becomes_known_after_a_gap_is_due_over_as_long() {
+        let (mut total, begin) = (Total::default(), Instant::now());
+        total.add(begin, &counter(0));
+        let known = begin + PERIOD * 300;
+        total.miss();
+        // 100 W for 30 s, then the same.
+        total.add(known, &counter(3_000_000));
+        let millijoules =
+            |total: &Total, periods: u32| total.until(known + PERIOD * periods).map(|e| e / PICO_PER_MILLI);
+        assert_eq!(
+            [0, 1, 30, 300].map(|n| millijoules(&total, n)),
+            [0, 10_000, 300_000, 3_000_000].map(Some)
+        );
+        for period in 1..=400 {
+            total.add(known + PERIOD * period, &counter(3_000_000 + 10_000 * u64::from(period)));
+            // Of the gap so much is due, and of what came since all but the last.
+            let due = 10_000 * u128::from(period.min(300) + period - 1);
+            assert_eq!(millijoules(&total, period), Some(due), "{period}");
+            assert!(total.due.len() <= 2, "{:?}", total.due);
+        }
+        assert_eq!(total.until(known + PERIOD * 401), total.seen());
+    }
+
     proptest! {
         #[test]
         fn it_never_goes_back_and_ends_where_the_counter_does(
@@ -172,6 +219,9 @@ mod tests {
                 }
                 prop_assert_eq!(total.seen(), Some(u128::from(seen - 1_000) * PICO_PER_MILLI));
                 prop_assert!(total.until(now) >= before);
+                // The longest wait is of 50 steps.
+                prop_assert!(total.due.len() < 20, "{}", total.due.len());
+                prop_assert_eq!(total.until(now + PERIOD * 50 * 21), total.seen());
             }
         }
     }

@@ -77,6 +77,29 @@ fn damage_and_other_layouts_are_found() {
     assert!(error.contains("is missing"), "{error}");
 }
 
+/// A file in rows may have keys of packed ones, as other programs copy what they do not know.
+#[test]
+fn keys_of_an_earlier_packing_are_replaced() {
+    let original = Gguf::open(&fixture("qwen3moe-Q4_K_M.gguf")).unwrap();
+    let mut writer = GgufWriter::new();
+    for (key, value) in original.metadata() {
+        writer.set(key, value);
+    }
+    writer.set(LAYOUT_KEY, Value::U32(7)).set_i32s(CHECKSUM_KEY, &[1, 2]);
+    for tensor in original.tensors() {
+        writer.tensor(&tensor.name, tensor.ty().unwrap(), &tensor.dims[..tensor.dim_count as usize]);
+    }
+    let mut data = writer.start(Vec::new()).unwrap();
+    for tensor in original.tensors() {
+        data.write(original.view(&tensor.name).unwrap().data).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in.gguf"), folder.path().join("out.gguf"));
+    fs::write(&input, data.finish()).unwrap();
+    pack(&input, &output, 1, |_, _| {}).unwrap();
+    Gguf::open(&output).unwrap().verify(1).unwrap();
+}
+
 #[test]
 fn a_packed_file_is_not_packed_again() {
     let folder = tempfile::tempdir().unwrap();

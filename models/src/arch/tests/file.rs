@@ -198,7 +198,7 @@ impl File {
         self
     }
 
-    pub(super) fn block(self, block: u32, tensors: &[(&str, &[u64])]) -> Self {
+    pub(in crate::arch) fn block(self, block: u32, tensors: &[(&str, &[u64])]) -> Self {
         tensors.iter().fold(self, |file, (kind, dims)| file.tensor(&format!("blk.{block}.{kind}"), dims))
     }
 

@@ -111,7 +111,7 @@ impl Cache {
     }
 
     /// Waits for the right to make a blob, which goes with the value. `waiting` is called if another process has it.
-    /// None where the file system has no locks: then the checksum alone guards.
+    /// None where the file system has no locks: see [`super::download`].
     pub(super) fn lock(&self, sha256: &str, waiting: impl FnOnce()) -> Result<Option<File>, HubError> {
         make_folder(&self.locks)?;
         make_folder(&self.folder.join("blobs"))?;
@@ -132,10 +132,21 @@ impl Cache {
         }
     }
 
-    /// Gives a complete, checked file its final name. It is on disk before its name is.
-    pub(super) fn publish(&self, sha256: &str) -> Result<(), HubError> {
-        let blob = self.blob(sha256);
-        fs::rename(self.incomplete(sha256), &blob).map_err(failed(&blob))?;
+    /// Gives a complete, checked file its final name, unless another process has done so. It is on disk before its name is.
+    pub(super) fn publish(&self, file: &Remote) -> Result<(), HubError> {
+        let (blob, incomplete) = (self.blob(&file.sha256), self.incomplete(&file.sha256));
+        // What has the name may be another's by now, and not complete.
+        let whole = |found: u64| match found == file.size {
+            true => Ok(()),
+            false => Err(io::Error::other("another process is writing it")),
+        };
+        let renamed = fs::metadata(&incomplete)
+            .and_then(|data| whole(data.len()))
+            .and_then(|()| fs::rename(&incomplete, &blob));
+        match renamed {
+            Err(_) if self.has_blob(file) => return Ok(()),
+            renamed => renamed.map_err(failed(&blob))?,
+        }
         // Some file systems cannot sync a folder; the file is good anyway.
         if let Ok(folder) = File::open(self.folder.join("blobs")) {
             folder.sync_all().ok();

@@ -1,7 +1,11 @@
 //! One file: received in as many attempts as it takes, held to its checksum, then published.
+//!
+//! A lock keeps other processes away, but not where the file system has none, nor between machines that share a folder and not its
+//! locks. So any number may write one partial file, and what they write at a place is the same: the checksum is of the bytes that one of
+//! them found or wrote, each at its place in the file. Nobody cuts off what may be another's, or has been published since.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -46,11 +50,14 @@ pub(super) fn fetch(
     }
     let found = partial.sha256();
     if found != file.sha256 {
-        fs::remove_file(&path).map_err(failed(&path))?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(error)),
+            _ => {}
+        }
         return Err(HubError::Checksum { file: file.name.clone(), found, wanted: file.sha256.clone() });
     }
     partial.out.sync_all().map_err(failed(&path))?;
-    cache.publish(&file.sha256)
+    cache.publish(file)
 }
 
 /// Completes `partial`.
@@ -124,31 +131,33 @@ pub(super) enum Stop {
 
 /// The beginning of a file.
 pub(super) struct Partial<W> {
+    /// Writes at `done`.
     out: W,
     hash: Sha256,
     /// At most `size`.
-    done: u64,
+    pub(super) done: u64,
     size: u64,
 }
 
 impl Partial<File> {
     /// What an earlier attempt left, or nothing yet.
-    fn open(path: &Path, size: u64) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, size: u64) -> io::Result<Self> {
         let mut options = File::options();
-        options.read(true).append(true).create(true);
+        options.read(true).write(true).create(true);
         // A link could lead anywhere.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW);
         let mut partial = Self::new(options.open(path)?, size);
         if partial.out.metadata()?.len() > size {
-            partial.restart()?;
+            partial.out.set_len(size)?;
         }
-        partial.done = io::copy(&mut partial.out, &mut partial.hash)?;
+        partial.done = io::copy(&mut (&partial.out).take(size), &mut partial.hash)?;
         Ok(partial)
     }
 
-    fn restart(&mut self) -> io::Result<()> {
-        self.out.set_len(0)?;
+    /// What is there is written over.
+    pub(super) fn restart(&mut self) -> io::Result<()> {
+        self.out.rewind()?;
         (self.hash, self.done) = (Sha256::new(), 0);
         Ok(())
     }
@@ -159,7 +168,7 @@ impl<W: Write> Partial<W> {
         Self { out, hash: Sha256::new(), done: 0, size }
     }
 
-    fn sha256(&self) -> String {
+    pub(super) fn sha256(&self) -> String {
         self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

@@ -1,9 +1,9 @@
 mod server;
 
 use std::error::Error as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -458,6 +458,73 @@ fn starts_at_once_take_turns() {
         }
     });
     assert_eq!(server.paths().iter().filter(|path| *path == FILE).count(), 1);
+}
+
+/// Two machines share a folder and not its locks: what each asks for comes in two pieces, the first of both before the second of either.
+#[test]
+fn starts_at_once_may_write_one_file() {
+    let worlds = [World::new(), World::new()];
+    let shared = worlds[0].root().join("models--o--r");
+    fs::create_dir_all(&shared).unwrap();
+    fs::create_dir_all(worlds[1].root()).unwrap();
+    std::os::unix::fs::symlink(&shared, worlds[1].root().join("models--o--r")).unwrap();
+    let both = Barrier::new(2);
+    let server = changed(move |request, before| {
+        both.wait();
+        (before < 2).then(|| Reply { sent: Some(500_000), ..content(request, &model()) })
+    });
+    thread::scope(|scope| {
+        let starts = worlds.each_ref().map(|world| scope.spawn(|| world.get(&server, "hf:o/r").unwrap()));
+        for start in starts {
+            assert!(fs::read(start.join().unwrap()).unwrap() == model());
+        }
+    });
+    let ranges: Vec<_> = server.log().iter().filter(|r| is_file(r)).map(Request::from).collect();
+    assert_eq!(ranges, [None, None, Some(500_000), Some(500_000)]);
+    assert_eq!(worlds[0].blobs(), [sha256(&model())]);
+}
+
+/// One begins from what another has written, finds it spoilt and begins anew, while the other goes on and publishes it.
+#[test]
+fn beginning_anew_leaves_what_another_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("part");
+    let size = model().len() as u64;
+    let fill = |partial: &mut Partial<File>, to: usize| {
+        let rest = &model()[partial.done as usize..to];
+        partial.fill(rest, 0, &limits(), &mut |_| ());
+    };
+    let mut first = Partial::open(&path, size).unwrap();
+    fill(&mut first, 700_000);
+    let mut second = Partial::open(&path, size).unwrap();
+    assert_eq!(second.done, 700_000);
+    second.restart().unwrap();
+    fill(&mut second, 100_000);
+    fill(&mut first, model().len());
+    assert!(fs::read(&path).unwrap() == model());
+    fill(&mut second, model().len());
+    assert!(fs::read(&path).unwrap() == model());
+    assert!([first, second].iter().all(|partial| partial.sha256() == sha256(&model())));
+}
+
+#[test]
+fn only_what_is_whole_is_published() {
+    let world = World::new();
+    let cache = Cache::new(&world.root(), "o/r");
+    let file = Remote { name: "m.gguf".to_owned(), size: 5, sha256: "0".repeat(64) };
+    fs::create_dir_all(world.root().join("models--o--r/blobs")).unwrap();
+    let publish = |bytes: &[u8]| {
+        fs::write(cache.incomplete(&file.sha256), bytes).unwrap();
+        cache.publish(&file).map_err(|e| message(&e))
+    };
+    assert!(publish(b"half").unwrap_err().contains("another process is writing it"));
+    assert!(world.blobs()[0].ends_with(".incomplete"));
+    assert_eq!(publish(b"whole"), Ok(()));
+    assert_eq!(world.blobs(), ["0".repeat(64)]);
+    // Published by another.
+    assert!(cache.publish(&file).is_ok());
+    fs::remove_file(cache.blob(&file.sha256)).unwrap();
+    assert!(cache.publish(&file).is_err());
 }
 
 #[test]
