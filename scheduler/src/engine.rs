@@ -188,6 +188,7 @@ impl Engine {
             first_token: None,
             output_max,
             longest: 0,
+            faulted: false,
             share,
             report: Report { prompt_tokens: prompt_len, predicted, cost, ..Report::default() },
         };
@@ -211,6 +212,7 @@ impl Engine {
         let request = seq.request;
         if let Some(live) = self.live.get_mut(&request) {
             live.report.fault.get_or_insert_with(|| what.to_owned());
+            live.faulted |= reason == FinishReason::Fault;
             if live.request.max_tokens == 0 {
                 return self.end(request, reason);
             }
@@ -264,8 +266,8 @@ impl Engine {
             }
         }
         let cost = &mut report.cost;
-        if report.fault.is_some() {
-            // A fault is the house's: what the request used goes to `failed`.
+        if live.faulted {
+            // A fault is the house's: what the request used goes to `failed`. What cannot be done is asked for all the same.
             self.ledger.fail(cost);
             let none = cost.prefill.map(|_| 0);
             *cost = RequestCost { prefill: none, decode: none, saved: none, ..RequestCost::default() };

@@ -126,7 +126,7 @@ pub struct Report {
     pub accepted_tokens: u32,
     /// Draft tokens that were computed and are wrong.
     pub rejected_tokens: u32,
-    /// What it used; zero if any choice ended in a fault or was impossible, which is the house's.
+    /// What it used; zero if any choice ended in a fault, which is the house's.
     pub cost: RequestCost,
     /// Nanoseconds from submission to the first planned step; None if never scheduled.
     pub queued_ns: Option<u64>,

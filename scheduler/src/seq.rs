@@ -84,6 +84,8 @@ pub(crate) struct Live {
     pub(crate) output_max: u32,
     /// The most that an ended one had.
     pub(crate) longest: u32,
+    /// Any choice ended in a fault.
+    pub(crate) faulted: bool,
     /// Whether blocks are shared at all.
     pub(crate) share: bool,
     pub(crate) report: Report,

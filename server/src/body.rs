@@ -34,7 +34,7 @@ pub(crate) struct Room(Arc<Semaphore>);
 /// A body, and the room that it takes.
 pub(crate) struct Body {
     bytes: Vec<u8>,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Deref for Body {
@@ -70,18 +70,23 @@ impl Room {
         let announced = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
         let announced = announced.map_or(most, |bytes| bytes.min(most));
         let mut rest = Limited::new(request.into_body(), most);
-        let mut body = Body { bytes: Vec::new(), _room: None };
+        let mut body = Body { bytes: Vec::new(), room: None };
         while let Some(frame) = rest.frame().await {
             let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
                 true => ApiError::body_too_large(most),
                 false => ApiError::malformed("The request's body could not be read"),
             })?;
             let Ok(data) = frame.into_data() else { continue };
-            if body._room.is_none() && body.bytes.len() + data.len() > SMALL_BYTES {
-                body._room = Some(self.take(announced)?);
+            if body.room.is_none() && body.bytes.len() + data.len() > SMALL_BYTES {
+                body.room = Some(self.take(announced)?);
                 body.bytes.reserve_exact(announced.saturating_sub(body.bytes.len()));
             }
             body.bytes.extend_from_slice(&data);
+        }
+        if let Some(room) = &mut body.room {
+            // What was announced and did not come, or never announced.
+            body.bytes.shrink_to_fit();
+            drop(room.split(room.num_permits().saturating_sub(units(body.bytes.len()))));
         }
         Ok(body)
     }

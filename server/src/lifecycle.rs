@@ -69,9 +69,11 @@ impl Signals {
         Ok(Self { terminate, interrupt, hangup: None })
     }
 
-    /// SIGHUP is one, too: a terminal takes its programs along with it.
+    /// SIGHUP is one, too: a terminal takes its programs along with it, unless they were started not to heed it (`nohup`).
     pub(crate) fn and_hangup(&mut self) -> anyhow::Result<()> {
-        self.hangup = Some(listen(SignalKind::hangup())?);
+        if !ignores_hangup() {
+            self.hangup = Some(listen(SignalKind::hangup())?);
+        }
         Ok(())
     }
 
@@ -89,6 +91,14 @@ impl Signals {
             _ = hangup => "SIGHUP",
         }
     }
+}
+
+/// Whether the process was started with SIGHUP ignored. Elsewhere than on Linux nobody knows.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The first signal's bit is the lowest.
+    ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & 1 == 1)
 }
 
 fn listen(kind: SignalKind) -> anyhow::Result<Signal> {

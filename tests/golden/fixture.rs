@@ -97,7 +97,9 @@ fn whole_yarn(gguf: &Gguf) -> Result<Gguf> {
     let pair = |turns: f64| pairs * (waves / turns).ln() / base.ln();
     let turns = |pair: f64| Value::F32((waves / base.powf(pair / pairs)) as f32);
     let mut writer = GgufWriter::new();
-    gguf.metadata().for_each(|(key, value)| drop(writer.set(key, value)));
+    for (key, value) in gguf.metadata() {
+        writer.set(key, value);
+    }
     writer.set(&fast, turns(pair(32.0).floor())).set(&slow, turns(pair(1.0).ceil()));
     for tensor in gguf.tensors() {
         let ty = tensor.ty().context("a fixture's formats are known")?;

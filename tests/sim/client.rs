@@ -117,11 +117,9 @@ impl Client {
     }
 
     fn judge_report(&self, report: &Report, options: &EngineOptions) {
-        let faulted = self
-            .choices
-            .iter()
-            .any(|c| matches!(c.finish, Some((FinishReason::Fault | FinishReason::Impossible, _))));
-        assert_eq!(report.fault.is_some(), faulted);
+        let ended = |reason| self.choices.iter().any(|c| c.finish.is_some_and(|(r, _)| r == reason));
+        let faulted = ended(FinishReason::Fault);
+        assert_eq!(report.fault.is_some(), faulted || ended(FinishReason::Impossible));
         let cost = &report.cost;
         assert_eq!(cost.prefill.is_some(), options.prices.per_hour.is_some(), "no price, no money");
         assert_eq!(cost.decode.is_some(), cost.prefill.is_some());

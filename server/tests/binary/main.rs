@@ -12,7 +12,7 @@ mod tls;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use process::{Answer, Running, fixture, frugal, get, post};
 
@@ -128,6 +128,18 @@ fn a_running_stream_finishes(signal: &str) {
     let text = String::from_utf8_lossy(&text);
     assert!(text.contains("data: [DONE]") && text.contains(r#""finish_reason":"length""#), "{text}");
     assert_eq!(server.wait(), 0);
+}
+
+#[test]
+fn a_server_under_nohup_outlives_its_terminal() {
+    let frugal = env!("CARGO_BIN_EXE_frugal");
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let mut nohup = Command::new("nohup");
+    nohup.args([frugal, "serve", "--model", &model, "--port", "0", "--threads", "1", "--kv-memory", "64MiB"]);
+    let server = Running::launch(nohup);
+    server.send_signal("HUP");
+    assert_eq!(post(&server.address, "/v1/chat/completions", CHAT, &[]).status, 200);
+    assert_eq!(server.terminate(), 0);
 }
 
 #[test]
