@@ -136,6 +136,7 @@ fn a_server_under_nohup_outlives_its_terminal() {
     let model = fixture("qwen3moe-Q4_K_M.gguf");
     let mut nohup = Command::new("nohup");
     nohup.args([frugal, "serve", "--model", &model, "--port", "0", "--threads", "1", "--kv-memory", "64MiB"]);
+    nohup.env_clear().env("PATH", "/usr/bin:/bin");
     let server = Running::launch(nohup);
     server.send_signal("HUP");
     assert_eq!(post(&server.address, "/v1/chat/completions", CHAT, &[]).status, 200);
