@@ -67,7 +67,7 @@ impl Gate {
     pub fn reserve(&mut self, tenant: u64) -> Result<(), SubmitError> {
         self.look(tenant)?;
         self.reserved += 1;
-        self.enters(tenant);
+        self.count(tenant);
         Ok(())
     }
 
@@ -77,19 +77,24 @@ impl Gate {
     /// If none was reserved.
     pub fn release(&mut self, tenant: u64) {
         self.reserved = self.reserved.checked_sub(1).expect("a place is given back once");
-        self.leaves(tenant);
+        self.leave(tenant);
     }
 
     /// Counts work for a tenant that needs no place in the queue, until [`Gate::leave`].
     pub fn enter(&mut self, tenant: u64) -> Result<(), SubmitError> {
         self.within_limit(tenant)?;
-        self.enters(tenant);
+        self.count(tenant);
         Ok(())
     }
 
     /// It is done.
     pub fn leave(&mut self, tenant: u64) {
-        self.leaves(tenant);
+        if let Some(count) = self.tenants.get_mut(&tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&tenant);
+            }
+        }
     }
 
     /// A request was refused for its length before it got here.
@@ -130,7 +135,7 @@ impl Gate {
         if over || !self.has_places(sizes.len() as u64) {
             return Err(self.full());
         }
-        self.enters(tenant);
+        self.count(tenant);
         let whose = Arc::new(tenant);
         let take = |tokens| {
             let id = RequestId(self.next_id);
@@ -155,7 +160,7 @@ impl Gate {
         self.scheduled(id);
         // The last one of a client's request.
         if let Some(tenant) = self.tenant_of.remove(&id).and_then(Arc::into_inner) {
-            self.leaves(tenant);
+            self.leave(tenant);
         }
     }
 
@@ -205,18 +210,9 @@ impl Gate {
         Ok(())
     }
 
-    fn enters(&mut self, tenant: u64) {
+    fn count(&mut self, tenant: u64) {
         if tenant != 0 {
             *self.tenants.entry(tenant).or_default() += 1;
-        }
-    }
-
-    fn leaves(&mut self, tenant: u64) {
-        if let Some(count) = self.tenants.get_mut(&tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.tenants.remove(&tenant);
-            }
         }
     }
 

@@ -78,15 +78,15 @@ pub fn app(state: State) -> Router {
     let Operations { keys, selfcheck, apart, cors_origins, local, .. } = state.operations();
     let (endpoints, _) = if *apart { public() } else { endpoints() }.split_for_parts();
     let routes = or_refused(endpoints.merge(routes::debug::route(*selfcheck && !apart)));
-    let mut routes = bounded(routes.layer(from_fn_with_state(keys.clone(), auth::require)), &state)
-        .layer(from_fn(anthropic::error::translate));
-    if !cors_origins.is_empty() {
-        // Around authentication: a preflight brings no key, and a page may know why it was refused.
-        routes = routes.layer(cors::layer(cors_origins));
-    }
+    let mut routes = bounded(routes.layer(from_fn_with_state(keys.clone(), auth::require)), &state);
     if *local {
         let origins = Arc::<[HeaderValue]>::from(&**cors_origins);
         routes = routes.layer(from_fn_with_state(origins, cors::local));
+    }
+    let mut routes = routes.layer(from_fn(anthropic::error::translate));
+    if !cors_origins.is_empty() {
+        // Around authentication: a preflight brings no key, and a page may know why it was refused.
+        routes = routes.layer(cors::layer(cors_origins));
     }
     observed(routes, state)
 }

@@ -84,6 +84,8 @@ pub struct Metric {
 
 /// Where a metric's samples come from.
 pub enum Read {
+    /// What the system says of the process under the metric's own name.
+    Process,
     /// Always there.
     Server(fn(&View<'_>, &mut Samples)),
     /// There once the model is loaded.
@@ -120,7 +122,7 @@ impl Samples {
         self.samples.push(sample);
     }
 
-    /// What the system says of the process under this name, if it does.
+    /// What the system says of the process, if it does.
     fn of_process(&mut self, view: &View<'_>, name: &str) {
         let family = view.process.iter().find(|family| family.name() == name);
         if let Some(metric) = family.and_then(|family| family.get_metric().first()) {
@@ -177,6 +179,7 @@ fn family(metric: &Metric, view: &View<'_>) -> Option<proto::MetricFamily> {
     }
     let mut samples = Samples { kind: metric.kind, fixed, labels: metric.labels, samples: Vec::new() };
     match (&metric.read, view.engine) {
+        (Read::Process, _) => samples.of_process(view, metric.name),
         (Read::Server(read), _) => read(view, &mut samples),
         (Read::Engine(read), Some((snapshot, _))) => read(snapshot, &mut samples),
         (Read::Both(read), Some((snapshot, _))) => read(snapshot, view, &mut samples),

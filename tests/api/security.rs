@@ -117,6 +117,12 @@ async fn a_page_under_a_foreign_name_cannot_use_a_server_of_this_machine_alone()
     };
     let led = called("attacker.example", true).await;
     assert_eq!((led.status, &led.json["error"]["code"]), (StatusCode::FORBIDDEN, &json!("foreign_host")));
+    let foreign = [("host", "attacker.example"), ("origin", "http://attacker.example")];
+    let said = server.post_with("/v1/messages", &ask, &foreign).await;
+    assert_eq!(
+        (said.status, &said.json["error"]["type"]),
+        (StatusCode::FORBIDDEN, &json!("permission_error"))
+    );
     // Its own page, and programs whatever they call it.
     for (name, origin) in [("localhost", true), ("127.0.0.1", true), ("attacker.example", false)] {
         assert_eq!(called(name, origin).await.status, StatusCode::OK, "{name}");

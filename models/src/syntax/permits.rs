@@ -2,10 +2,13 @@
 //!
 //! Absent on purpose: validation. A schema allows here what any of its branches allows.
 
+use std::collections::{HashSet, VecDeque};
+use std::ptr;
+
 use serde_json::Value;
 
-/// References that are followed for one argument: they may lead in circles.
-const REFERENCES_MAX: usize = 64;
+/// Schemas that are looked at for one argument.
+const SCHEMAS_MAX: usize = 256;
 
 /// What an argument may be.
 #[derive(Clone, Debug, Default)]
@@ -29,8 +32,17 @@ pub(super) fn property<'a>(root: &'a Value, key: &str) -> Option<&'a Value> {
 impl<'a> Permits<'a> {
     /// Of `schema`, a part of `root`, which references are resolved in. None: it is no schema.
     pub(super) fn of(root: &'a Value, schema: &'a Value) -> Option<Self> {
+        schema.as_object()?;
         let mut permits = Self::default();
-        permits.add(root, schema, &mut REFERENCES_MAX.clone())?;
+        // A list rather than recursion, which would go as deep as a client likes.
+        let (mut open, mut seen) = (VecDeque::from([schema]), HashSet::new());
+        while let Some(schema) = open.pop_front()
+            && seen.len() < SCHEMAS_MAX
+        {
+            if seen.insert(ptr::from_ref(schema)) {
+                permits.add(root, schema, &mut open);
+            }
+        }
         Some(permits)
     }
 
@@ -55,15 +67,13 @@ impl<'a> Permits<'a> {
         }
     }
 
-    fn add(&mut self, root: &'a Value, schema: &'a Value, references: &mut usize) -> Option<()> {
-        let schema = schema.as_object()?;
+    fn add(&mut self, root: &'a Value, schema: &'a Value, open: &mut VecDeque<&'a Value>) {
+        let Some(schema) = schema.as_object() else { return };
         if let Some(values) = schema.get("enum").and_then(Value::as_array) {
-            values.iter().for_each(|value| self.constant(value));
-            return Some(());
+            return values.iter().for_each(|value| self.constant(value));
         }
         if let Some(value) = schema.get("const") {
-            self.constant(value);
-            return Some(());
+            return self.constant(value);
         }
         match schema.get("type") {
             Some(Value::String(name)) => self.kind(name),
@@ -74,18 +84,10 @@ impl<'a> Permits<'a> {
             }
             _ => {}
         }
-        if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|to| resolved(root, to))
-            && *references > 0
-        {
-            *references -= 1;
-            self.add(root, target, references);
-        }
-        for branches in ["anyOf", "oneOf", "allOf"] {
-            for branch in schema.get(branches).and_then(Value::as_array).into_iter().flatten() {
-                self.add(root, branch, references);
-            }
-        }
-        Some(())
+        let target = schema.get("$ref").and_then(Value::as_str).and_then(|to| resolved(root, to));
+        let branches = ["anyOf", "oneOf", "allOf"].into_iter().filter_map(|key| schema.get(key)?.as_array());
+        let room = SCHEMAS_MAX.saturating_sub(open.len());
+        open.extend(target.into_iter().chain(branches.flatten()).take(room));
     }
 
     fn kind(&mut self, name: &str) {
@@ -109,4 +111,29 @@ impl<'a> Permits<'a> {
 /// What a reference within the document `root` points at.
 fn resolved<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     root.pointer(reference.strip_prefix('#')?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn circles_and_depth_end() {
+        let mut deep = json!({"anyOf": [{"$ref": "#"}, {"$ref": "#/$defs/word"}]});
+        for _ in 0..50 {
+            deep = json!({"anyOf": [deep, {"$ref": "#/$defs/word"}, {"type": "null"}]});
+        }
+        deep["$defs"] = json!({"word": {"enum": ["a", "b"]}});
+        let small = std::thread::Builder::new().stack_size(128 << 10);
+        let looked = small.spawn(move || {
+            let permits = Permits::of(&deep, &deep).expect("a schema");
+            assert_eq!((permits.words(), permits.null), (Some(&["a", "b"][..]), true));
+            let wide = json!({"anyOf": vec![json!({"type": "null"}); 10_000]});
+            assert!(Permits::of(&wide, &wide).expect("a schema").null);
+            assert!(Permits::of(&wide, &json!(true)).is_none());
+        });
+        looked.expect("a thread").join().expect("what it found is right");
+    }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Refusal {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = MessagesError)]
 pub(crate) struct Why {
-    /// One of Anthropic's: `invalid_request_error`, `authentication_error`, `not_found_error`, `request_too_large`,
+    /// One of Anthropic's: `invalid_request_error`, `authentication_error`, `permission_error`, `not_found_error`, `request_too_large`,
     /// `rate_limit_error`, `api_error`, `overloaded_error` or `timeout_error`.
     r#type: &'static str,
     /// For people; names the field to blame.
@@ -44,6 +44,7 @@ impl Refusal {
     pub(crate) fn new(error: &ApiError) -> Self {
         let kind = match error.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

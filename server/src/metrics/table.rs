@@ -77,38 +77,28 @@ pub const METRICS: &[Metric] = &[
         &[],
         "When the process began, in seconds since 1970. This and the others named `process_` are the system's, and absent \
          but on Linux.",
-        Read::Server(|v, out| out.of_process(v, "process_start_time_seconds")),
+        Read::Process,
     ),
     counter(
         "process_cpu_seconds_total",
         &[],
         "Processor time that it used, in user and system mode.",
-        Read::Server(|v, out| out.of_process(v, "process_cpu_seconds_total")),
+        Read::Process,
     ),
     gauge(
         "process_resident_memory_bytes",
         &[],
         "Memory that it has, weights mapped from a packed file included.",
-        Read::Server(|v, out| out.of_process(v, "process_resident_memory_bytes")),
+        Read::Process,
     ),
-    gauge(
-        "process_virtual_memory_bytes",
-        &[],
-        "Addresses that it has reserved.",
-        Read::Server(|v, out| out.of_process(v, "process_virtual_memory_bytes")),
-    ),
+    gauge("process_virtual_memory_bytes", &[], "Addresses that it has reserved.", Read::Process),
     gauge(
         "process_open_fds",
         &[],
         "File descriptors that it has open, connections among them.",
-        Read::Server(|v, out| out.of_process(v, "process_open_fds")),
+        Read::Process,
     ),
-    gauge(
-        "process_max_fds",
-        &[],
-        "File descriptors that it may have open.",
-        Read::Server(|v, out| out.of_process(v, "process_max_fds")),
-    ),
+    gauge("process_max_fds", &[], "File descriptors that it may have open.", Read::Process),
     // Cost.
     counter(
         "frugal_cost_total",
