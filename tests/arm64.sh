@@ -14,5 +14,4 @@ command -v qemu-aarch64 >/dev/null || skip 'no qemu-aarch64'
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max'
-# What is not ours is compiled as fast as can be: it runs little here.
-exec cargo test --target $target --config 'profile.dev.package."*".opt-level=0' "$@"
+exec cargo test --target $target "$@"

@@ -4,6 +4,8 @@
 //! backend holds. Operations span the whole batch; a backend may fuse or defer inside them.
 //! Absent on purpose: sampling, block allocation, file formats.
 
+pub use frugal_kernels::math::RopeStyle;
+
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -54,15 +56,6 @@ impl Batch {
         }
         batch
     }
-}
-
-/// Which pairs of a head rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// `(2i, 2i+1)`: llama.
-    Normal,
-    /// `(i, i + dims/2)`: gpt-neox, qwen.
-    Neox,
 }
 
 /// Rotary position embedding of `2 * frequencies.len()` values of each head.

@@ -5,16 +5,13 @@
 //! writes then lies on few pages of the system's, and a (layer, head) page is contiguous. What a key or a value is as bytes,
 //! [`PageType`] says.
 
-mod page;
-
 use std::ops::Range;
 
 use memmap2::MmapMut;
 
 use crate::step::{BlockCopy, BlockId};
 
-pub use page::PageType;
-pub(crate) use page::{BLOCK, SCALE, widen_block};
+pub use frugal_kernels::page::PageType;
 
 /// Shape of one group's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +228,7 @@ mod tests {
             let places: Vec<_> = (0..12).map(|i| (i / 6, i / 2 % 3, i % 2)).collect();
             // Small integers and a largest of 127 in each block are exact in every type.
             let row = |place: usize, len: usize| -> Vec<f32> {
-                (0..len).map(|i| if i % BLOCK == 0 { 127.0 } else { (place * 7 + i) as f32 }).collect()
+                (0..len).map(|i| if i % 32 == 0 { 127.0 } else { (place * 7 + i) as f32 }).collect()
             };
             for (i, &(layer, head, token)) in places.iter().enumerate() {
                 let pages = store.group_mut(0);

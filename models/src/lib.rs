@@ -18,7 +18,6 @@ pub mod memory;
 pub mod meter;
 pub mod model_runner;
 pub mod pack;
-pub mod quant;
 pub mod reference;
 pub mod runner;
 #[cfg(any(test, feature = "candle"))]
@@ -31,3 +30,5 @@ pub mod template;
 pub mod tokenizer;
 pub mod upcycle;
 pub mod weights;
+
+pub use frugal_quant as quant;

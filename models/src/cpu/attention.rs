@@ -24,6 +24,8 @@ mod write;
 
 use std::ops::Range;
 
+use frugal_kernels::few::RANGE;
+
 use super::linear::balanced;
 use super::pool::Disjoint;
 use super::tensor::CpuTensor;
@@ -31,8 +33,6 @@ use super::{Core, Env};
 use crate::backend::{AttendSpec, Batch};
 use crate::kv::Pages;
 
-/// Positions merged as one.
-pub(super) const RANGE: usize = 256;
 /// Values of keys that are widened at a time: 24 KB.
 const WIDE_VALUES: usize = 6 << 10;
 /// Queries that share a page, unless one token has more: whole tiles for 1, 2, 3, 4, 6 and 8 heads of a token.

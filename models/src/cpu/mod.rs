@@ -14,20 +14,8 @@ mod attention;
 mod backend;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod experts;
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "the same code compiled per instruction set")
-)]
-mod few;
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "vector instructions"))]
-mod lanes;
 #[expect(unsafe_code, reason = "workers write disjoint parts of one output")]
 mod linear;
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "the same code compiled per instruction set")
-)]
-mod math;
 mod memory;
 #[expect(unsafe_code, reason = "lends borrowed closures and disjoint parts of slices to threads")]
 mod pool;
@@ -40,14 +28,11 @@ mod stack;
 mod tensor;
 #[cfg(test)]
 mod tests;
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "the same code compiled per instruction set")
-)]
-mod tiles;
 mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use frugal_kernels::math;
 
 use crate::backend::{BackendError, Batch, Rope, WorkMeter};
 use crate::kv::{GroupLayout, KvStore, PageType};
@@ -55,7 +40,7 @@ use crate::quant::Isa;
 
 pub(crate) use memory::HUGE;
 use memory::{Recycled, Recycler};
-use pool::Pool;
+pub(crate) use pool::Pool;
 pub use pool::available_threads;
 pub use route::CpuRouting;
 use stack::{Packers, Stack};

@@ -3,7 +3,6 @@
 mod attention;
 mod experts;
 mod invariance;
-mod pages;
 mod products;
 mod routing;
 

@@ -147,7 +147,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::available;
+    use crate::avx2::available;
 
     pub(super) fn q8x32(x: &[f32], out: &mut [u8]) {
         assert!(available(), "no AVX2 on this processor");

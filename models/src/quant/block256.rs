@@ -146,14 +146,14 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::act::{Q8X256_PAIRS, Q8X256_SUMS};
-    use crate::quant::avx2::{add_products, available, dword, load, single};
-    use crate::quant::by_columns;
-    use crate::quant::prefetch::{Ahead, prefetch};
+    use crate::act::{Q8X256_PAIRS, Q8X256_SUMS};
+    use crate::avx2::{add_products, available, dword, load, single};
+    use crate::by_columns;
+    use crate::prefetch::{Ahead, prefetch};
 
     /// How many words of codes a 16-bit sum takes before it meets its scale.
     #[derive(Clone, Copy, PartialEq, Eq)]
-    pub(in crate::quant) enum Sums {
+    pub(crate) enum Sums {
         /// Eight, of unsigned codes.
         Run,
         /// Four, of unsigned codes.
@@ -166,27 +166,27 @@ mod avx2 {
 
     /// What [`Kernel::block_value`] needs of one panel's block.
     #[derive(Clone, Copy)]
-    pub(in crate::quant) struct Rest {
+    pub(crate) struct Rest {
         /// d of eight rows.
-        pub(in crate::quant) d: __m256,
+        pub(crate) d: __m256,
         /// dmin of eight rows.
-        pub(in crate::quant) dmin: __m256,
+        pub(crate) dmin: __m256,
         /// Mins as pairs of 16-bit values, as the format uses them.
-        pub(in crate::quant) mins: [__m256i; 16],
+        pub(crate) mins: [__m256i; 16],
     }
 
     impl Rest {
         /// Nothing yet.
         #[inline]
         #[target_feature(enable = "avx2")]
-        pub(in crate::quant) fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let zero = _mm256_setzero_ps();
             Self { d: zero, dmin: zero, mins: [_mm256_setzero_si256(); 16] }
         }
     }
 
     /// A format whose panel block is a header and eight runs of 32 codes. Pointers `p` are to the block, `run` to the run.
-    pub(in crate::quant) trait Kernel: Block256 {
+    pub(crate) trait Kernel: Block256 {
         /// How its sums are taken.
         const SUMS: Sums;
         /// Bytes before the first run.
@@ -224,7 +224,7 @@ mod avx2 {
         }
     }
 
-    pub(in crate::quant) fn product<K: Kernel>(
+    pub(crate) fn product<K: Kernel>(
         panels: &[u8],
         cols: usize,
         acts: &[&[u8]],
@@ -428,7 +428,7 @@ mod avx2 {
     /// The three vectors at `p` are readable.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn sixes(p: *const u8) -> [__m256i; 4] {
+    pub(crate) unsafe fn sixes(p: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
         let (a, b, c) = unsafe { (load(p), load(p.add(32)), load(p.add(64))) };
         let six = _mm256_set1_epi8(63);
@@ -447,7 +447,7 @@ mod avx2 {
     /// Of bytes placed as in [`place`], each row's of sub-blocks `first` and `second` of four, as a pair of 16-bit values.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn pair(bytes: __m256i, first: usize, second: usize) -> __m256i {
+    pub(crate) fn pair(bytes: __m256i, first: usize, second: usize) -> __m256i {
         let rows = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
         // The upper byte of each value has its sign bit set in the pattern, which gives zero.
         let pattern = 0x8000_8000_u32.cast_signed() | (4 * first as i32) | (4 * second as i32) << 16;
@@ -458,14 +458,14 @@ mod avx2 {
     /// [`pair`] of one sub-block.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn twice(bytes: __m256i, j: usize) -> __m256i {
+    pub(crate) fn twice(bytes: __m256i, j: usize) -> __m256i {
         pair(bytes, j, j)
     }
 
     /// [`twice`] of signed bytes.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn twice_signed(bytes: __m256i, j: usize) -> __m256i {
+    pub(crate) fn twice_signed(bytes: __m256i, j: usize) -> __m256i {
         let rows = _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3);
         // Bytes go to the upper halves; a sign bit in the pattern gives zero below them.
         let pattern = _mm256_set1_epi32(0x0080_0080 | (4 * j as i32) << 8 | (4 * j as i32) << 24);
@@ -480,11 +480,7 @@ mod avx2 {
     /// `act` is an activation block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) unsafe fn block_value_with_mins(
-        isum: __m256i,
-        rest: &Rest,
-        act: *const u8,
-    ) -> __m256 {
+    pub(crate) unsafe fn block_value_with_mins(isum: __m256i, rest: &Rest, act: *const u8) -> __m256 {
         let mut msum = _mm256_setzero_si256();
         for (i, &min) in rest.mins[..4].iter().enumerate() {
             // SAFETY: the sums lie within the activation block.

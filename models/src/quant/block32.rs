@@ -169,15 +169,13 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::act::Q8X32_PAIRS;
-    use crate::quant::avx2::{
-        add_products, available, dword, halves, high_nibbles, load, low_nibbles, single,
-    };
-    use crate::quant::by_columns;
-    use crate::quant::prefetch::{Ahead, prefetch};
+    use crate::act::Q8X32_PAIRS;
+    use crate::avx2::{add_products, available, dword, halves, high_nibbles, load, low_nibbles, single};
+    use crate::by_columns;
+    use crate::prefetch::{Ahead, prefetch};
 
     /// How a format's codes meet activations.
-    pub(in crate::quant) trait Kernel: Block32 {
+    pub(crate) trait Kernel: Block32 {
         /// What [`Kernel::words`] have more than what they stand for.
         const BIAS: i16;
         /// How many of their words a 16-bit sum takes: see [`unsigned_dots`]; one where the format has a [`Kernel::block`] of its own.
@@ -270,7 +268,7 @@ mod avx2 {
     /// Each of `acts` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) unsafe fn signed_block<B: Kernel + ?Sized, const N: usize>(
+    pub(crate) unsafe fn signed_block<B: Kernel + ?Sized, const N: usize>(
         words: impl Fn(usize) -> [__m256i; 2],
         factors: [__m256; 2],
         acts: &[*const u8; N],
@@ -301,7 +299,7 @@ mod avx2 {
     /// `body` is readable for 128 bytes.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn decode_nibbles(body: *const u8) -> [__m256i; 8] {
+    pub(crate) unsafe fn decode_nibbles(body: *const u8) -> [__m256i; 8] {
         let mut codes = [_mm256_setzero_si256(); 8];
         for (v, pair) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             // SAFETY: v < 4.
@@ -311,7 +309,7 @@ mod avx2 {
         codes
     }
 
-    pub(in crate::quant) fn product<B: Kernel>(
+    pub(crate) fn product<B: Kernel>(
         panels: &[u8],
         cols: usize,
         acts: &[&[u8]],
@@ -332,7 +330,7 @@ mod avx2 {
     /// `p` is readable for a panel block's factors.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(in crate::quant) unsafe fn factors<B: Kernel + ?Sized>(p: *const u8) -> [__m256; 2] {
+    pub(crate) unsafe fn factors<B: Kernel + ?Sized>(p: *const u8) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             let d = B::factor_of_rows(p);
@@ -346,7 +344,7 @@ mod avx2 {
     /// `act` is readable for an activation block.
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) unsafe fn add<B: Kernel + ?Sized>(
+    pub(crate) unsafe fn add<B: Kernel + ?Sized>(
         sum: __m256,
         dot: __m256i,
         [d, m]: [__m256; 2],

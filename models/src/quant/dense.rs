@@ -191,8 +191,8 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{available, halves, single};
-    use crate::quant::prefetch::{Ahead, prefetch};
+    use crate::avx2::{available, halves, single};
+    use crate::prefetch::{Ahead, prefetch};
 
     /// Eight values from `p`.
     pub(super) trait Load: Dense {
@@ -297,8 +297,8 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{available, halves, load, single};
-    use crate::quant::prefetch::{Ahead, prefetch};
+    use crate::neon::{available, halves, load, single};
+    use crate::prefetch::{Ahead, prefetch};
 
     /// Four values from `p`.
     pub(super) trait Load: Dense {

@@ -69,7 +69,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{high_nibbles, load, low_nibbles, table};
+    use crate::avx2::{high_nibbles, load, low_nibbles, table};
 
     /// Signed bytes of a vector of nibbles: the low ones', the high ones'.
     ///
@@ -77,7 +77,7 @@ mod avx2 {
     /// `p` is readable for a vector.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn decode(p: *const u8) -> [__m256i; 2] {
+    pub(crate) unsafe fn decode(p: *const u8) -> [__m256i; 2] {
         // SAFETY: the caller's promise.
         let v = unsafe { load(p) };
         let values = table(&VALUES);
@@ -120,7 +120,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, decode_nibbles, look_up};
+    use crate::neon::{Kernel32, decode_nibbles, look_up};
 
     impl Kernel32 for Iq4Nl {
         #[inline]

@@ -126,8 +126,8 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
-    use crate::quant::block256::{Kernel, Rest, Sums, twice_signed};
+    use crate::avx2::{halves, high_nibbles, load, low_nibbles};
+    use crate::block256::{Kernel, Rest, Sums, twice_signed};
 
     /// Bounds: values and activations are within 127, so one `maddubs` of a magnitude and an activation with its sign is at
     /// most 2 * 127 * 127 = 32258 and two do not fit 16 bits; times a scale of -32, two a lane, 64 words: 132 million.
@@ -184,7 +184,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, decode_nibbles, less, load, look_up, nibbles};
+    use crate::neon::{Kernel256, decode_nibbles, less, load, look_up, nibbles};
 
     impl Kernel256 for Iq4Xs {
         const HEADER: usize = PANEL_QS;

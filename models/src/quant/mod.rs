@@ -51,7 +51,7 @@ mod wide;
 mod wide32;
 
 pub use act::{act_bytes, encode};
-pub(crate) use prefetch::prefetch;
+pub use prefetch::prefetch;
 
 /// Rows in a panel of packed weights.
 pub const PANEL: usize = 8;

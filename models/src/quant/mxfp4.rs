@@ -77,7 +77,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::table;
+    use crate::avx2::table;
 
     /// Added to the values, so that they are no longer negative.
     const BIAS: i16 = 12;
@@ -123,7 +123,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, decode_nibbles, look_up};
+    use crate::neon::{Kernel32, decode_nibbles, look_up};
 
     impl Kernel32 for Mxfp4 {
         #[inline]

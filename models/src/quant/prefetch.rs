@@ -9,7 +9,7 @@ const LINE: usize = 64;
     expect(unsafe_code, reason = "one instruction per architecture")
 )]
 #[inline(always)]
-pub(crate) fn prefetch(p: *const u8, bytes: usize) {
+pub fn prefetch(p: *const u8, bytes: usize) {
     let mut at = 0;
     while at < bytes {
         let line = p.wrapping_add(at);

@@ -122,9 +122,9 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::act::Q8X256_PAIRS;
-    use crate::quant::avx2::{dword, halves, high_nibbles, load, low_nibbles};
-    use crate::quant::block256::{Kernel, Rest, Sums, twice};
+    use crate::act::Q8X256_PAIRS;
+    use crate::avx2::{dword, halves, high_nibbles, load, low_nibbles};
+    use crate::block256::{Kernel, Rest, Sums, twice};
 
     /// Bounds: a pair of products is at most 2 * 3 * 127 and four of them 3048; times a scale of 15, two a lane, sixteen
     /// sub-blocks: 1.5 million.
@@ -200,7 +200,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, less, load, nibbles};
+    use crate::neon::{Kernel256, less, load, nibbles};
 
     impl Kernel256 for Q2K {
         const HEADER: usize = PANEL_QS;
@@ -236,7 +236,7 @@ mod neon {
     /// Four words of codes below 4, from the lowest bits up.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(in crate::quant) fn fours(v: uint8x16_t) -> [uint8x16_t; 4] {
+    pub(crate) fn fours(v: uint8x16_t) -> [uint8x16_t; 4] {
         let two = vdupq_n_u8(3);
         [
             vandq_u8(v, two),

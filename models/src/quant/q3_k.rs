@@ -127,8 +127,8 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{halves, load};
-    use crate::quant::block256::{Kernel, Rest, Sums, sixes, twice_signed};
+    use crate::avx2::{halves, load};
+    use crate::block256::{Kernel, Rest, Sums, sixes, twice_signed};
 
     /// Codes are decoded as 8 q, which stands for `8 q - 32`; then d is an eighth of itself: powers of two, so no bit of
     /// the result changes.
@@ -189,7 +189,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, less, load, sixes};
+    use crate::neon::{Kernel256, less, load, sixes};
 
     impl Kernel256 for Q3K {
         const HEADER: usize = PANEL_QS;

@@ -82,7 +82,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, decode_nibbles, less};
+    use crate::neon::{Kernel32, decode_nibbles, less};
 
     impl Kernel32 for Q4_1 {
         #[inline]

@@ -155,14 +155,14 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
-    use crate::quant::block256::{Kernel, Rest, Sums, block_value_with_mins, pair, sixes, twice};
-    use crate::quant::interleave::{Interleave, nibbles, placed, store, words};
+    use crate::avx2::{halves, high_nibbles, load, low_nibbles};
+    use crate::block256::{Kernel, Rest, Sums, block_value_with_mins, pair, sixes, twice};
+    use crate::interleave::{Interleave, nibbles, placed, store, words};
 
     /// [`Kernel::scales`] of sub-blocks of 32, from [`sixes`].
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn scales(header: &[__m256i; 4], sub: usize) -> __m256i {
+    pub(crate) fn scales(header: &[__m256i; 4], sub: usize) -> __m256i {
         twice(if sub < 8 { header[0] } else { header[1] }, sub / 2 % 4)
     }
 
@@ -172,7 +172,7 @@ mod avx2 {
     /// `p` is readable for them.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    pub(in crate::quant) unsafe fn rest(p: *const u8, header: &[__m256i; 4], to: &mut Rest) {
+    pub(crate) unsafe fn rest(p: *const u8, header: &[__m256i; 4], to: &mut Rest) {
         // SAFETY: the caller's promise.
         (to.d, to.dmin) = unsafe { (halves(p.add(PANEL_D)), halves(p.add(PANEL_DMIN))) };
         let [_, _, mins0, mins1] = *header;
@@ -185,7 +185,7 @@ mod avx2 {
     /// [`put_panel_factors`] of eight rows' file blocks.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn interleave_factors(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
+    pub(crate) fn interleave_factors(blocks: &[&[u8]; PANEL], panel: &mut [u8]) {
         let [factors, s0, s1, s2, ..] = words(blocks, 0);
         let byte = |b: u8| _mm256_set1_epi8(b.cast_signed());
         // Shifts of 16-bit lanes; what crosses bytes is masked away. As [`scales_mins`].
@@ -275,7 +275,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, decode_nibbles, less, sixes};
+    use crate::neon::{Kernel256, decode_nibbles, less, sixes};
 
     /// [`Kernel256::scales`] of a panel block that starts with the factors.
     ///
@@ -283,7 +283,7 @@ mod neon {
     /// `p` is readable for them.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(in crate::quant) unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
+    pub(crate) unsafe fn scales(p: *const u8, half: usize) -> [int8x16_t; 4] {
         // SAFETY: the caller's promise.
         less(unsafe { sixes(p.add(16 * half)) }, 0)
     }
@@ -294,7 +294,7 @@ mod neon {
     /// `p` is readable for the factors.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(in crate::quant) unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
+    pub(crate) unsafe fn mins(p: *const u8, half: usize) -> [int8x16_t; 4] {
         // SAFETY: the caller's promise.
         let [scales @ .., first, second] = less(unsafe { sixes(p.add(16 * half)) }, 0);
         [first, second, scales[0], scales[1]]

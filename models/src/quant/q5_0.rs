@@ -114,7 +114,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::load;
+    use crate::avx2::load;
 
     /// Codes of four vectors of nibbles and one of fifth bits.
     ///
@@ -122,7 +122,7 @@ mod avx2 {
     /// `body` is readable for them.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(in crate::quant) unsafe fn decode(body: *const u8) -> [__m256i; 8] {
+    pub(crate) unsafe fn decode(body: *const u8) -> [__m256i; 8] {
         // SAFETY: the caller's promise.
         let (mut codes, h) = unsafe { (block32::decode_nibbles(body), load(body.add(FIFTHS))) };
         let fifth = _mm256_set1_epi8(0x10);
@@ -165,7 +165,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, decode_nibbles, less, load, with_fifths};
+    use crate::neon::{Kernel32, decode_nibbles, less, load, with_fifths};
 
     /// Codes of four rows in four vectors of nibbles and one of fifth bits.
     ///
@@ -173,7 +173,7 @@ mod neon {
     /// `body` is readable for four rows of them.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(in crate::quant) unsafe fn decode(body: *const u8) -> [uint8x16_t; 8] {
+    pub(crate) unsafe fn decode(body: *const u8) -> [uint8x16_t; 8] {
         // SAFETY: the caller's promise.
         unsafe { with_fifths(decode_nibbles(body), load(body.add(FIFTHS))) }
     }

@@ -82,7 +82,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, less};
+    use crate::neon::{Kernel32, less};
 
     impl Kernel32 for Q5_1 {
         #[inline]

@@ -102,9 +102,9 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{high_nibbles, load, low_nibbles};
-    use crate::quant::block256::{Kernel, Rest, Sums, block_value_with_mins, sixes};
-    use crate::quant::interleave::{Interleave, fields, nibbles, store, words};
+    use crate::avx2::{high_nibbles, load, low_nibbles};
+    use crate::block256::{Kernel, Rest, Sums, block_value_with_mins, sixes};
+    use crate::interleave::{Interleave, fields, nibbles, store, words};
 
     impl Interleave for Q5K {
         #[inline]
@@ -183,7 +183,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, decode_nibbles, less, load, with_fifths};
+    use crate::neon::{Kernel256, decode_nibbles, less, load, with_fifths};
 
     impl Kernel256 for Q5K {
         const HEADER: usize = q4_k::PANEL_FACTORS;

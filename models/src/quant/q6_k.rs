@@ -141,9 +141,9 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::{halves, high_nibbles, load, low_nibbles};
-    use crate::quant::block256::{Kernel, Rest, Sums, twice_signed};
-    use crate::quant::interleave::{Interleave, fields, nibbles, placed, store, words};
+    use crate::avx2::{halves, high_nibbles, load, low_nibbles};
+    use crate::block256::{Kernel, Rest, Sums, twice_signed};
+    use crate::interleave::{Interleave, fields, nibbles, placed, store, words};
 
     impl Interleave for Q6K {
         #[inline]
@@ -224,7 +224,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel256, less, load, nibbles};
+    use crate::neon::{Kernel256, less, load, nibbles};
 
     impl Kernel256 for Q6K {
         const HEADER: usize = PANEL_QS;

@@ -66,7 +66,7 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::*;
-    use crate::quant::avx2::load;
+    use crate::avx2::load;
 
     impl block32::Kernel for Q8_0 {
         const BIAS: i16 = 128;
@@ -108,7 +108,7 @@ mod neon {
     use std::arch::aarch64::*;
 
     use super::*;
-    use crate::quant::neon::{Kernel32, load};
+    use crate::neon::{Kernel32, load};
 
     impl Kernel32 for Q8_0 {
         #[inline]

@@ -4,9 +4,9 @@
 //! costs, about 3 instructions for eight values, is spread over the queries, as each of them needs 16 multiply-adds for
 //! as many.
 
-use super::super::memory::Upcoming;
-use super::super::tiles::{self, COLS, ROWS};
 use super::{Attention, Env, Item, RANGE, Room, at_least};
+use frugal_kernels::tiles::{self, COLS, ROWS};
+use frugal_kernels::upcoming::Upcoming;
 
 /// Queries from which tiles pay.
 const MANY: usize = 12;

@@ -1,10 +1,10 @@
 //! One item's queries over one range of positions, and the merge of ranges.
 
-use super::super::few::{dots, turns, weigh};
-use super::super::lanes::widen;
-use super::super::math::{self, per_isa};
-use super::super::memory::Upcoming;
 use super::{Attention, Disjoint, Env, Item, RANGE, Range, Room, at_least};
+use frugal_kernels::few::{dots, turns, weigh};
+use frugal_kernels::lanes::widen;
+use frugal_kernels::math::{self, divide, merge};
+use frugal_kernels::upcoming::Upcoming;
 
 impl Attention<'_> {
     /// What merging begins with: nothing, or the sink.
@@ -241,25 +241,4 @@ pub(super) struct Rows<'i> {
 /// What of `seen` lies in `at..at + len`; an empty range if nothing does.
 fn overlap(seen: &Range<usize>, at: usize, len: usize) -> Range<usize> {
     seen.start.max(at)..seen.end.min(at + len)
-}
-
-per_isa! {
-    fn divide(to: &mut [f32], values: &[f32], sum: f32) {
-        for (to, v) in to.iter_mut().zip(values) {
-            *to = v / sum;
-        }
-    }
-}
-
-per_isa! {
-    /// Takes a range's maximum, sum and values into what was merged before.
-    fn merge(merged: &mut [f32; 2], values: &mut [f32], part: [f32; 2], part_values: &[f32]) {
-        let ([max, sum], [part_max, part_sum]) = (*merged, part);
-        let both = if part_max > max { part_max } else { max };
-        let (old, new) = (math::exp(max - both), math::exp(part_max - both));
-        *merged = [both, sum * old + part_sum * new];
-        for (v, &p) in values.iter_mut().zip(part_values) {
-            *v = *v * old + p * new;
-        }
-    }
 }

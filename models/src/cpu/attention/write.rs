@@ -1,7 +1,7 @@
 //! Writing a step's keys and values into their pages.
 
-use super::super::lanes;
 use super::{Attend, Core, Disjoint, Pages};
+use frugal_kernels::lanes;
 
 impl Core {
     /// Every token's key, and its value unless the pages hold keys alone.

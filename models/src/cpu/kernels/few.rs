@@ -1,11 +1,12 @@
 //! Attention's inner loops for a few queries that share a page: rows times rows. Where they are many, [`tiles`](super::tiles).
 
-use super::attention::RANGE;
 use super::lanes::{Lanes, Sixteen, copy};
 use super::math::per_isa;
-use super::memory::Upcoming;
-use crate::kv::{BLOCK, PageType, SCALE};
+use super::page::{BLOCK, PageType, SCALE};
+use super::upcoming::Upcoming;
 
+/// Positions that attention merges as one.
+pub const RANGE: usize = 256;
 /// Values that are summed at a time.
 const COLS: usize = 16;
 
@@ -13,7 +14,7 @@ per_isa! {
     /// `out[h][j] = scale * q[h].keys[j]`: queries and keys are rows of `dim`, `out` has rows of `stride`, of which the
     /// first as many values as there are keys are written. `upcoming` has a turn for every four keys and three queries. (Rows are split off, not counted: a division costs as much
     /// as a key.)
-    pub(super) fn dots[L](
+    pub fn dots[L](
         q: &[f32],
         keys: &[f32],
         dim: usize,
@@ -24,7 +25,7 @@ per_isa! {
         let (out, stride) = out;
         let (mut q, mut out) = (q, out);
         // Three queries share the loads of four keys: twelve chains. Four queries are two and two.
-        while q.len() == 3 * dim || q.len() >= 5 * dim {
+        while L::VECTORS && (q.len() == 3 * dim || q.len() >= 5 * dim) {
             let (three, more) = q.split_at(3 * dim);
             let (first, rest) = out.split_at_mut(stride);
             let (second, rest) = rest.split_at_mut(stride);
@@ -34,7 +35,7 @@ per_isa! {
             dots_of::<L, 3>([a, b, c], keys, scale, [first, second, third], upcoming);
             (q, out) = (more, rest);
         }
-        while q.len() >= 2 * dim {
+        while L::VECTORS && q.len() >= 2 * dim {
             let (two, more) = q.split_at(2 * dim);
             let (first, second) = out.split_at_mut(stride);
             let (second, rest) = second.split_at_mut(stride.min(second.len()));
@@ -42,8 +43,11 @@ per_isa! {
             dots_of::<L, 2>([a, b], keys, scale, [first, second], upcoming);
             (q, out) = (more, rest);
         }
-        if !q.is_empty() {
-            dots_of::<L, 1>([q], keys, scale, [out], upcoming);
+        while !q.is_empty() {
+            let (one, more) = q.split_at(dim);
+            let (first, rest) = out.split_at_mut(stride.min(out.len()));
+            dots_of::<L, 1>([one], keys, scale, [first], upcoming);
+            (q, out) = (more, rest);
         }
     }
 }
@@ -121,7 +125,7 @@ fn products<L: Lanes, const N: usize>(q: [&[f32]; N], keys: [&[f32]; 4]) -> [[f3
 per_isa! {
     /// `to[h] += weights[h][j] * values[j]` for ascending j, values being what begins the rows of a page, given with their bytes:
     /// `to` has rows of `dim`, weights rows of [`RANGE`]. `upcoming` has so many [`turns`].
-    pub(super) fn weigh[L, W](
+    pub fn weigh[L, W](
         page: PageType,
         rows: (&[u8], usize),
         weights: &[f32],
@@ -137,7 +141,7 @@ per_isa! {
 }
 
 /// At least as many turns as [`weigh`] takes for so many heads of `dim` values.
-pub(super) fn turns(dim: usize, heads: usize) -> usize {
+pub fn turns(dim: usize, heads: usize) -> usize {
     dim.div_ceil(COLS) * heads.div_ceil(6)
 }
 
@@ -157,6 +161,7 @@ fn weigh_as<P: Values, W: Sixteen>(
             let (weights, to) = (&weights[first * RANGE..], &mut to[first * dim..end * dim]);
             match end - first {
                 1 => weigh_group::<P, W, 1>(rows, weights, to, at),
+                _ if W::CHAINS == 1 => unreachable!("so much is compiled for vectors alone"),
                 2 => weigh_group::<P, W, 2>(rows, weights, to, at),
                 3 => weigh_group::<P, W, 3>(rows, weights, to, at),
                 4 => weigh_group::<P, W, 4>(rows, weights, to, at),

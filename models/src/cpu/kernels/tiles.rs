@@ -12,13 +12,13 @@ use std::ops::Range;
 
 use super::lanes::{Sixteen, copy, widen_rows};
 use super::math::per_isa;
-use super::memory::Upcoming;
-use crate::kv::PageType;
+use super::page::PageType;
+use super::upcoming::Upcoming;
 
 /// Queries of a tile.
-pub(super) const ROWS: usize = 6;
+pub const ROWS: usize = 6;
 /// Positions of a panel of keys, dimensions of a panel of values.
-pub(super) const COLS: usize = 16;
+pub const COLS: usize = 16;
 
 /// Dimensions mod 8: each pair, pair of pairs and half is what [`sum8`](super::math::sum8) adds.
 const PARTS: [usize; 8] = [0, 4, 2, 6, 1, 5, 3, 7];
@@ -41,7 +41,7 @@ fn begins(dim: usize) -> [usize; 8] {
 }
 
 /// A tile of queries as [`scores`] reads it: `[dim, ROWS]`, dimensions in the order of [`PARTS`].
-pub(super) fn query_tile(rows: [&[f32]; ROWS], to: &mut [f32]) {
+pub fn query_tile(rows: [&[f32]; ROWS], to: &mut [f32]) {
     let dim = rows[0].len();
     let (mut places, _) = to.as_chunks_mut::<ROWS>();
     for part in PARTS {
@@ -58,7 +58,7 @@ pub(super) fn query_tile(rows: [&[f32]; ROWS], to: &mut [f32]) {
 per_isa! {
     /// A panel of keys, rows of a page, as [`scores`] reads it: `[dim, COLS]`, dimensions in the order of [`PARTS`]. `room` is
     /// for as many values.
-    pub(super) fn key_panel[L](page: PageType, rows: [&[u8]; COLS], room: &mut [f32], to: &mut [f32]) {
+    pub fn key_panel[L](page: PageType, rows: [&[u8]; COLS], room: &mut [f32], to: &mut [f32]) {
         let dim = to.len() / COLS;
         for (row, to) in rows.iter().zip(room.chunks_exact_mut(dim)) {
             widen_rows::<L>(page, row, to, dim);
@@ -87,7 +87,7 @@ per_isa! {
 per_isa! {
     /// `out[i][at + j] = scale * q[i].keys[j]` for the queries of tiles and a panel of keys; `out` has rows of `stride`.
     /// `upcoming` has a turn for each tile.
-    pub(super) fn scores[L, W](
+    pub fn scores[L, W](
         tiles: &[f32],
         keys: &[f32],
         scale: f32,
@@ -137,7 +137,7 @@ fn add<W: Sixteen>(mut a: [W; ROWS], b: [W; ROWS]) -> [W; ROWS] {
 per_isa! {
     /// Rows of a page as [`weigh`] reads them: `[dim / COLS, positions, COLS]`, from `position` on. A row has `width` values, of
     /// which the first `dim` count. `room` is for one.
-    pub(super) fn value_rows[L](
+    pub fn value_rows[L](
         page: PageType,
         rows: &[u8],
         widths: [usize; 2],
@@ -164,7 +164,7 @@ per_isa! {
     /// `to[i][at + c] += weights[i][j] * panel[j][c]` for ascending j of `seen[i]`, in place of the sum where `fresh`. Weights lie
     /// in rows of what is beside them, sums in rows of `dim`; beside them are `[dim, at]`. Of `seen`, which is padded to whole tiles and counts from `first` before the
     /// panel, neither beginnings nor ends descend.
-    pub(super) fn weigh[L, W](
+    pub fn weigh[L, W](
         weights: (&[f32], usize),
         seen: (&[Range<usize>], usize),
         panel: &[f32],

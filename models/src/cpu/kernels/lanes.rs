@@ -3,10 +3,13 @@
 use half::f16;
 
 use super::math::{self, per_isa, sum8};
-use crate::kv::{BLOCK, PageType, SCALE, widen_block};
+use super::page::{BLOCK, PageType, SCALE, widen_block};
 
 /// Eight values. Every implementation gives the same bits.
-pub(super) trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
+    /// Whether they are in a register, so that several sums at a time pay: for plain code where nothing multiplies and adds at once,
+    /// the same loops would be hundreds of kilobytes of calls.
+    const VECTORS: bool;
     /// Zeros.
     fn zero() -> Self;
     /// One value, eight times.
@@ -35,6 +38,7 @@ pub(super) trait Lanes: Copy {
 }
 
 impl Lanes for [f32; 8] {
+    const VECTORS: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     #[inline(always)]
     fn zero() -> Self {
         [0.0; 8]
@@ -112,10 +116,11 @@ fn single(half: f16) -> f32 {
 /// of this is inlined.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(std::arch::x86_64::__m256);
+pub(crate) struct Avx2(std::arch::x86_64::__m256);
 
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx2 {
+    const VECTORS: bool = true;
     #[inline(always)]
     fn zero() -> Self {
         Self::splat(0.0)
@@ -252,7 +257,7 @@ impl Lanes for Avx2 {
 }
 
 /// Sixteen values: two times eight, or one vector of AVX-512.
-pub(super) trait Sixteen: Copy {
+pub(crate) trait Sixteen: Copy {
     /// How many sums stay in registers beside what they are sums of; at most 8.
     const CHAINS: usize;
     /// Zeros.
@@ -274,7 +279,7 @@ pub(super) trait Sixteen: Copy {
 }
 
 impl<L: Lanes> Sixteen for [L; 2] {
-    const CHAINS: usize = 6;
+    const CHAINS: usize = if L::VECTORS { 6 } else { 1 };
     #[inline(always)]
     fn zero() -> Self {
         [L::zero(); 2]
@@ -325,7 +330,7 @@ impl<L: Lanes> Sixteen for [L; 2] {
 /// AVX-512; see [`Avx2`].
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(std::arch::x86_64::__m512);
+pub(crate) struct Avx512(std::arch::x86_64::__m512);
 
 #[cfg(target_arch = "x86_64")]
 impl Sixteen for Avx512 {
@@ -386,7 +391,7 @@ impl Sixteen for Avx512 {
 
 /// As many values as the shorter has, at most sixteen; sixteen without a call.
 #[inline(always)]
-pub(super) fn copy(from: &[f32], to: &mut [f32]) {
+pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
     match (from.first_chunk::<16>(), to.first_chunk_mut::<16>()) {
         (Some(from), Some(to)) => *to = *from,
         _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
@@ -395,21 +400,21 @@ pub(super) fn copy(from: &[f32], to: &mut [f32]) {
 
 per_isa! {
     /// [`PageType::write`] of one row.
-    pub(super) fn write(page: PageType, row: &[f32], to: &mut [u8]) {
+    pub fn write(page: PageType, row: &[f32], to: &mut [u8]) {
         page.write(row, to);
     }
 }
 
 per_isa! {
     /// [`PageType::widen`] of rows of `dim` values.
-    pub(super) fn widen[L](page: PageType, from: &[u8], to: &mut [f32], dim: usize) {
+    pub fn widen[L](page: PageType, from: &[u8], to: &mut [f32], dim: usize) {
         widen_rows::<L>(page, from, to, dim);
     }
 }
 
 /// See [`widen`].
 #[inline(always)]
-pub(super) fn widen_rows<L: Lanes>(page: PageType, from: &[u8], to: &mut [f32], dim: usize) {
+pub(crate) fn widen_rows<L: Lanes>(page: PageType, from: &[u8], to: &mut [f32], dim: usize) {
     match page {
         PageType::F32 => page.widen(from, to),
         PageType::F16 => {

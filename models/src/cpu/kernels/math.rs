@@ -5,8 +5,16 @@
 //! sine and cosine (which only the rotation's table uses, once per position). Sums run in eight partial sums over the
 //! index mod 8, each in ascending order, added pairwise by [`sum8`].
 
-use crate::backend::RopeStyle;
-use crate::quant::Isa;
+use frugal_quant::Isa;
+
+/// Which pairs of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `(2i, 2i+1)`: llama.
+    Normal,
+    /// `(i, i + dims/2)`: gpt-neox, qwen.
+    Neox,
+}
 
 /// Defines a function whose first argument chooses the instruction set its body is compiled for. A body that
 /// names its lanes, `fn name[L](..)`, gets the [`Lanes`](super::lanes::Lanes) of that set, and `fn name[L, W](..)` its
@@ -14,85 +22,85 @@ use crate::quant::Isa;
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident, $wide:ident]($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
-        $vis fn $name(isa: $crate::quant::Isa, $($arg: $ty),*) {
+        $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) {
             #[inline(always)]
-            fn body<$lanes: $crate::cpu::lanes::Lanes, $wide: $crate::cpu::lanes::Sixteen>($($arg: $ty),*) $body
+            fn body<$lanes: $crate::lanes::Lanes, $wide: $crate::lanes::Sixteen>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) {
-                body::<$crate::cpu::lanes::Avx2, [$crate::cpu::lanes::Avx2; 2]>($($arg),*)
+                body::<$crate::lanes::Avx2, [$crate::lanes::Avx2; 2]>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f")]
             fn avx512($($arg: $ty),*) {
-                body::<$crate::cpu::lanes::Avx2, $crate::cpu::lanes::Avx512>($($arg),*)
+                body::<$crate::lanes::Avx2, $crate::lanes::Avx512>($($arg),*)
             }
             match isa {
-                $crate::quant::Isa::Scalar => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
+                frugal_quant::Isa::Scalar => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
                 // SAFETY: the backend refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
-                $crate::quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                frugal_quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::quant::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                frugal_quant::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // All arm64 has what the plain body is compiled for.
                 #[cfg(target_arch = "aarch64")]
-                $crate::quant::Isa::Neon => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
+                frugal_quant::Isa::Neon => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
             }
         }
     };
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident]($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name(isa: $crate::quant::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<$lanes: $crate::cpu::lanes::Lanes>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$lanes: $crate::lanes::Lanes>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
-                body::<$crate::cpu::lanes::Avx2>($($arg),*)
+                body::<$crate::lanes::Avx2>($($arg),*)
             }
             match isa {
-                $crate::quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
+                frugal_quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
                 // SAFETY: the backend refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
-                $crate::quant::Isa::Avx2 | $crate::quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
+                frugal_quant::Isa::Avx2 | frugal_quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
                 // All arm64 has what the plain body is compiled for.
                 #[cfg(target_arch = "aarch64")]
-                $crate::quant::Isa::Neon => body::<[f32; 8]>($($arg),*),
+                frugal_quant::Isa::Neon => body::<[f32; 8]>($($arg),*),
             }
         }
     };
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
-        $crate::cpu::math::per_isa! { $(#[$meta])* $vis fn $name[_L]($($arg: $ty),*) $(-> $ret)? $body }
+        $crate::math::per_isa! { $(#[$meta])* $vis fn $name[_L]($($arg: $ty),*) $(-> $ret)? $body }
     };
 }
-pub(super) use per_isa;
+pub(crate) use per_isa;
 
 /// The sum of eight partial sums: ((0+4)+(2+6))+((1+5)+(3+7)).
 #[inline(always)]
-pub(super) fn sum8(p: [f32; 8]) -> f32 {
+pub(crate) fn sum8(p: [f32; 8]) -> f32 {
     ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]))
 }
 
 /// Above this [`exp`] does not grow.
-pub(super) const EXP_MAX: f32 = 88.0;
+pub(crate) const EXP_MAX: f32 = 88.0;
 /// Below this [`exp`] is 0.
-pub(super) const EXP_MIN: f32 = -87.3;
+pub(crate) const EXP_MIN: f32 = -87.3;
 /// 1.5 * 2^23: adding it rounds to an integer, whose low bits are then the sum's low bits.
-pub(super) const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 /// ln 2 is the sum of both; multiples of the first are exact.
-pub(super) const LN2_HIGH: f32 = 0.693_359_4;
+pub(crate) const LN2_HIGH: f32 = 0.693_359_4;
 /// See [`LN2_HIGH`].
-pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
+pub(crate) const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Taylor's, from the seventh power down.
-pub(super) const EXP_TERMS: [f32; 8] =
+pub(crate) const EXP_TERMS: [f32; 8] =
     [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
 
 /// e^x within 2 units in the last place for -87.3 <= x <= 88; 0 below, e^88 above; NaN for NaN.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial of degree 7 in r (its remainder is below 1e-9).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let clamped = if x > EXP_MAX { EXP_MAX } else { x };
     let t = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
@@ -114,7 +122,7 @@ fn silu(x: f32) -> f32 {
 
 per_isa! {
     /// `gate[i] = silu(gate[i]) * up[i]`.
-    pub(super) fn silu_times(gate: &mut [f32], up: &[f32]) {
+    pub fn silu_times(gate: &mut [f32], up: &[f32]) {
         for (g, &u) in gate.iter_mut().zip(up) {
             *g = silu(*g) * u;
         }
@@ -124,7 +132,7 @@ per_isa! {
 per_isa! {
     /// `gate[i] = g * sigmoid(1.702 * g) * (u + 1)` with `g = min(gate[i], 7)` and u = `up[i]` within -7 to 7; what
     /// is not a number stays so.
-    pub(super) fn clamped_swiglu(gate: &mut [f32], up: &[f32]) {
+    pub fn clamped_swiglu(gate: &mut [f32], up: &[f32]) {
         for (g, &u) in gate.iter_mut().zip(up) {
             let x = if *g > 7.0 { 7.0 } else { *g };
             let u = if u > 7.0 { 7.0 } else { u };
@@ -136,7 +144,7 @@ per_isa! {
 
 per_isa! {
     /// `x[i] = sigmoid(x[i])`.
-    pub(super) fn sigmoid(x: &mut [f32]) {
+    pub fn sigmoid(x: &mut [f32]) {
         for x in x {
             *x = 1.0 / (1.0 + exp(-*x));
         }
@@ -145,7 +153,7 @@ per_isa! {
 
 per_isa! {
     /// `x += factor * y`.
-    pub(super) fn add(x: &mut [f32], y: &[f32], factor: f32) {
+    pub fn add(x: &mut [f32], y: &[f32], factor: f32) {
         for (a, &b) in x.iter_mut().zip(y) {
             *a = b.mul_add(factor, *a);
         }
@@ -154,7 +162,7 @@ per_isa! {
 
 per_isa! {
     /// `x *= factor`.
-    pub(super) fn scale(x: &mut [f32], factor: f32) {
+    pub fn scale(x: &mut [f32], factor: f32) {
         for x in x {
             *x *= factor;
         }
@@ -163,7 +171,7 @@ per_isa! {
 
 per_isa! {
     /// `x *= sigmoid(by . gate)`.
-    pub(super) fn gate[L](x: &mut [f32], by: &[f32], gate: &[f32]) {
+    pub fn gate[L](x: &mut [f32], by: &[f32], gate: &[f32]) {
         let factor = 1.0 / (1.0 + exp(-dot::<L>(by, gate)));
         for x in x {
             *x *= factor;
@@ -187,7 +195,7 @@ fn dot<L: super::lanes::Lanes>(a: &[f32], b: &[f32]) -> f32 {
 per_isa! {
     /// `to[i] = from[i] / sqrt(mean(from^2) + eps) * weight[i]`, over groups of the weight's length; what is left behind
     /// whole groups is copied.
-    pub(super) fn rms_norm[L](from: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
+    pub fn rms_norm[L](from: &[f32], weight: &[f32], eps: f32, to: &mut [f32]) {
         let whole = from.len() - from.len() % weight.len();
         to[whole..].copy_from_slice(&from[whole..]);
         for (from, to) in from.chunks_exact(weight.len()).zip(to.chunks_exact_mut(weight.len())) {
@@ -202,7 +210,7 @@ per_isa! {
 per_isa! {
     /// `x[i] = exp(x[i] - max)`; returns their sum, in eight partial sums. The maximum must be among them. (By lanes: the
     /// compiler makes no vectors of it.)
-    pub(super) fn exp_sum[L](x: &mut [f32], max: f32) -> f32 {
+    pub fn exp_sum[L](x: &mut [f32], max: f32) -> f32 {
         let (max, mut sum) = (L::splat(max), L::zero());
         let (chunks, rest) = x.as_chunks_mut::<8>();
         for c in chunks {
@@ -227,7 +235,7 @@ per_isa! {
 
 per_isa! {
     /// The largest value; NaN is ignored, so the sum of exponentials shows it.
-    pub(super) fn largest[L](x: &[f32]) -> f32 {
+    pub fn largest[L](x: &[f32]) -> f32 {
         let (chunks, rest) = x.as_chunks::<8>();
         let max = chunks.iter().fold(L::splat(f32::NEG_INFINITY), |max, c| max.larger(L::load(c)));
         let mut all = [0.0; 8];
@@ -237,7 +245,7 @@ per_isa! {
 }
 
 /// Cosine and sine of one position's angles, each times the scale: `[cos; pairs]` then `[sin; pairs]`.
-pub(super) fn rope_angles(position: u32, frequencies: &[f64], scale: f32, to: &mut [f32]) {
+pub fn rope_angles(position: u32, frequencies: &[f64], scale: f32, to: &mut [f32]) {
     let (cos, sin) = to.split_at_mut(frequencies.len());
     for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {
         let angle = f64::from(position) * f;
@@ -247,13 +255,7 @@ pub(super) fn rope_angles(position: u32, frequencies: &[f64], scale: f32, to: &m
 }
 
 /// Rotates `2 * pairs` values from `first` on of each head of one row; `angles` as from [`rope_angles`].
-pub(super) fn rope(
-    isa: Isa,
-    row: &mut [f32],
-    (first, head_dim): (usize, usize),
-    style: RopeStyle,
-    angles: &[f32],
-) {
+pub fn rope(isa: Isa, row: &mut [f32], (first, head_dim): (usize, usize), style: RopeStyle, angles: &[f32]) {
     match style {
         RopeStyle::Normal => rope_neighbours(isa, row, first, head_dim, angles),
         RopeStyle::Neox => rope_halves(isa, row, first, head_dim, angles),
@@ -281,6 +283,28 @@ per_isa! {
             for ((x, y), (&c, &s)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
                 (*x, *y) = (*x * c - *y * s, *x * s + *y * c);
             }
+        }
+    }
+}
+
+per_isa! {
+    /// `to[i] = values[i] / sum`.
+    pub fn divide(to: &mut [f32], values: &[f32], sum: f32) {
+        for (to, v) in to.iter_mut().zip(values) {
+            *to = v / sum;
+        }
+    }
+}
+
+per_isa! {
+    /// Takes a range's maximum, sum and values into what was merged before.
+    pub fn merge(merged: &mut [f32; 2], values: &mut [f32], part: [f32; 2], part_values: &[f32]) {
+        let ([max, sum], [part_max, part_sum]) = (*merged, part);
+        let both = if part_max > max { part_max } else { max };
+        let (old, new) = (exp(max - both), exp(part_max - both));
+        *merged = [both, sum * old + part_sum * new];
+        for (v, &p) in values.iter_mut().zip(part_values) {
+            *v = *v * old + p * new;
         }
     }
 }

@@ -1,7 +1,35 @@
 //! Rows of pages by every instruction set against the definition.
 
-use super::*;
-use crate::cpu::lanes;
+use frugal_quant::Isa;
+use proptest::prelude::*;
+
+use crate::lanes;
+use crate::page::PageType;
+
+/// Seeded numbers (xorshift64*).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+
+    /// In -1..1.
+    pub(crate) fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
 
 /// Writes rows of `dim` values and reads them back, by the definition and by every instruction set.
 fn check(page: PageType, values: &[f32], dim: usize) {

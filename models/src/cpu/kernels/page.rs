@@ -182,14 +182,14 @@ mod tests {
         let mut ours = [0.0; 32];
         let mut ggufs = [0.0; 32];
         widen_block(&bytes[..34], &mut ours);
-        (crate::quant::format(crate::quant::GgmlType::Q8_0).dequantize)(&bytes[..34], &mut ggufs);
+        (frugal_quant::format(frugal_quant::GgmlType::Q8_0).dequantize)(&bytes[..34], &mut ggufs);
         assert_eq!(ours, ggufs);
     }
 
     /// Half a step, and the scale's own rounding: 2^-11 of a value of at most 127 steps.
     #[test]
     fn eight_bits_are_near() {
-        let mut random = crate::samples::Random(77);
+        let mut random = crate::tests::Random(77);
         for exponent in -8..16 {
             let scale = 2.0_f32.powi(exponent);
             let row: Vec<f32> = random.values(32).into_iter().map(|v| v * scale).collect();
