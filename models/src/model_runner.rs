@@ -165,10 +165,13 @@ pub(crate) const NO_METAL: &str = "this build has no Metal kernels (feature `met
 /// NVIDIA GPUs that the driver has for us.
 ///
 /// # Errors
-/// Why there can be none: this build, or no driver.
+/// Why there can be none: this build, no driver, or a first one that the kernels do not run on.
 pub fn cuda_devices() -> Result<usize, String> {
     #[cfg(feature = "cuda")]
-    return crate::gpu::GpuDevice::count();
+    return match crate::gpu::GpuDevice::count()? {
+        0 => Ok(0),
+        count => crate::gpu::GpuDevice::too_old(0).map_or(Ok(count), Err),
+    };
     #[cfg(not(feature = "cuda"))]
     Err(NO_CUDA.to_owned())
 }

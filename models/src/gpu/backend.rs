@@ -12,6 +12,7 @@ use super::kernels::{Angles, Attention, Forms, Kernels, Operand, RouteBias};
 use super::pages::Pages;
 use super::weight::{GpuWeight, floats};
 use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router, WorkMeter};
+use crate::cpu::Pool;
 use crate::kv::{GroupLayout, PageType};
 use crate::step::StepStats;
 use crate::weights::TensorView;
@@ -26,10 +27,10 @@ pub struct GpuBackend {
     /// Of the step that runs.
     step: Option<StepIndex>,
     turns: Vec<Turns>,
-    /// What a step needs beside weights and cache: the largest weight expanded to halves, twice.
-    work_bytes: u64,
     /// Experts chosen in this step, not yet brought back.
     chosen: Vec<Chosen>,
+    /// Host threads, which choose tokens.
+    pool: Option<Pool>,
 }
 
 /// Activations `[rows, width]`, F32 on the device.
@@ -80,12 +81,20 @@ impl GpuBackend {
             pages,
             step,
             turns: Vec::new(),
-            work_bytes: 0,
             chosen: Vec::new(),
+            pool: None,
         }
     }
 
-    /// Takes the cache's memory; before the first step.
+    /// With so many host threads for [`Backend::spread`], instead of the calling one alone.
+    ///
+    /// # Errors
+    /// If the system does not start them.
+    pub fn with_threads(self, threads: usize, pin: bool) -> std::io::Result<Self> {
+        Ok(Self { pool: Some(Pool::new(threads, pin)?), ..self })
+    }
+
+    /// Takes a cache's memory, and gives back that of the one before.
     ///
     /// # Errors
     /// If the device has not so much, or the kernels have no layout for a group.
@@ -95,6 +104,7 @@ impl GpuBackend {
         block_tokens: usize,
         page: PageType,
     ) -> Result<(), GpuError> {
+        self.pages = None;
         self.pages = Some(Pages::new(groups, block_tokens, page, (&self.device, self.kernels.form()))?);
         Ok(())
     }
@@ -106,8 +116,7 @@ impl GpuBackend {
     pub fn memory_left(&self, percent: u8) -> Result<Option<u64>, GpuError> {
         self.kernels.synchronize()?;
         let Some(Memory { total, free }) = self.kernels.memory()? else { return Ok(None) };
-        let allowed = (total / 100 * u64::from(percent)).saturating_sub(total - free);
-        Ok(Some(allowed.saturating_sub(self.work_bytes)))
+        Ok(Some((total / 100 * u64::from(percent)).saturating_sub(total - free)))
     }
 
     /// Bytes read and written per second by a copy of one large tensor.
@@ -223,8 +232,6 @@ impl Backend for GpuBackend {
     type Routing = GpuRouting;
 
     fn load_weight(&mut self, view: &TensorView) -> Result<GpuWeight, BackendError> {
-        let halves = 2 * (view.experts * view.rows * view.cols) as u64;
-        self.work_bytes = self.work_bytes.max(2 * halves);
         Ok(GpuWeight::load(view, &self.device, self.kernels.form())?)
     }
 
@@ -460,6 +467,17 @@ impl Backend for GpuBackend {
     fn recover(&mut self) -> Result<(), BackendError> {
         // What a kernel left behind stays, and every later call reports it; what the host found wrong, or memory that was short, does not.
         Ok(self.synchronize()?)
+    }
+
+    fn workers(&self) -> usize {
+        self.pool.as_ref().map_or(1, Pool::threads)
+    }
+
+    fn spread(&self, items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        match &self.pool {
+            Some(pool) => pool.for_each(items, work),
+            None => (0..items).for_each(|item| work(0, item)),
+        }
     }
 
     fn take_stats(&mut self) -> Result<StepStats, BackendError> {

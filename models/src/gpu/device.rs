@@ -76,6 +76,9 @@ impl GpuDevice {
     /// If there is none, or its driver or kernels do not load.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
+        if let Some(why) = Self::too_old(ordinal) {
+            return Err(GpuError::Absent(format!("cuda:{ordinal}: {why}")));
+        }
         let opened = super::cuda::open(ordinal);
         let opened = opened.map_err(|error| GpuError::Absent(format!("cuda:{ordinal}: {error}")))?;
         Ok(Self { device: opened.device, kernels: Box::new(opened.kernels), name: opened.name })
@@ -98,6 +101,25 @@ impl GpuDevice {
     pub fn count() -> Result<usize, String> {
         use candle_core::cuda_backend::cudarc::driver::CudaContext;
         CudaContext::device_count().map(|n| usize::try_from(n).unwrap_or(0)).map_err(|e| e.to_string())
+    }
+
+    /// Why the kernels do not run on NVIDIA's GPU of this number, if they do not: it is older than they are made for.
+    #[cfg(feature = "cuda")]
+    pub fn too_old(ordinal: usize) -> Option<String> {
+        use candle_core::cuda_backend::cudarc::driver::{result::device, sys::CUdevice_attribute};
+        let attribute = |which| {
+            let gpu = device::get(i32::try_from(ordinal).ok()?).ok()?;
+            // SAFETY: the device is the driver's, the attribute one of its own.
+            #[expect(unsafe_code, reason = "a driver call")]
+            unsafe { device::get_attribute(gpu, which) }.ok()
+        };
+        let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let old = major < super::cuda::CAPABILITY_MIN;
+        let needed = super::cuda::CAPABILITY_MIN;
+        old.then(|| {
+            format!("the NVIDIA GPU has compute capability {major}.{minor}, and the kernels need {needed}.0")
+        })
     }
 
     /// By which NVIDIA's GPU of this number is known to every tool; of a part of one (MIG), the part's.

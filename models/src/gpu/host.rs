@@ -85,7 +85,7 @@ impl Kernels for HostKernels {
     fn product(&self, x: &Operand<'_>, weight: &GpuWeight) -> Result<Tensor> {
         match &weight.store {
             Store::Quantized(q) => QMatMul::QTensor(q.clone()).forward(x.values),
-            Store::Dense(dense) => dense_product(x.values, dense),
+            Store::Dense(dense) => dense_product(x.values, &dense.squeeze(0)?),
             Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
         }
     }

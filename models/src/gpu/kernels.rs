@@ -212,11 +212,17 @@ pub(super) trait Kernels: Send {
     fn memory(&self) -> Result<Option<Memory>>;
 }
 
-/// A dense product in the weight's own type.
+/// A dense product in the weight's own type, `[rows, cols]`. With halves, the largest value of each row of x is made 1 and the result
+/// multiplied with it again: what is too large for a half is then none of the values, and no result that a model of any use has.
 pub(super) fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let weight = weight.squeeze(0)?;
-    let x = x.to_dtype(weight.dtype())?;
-    x.matmul(&weight.t()?)?.to_dtype(DType::F32)
+    let weight_of = weight.t()?;
+    if weight.dtype() != DType::F16 {
+        return x.to_dtype(weight.dtype())?.matmul(&weight_of)?.to_dtype(DType::F32);
+    }
+    // Of a row of zeros, 1 or so.
+    let largest = x.abs()?.max_keepdim(1)?.maximum(f64::from(f32::MIN_POSITIVE))?;
+    let y = x.broadcast_div(&largest)?.to_dtype(DType::F16)?.matmul(&weight_of)?;
+    y.to_dtype(DType::F32)?.broadcast_mul(&largest)
 }
 
 /// [`Kernels::route`] by the reference's rule, on the host: ids stay there, weights go to the device of the logits.
@@ -242,4 +248,28 @@ pub(super) fn route_on_host(
     }
     let shape = (tokens, k);
     Ok((Tensor::from_vec(ids, shape, &Device::Cpu)?, Tensor::from_vec(weights, shape, logits.device())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_too_large_for_a_half_pass_through_a_product_of_halves() {
+        let weight = Tensor::new(&[[1.0_f32, -2.0, 0.5], [0.25, 0.0, 4.0]], &Device::Cpu).unwrap();
+        let weight = weight.to_dtype(DType::F16).unwrap();
+        let x = [[3e6_f32, 1e6, -2e6], [0.0, 0.0, 0.0], [1e-3, 2e-3, 4e-3]];
+        let y = dense_product(&Tensor::new(&x, &Device::Cpu).unwrap(), &weight).unwrap();
+        let expected = [[0.0_f32, -7.25e6], [0.0, 0.0], [-1e-3, 16.25e-3]];
+        for (y, (expected, x)) in y.to_vec2::<f32>().unwrap().iter().zip(expected.iter().zip(x)) {
+            let size = x.iter().fold(0.0_f32, |max, v| v.abs().max(max));
+            for (y, expected) in y.iter().zip(expected) {
+                assert!((y - expected).abs() <= size * 4e-3, "{y} for {expected}");
+            }
+        }
+        // As it would be otherwise.
+        let plain = Tensor::new(&x, &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+        let plain = plain.matmul(&weight.t().unwrap()).unwrap().to_dtype(DType::F32).unwrap();
+        assert!(!plain.to_vec2::<f32>().unwrap()[0][1].is_finite());
+    }
 }

@@ -42,3 +42,4 @@ pub use device::GpuDevice;
 pub use error::GpuError;
 pub use selftest::selftest;
 pub use weight::GpuWeight;
+pub(crate) use weight::held_bytes;

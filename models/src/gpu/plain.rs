@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::ops;
 
 use super::device::Memory;
-use super::kernels::{Attention, Form, Forms, Kernels, Operand, RouteBias, route_on_host};
+use super::kernels::{Attention, Form, Forms, Kernels, Operand, RouteBias, dense_product, route_on_host};
 use super::weight::{GpuWeight, Matrix, Store};
 use crate::backend::{Gated, RouteSpec};
 
@@ -305,7 +305,7 @@ fn product(x: &Tensor, weight: &GpuWeight, at: usize) -> Result<Tensor> {
         bail!("a product of {:?} {:?} with {} columns", x.dtype(), x.dims(), weight.cols);
     }
     match matrix {
-        Matrix::Dense(dense) => x.to_dtype(dense.dtype())?.matmul(&dense.t()?)?.to_dtype(DType::F32),
+        Matrix::Dense(dense) => dense_product(x, dense),
         Matrix::Quantized(q) => {
             let x = match q.dtype() {
                 GgmlDType::Q2K if rows == 1 => Tensor::cat(&[x, x], 0)?,

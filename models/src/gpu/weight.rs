@@ -19,6 +19,7 @@ use half::f16;
 
 use super::error::{GpuError, contract};
 use super::kernels::Form;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::quant::{self, GgmlType};
 use crate::weights::TensorView;
 
@@ -173,6 +174,18 @@ fn kind(ty: GgmlType) -> Kind {
         GgmlType::Q6_K => Kind::Same(GgmlDType::Q6K),
         GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => Kind::AsQ8_0,
     }
+}
+
+/// Bytes of a model's weights on a device, about: of what it computes with, not of the table of embeddings where that is another tensor
+/// than the head.
+pub(crate) fn held_bytes(gguf: &Gguf) -> u64 {
+    let apart = gguf.tensor("output.weight").is_some();
+    let computed = gguf.tensors().iter().filter(|t| !(apart && t.name == "token_embd.weight"));
+    let held = |t: &TensorInfo| match t.ty().map(kind) {
+        Some(Kind::AsQ8_0) => t.elements() / 32 * 34,
+        _ => t.bytes().unwrap_or(0),
+    };
+    computed.map(held).fold(0, u64::saturating_add)
 }
 
 fn qtensor(

@@ -57,13 +57,17 @@ fn sample(nvml: &Nvml, uuid: &str) -> Result<Sample, NvmlError> {
     })
 }
 
-/// None for what this GPU or this driver never says: older ones lack the counter of energy, some cards a sensor.
+/// None for what this GPU or this driver never says, or not to us: older ones lack the counter of energy, some cards a sensor, and
+/// containers a permission.
 fn said<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound) => {
-            Ok(None)
-        }
+        Err(
+            NvmlError::NotSupported
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::FunctionNotFound
+            | NvmlError::NoPermission,
+        ) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -1,7 +1,8 @@
-//! Loading onto a GPU: weights first, then a cache of what is left of the device's memory.
+//! What a build without GPU backends says, and what one with them does.
 
 use super::{BackendKind, LoadError, RunnerOptions, SelfTest};
 use crate::arch::Shape;
+#[cfg(not(feature = "candle"))]
 use crate::backend::BackendError;
 use crate::gguf::Gguf;
 use crate::runner::Runner;
@@ -46,33 +47,8 @@ pub(super) fn selftest(backend: BackendKind) -> Result<SelfTest, String> {
 
 #[cfg(feature = "candle")]
 pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
-    use super::{ModelRunner, geometry};
-    use crate::gpu::{BLOCK_TOKENS, GpuBackend, element};
-    use crate::runner::Invariance;
-    use crate::{arch, memory};
-
-    // Before weights are loaded, which takes a while.
-    element(options.kv.page).map_err(BackendError::from)?;
-    let block_tokens = options.kv.block_tokens;
-    let percent = match options.backend {
-        BackendKind::Cuda { .. } if !BLOCK_TOKENS.contains(&block_tokens) => {
-            let what =
-                format!("kv.block_tokens is {block_tokens}: on a GPU it must be one of {BLOCK_TOKENS:?}");
-            return Err(BackendError::Device(what).into());
-        }
-        BackendKind::Cuda { memory, .. } | BackendKind::Metal { memory } => memory,
-        _ => 100,
-    };
-    let mut backend = GpuBackend::new(open(options.backend).map_err(BackendError::from)?);
-    let model = arch::load(gguf, &mut backend)?;
-    gguf.release();
-    // Weights are there already, in whatever form the device has them.
-    let left = backend.memory_left(percent).map_err(BackendError::from)?;
-    let shape = Shape { weight_bytes: 0, ..shape };
-    let pool = memory::plan(&shape, &options.kv, left.or_else(memory::available))?;
-    let geometry = geometry(gguf, &shape, &pool, &options.kv)?;
-    let groups = memory::layouts(&shape, &pool);
-    let kv = &options.kv;
-    backend.reserve(&groups, kv.block_tokens as usize, kv.page).map_err(BackendError::from)?;
-    Ok(Box::new(ModelRunner::new(backend, model, geometry, Invariance::Tolerance)))
+    loading::load(gguf, shape, options)
 }
+
+#[cfg(feature = "candle")]
+mod loading;

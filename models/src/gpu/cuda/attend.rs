@@ -15,6 +15,7 @@ use half::f16;
 use super::CudaKernels;
 use super::foreign::{self, PagedAttentionV2};
 use super::launch::{Address, Arg, GRID_MAX, address, address_or_null, unwritten};
+use crate::backend::AttendSpec;
 use crate::gpu::BLOCK_TOKENS;
 use crate::gpu::index::SpanPlace;
 use crate::gpu::kernels::{Attention, Forms};
@@ -32,6 +33,9 @@ const TENSOR_ROWS: usize = 64;
 const TENSOR_KEYS: usize = 64;
 /// Blocks of threads that occupy a large GPU.
 const BUSY: usize = 264;
+/// Most values of scratch in one call of `paged_attention_v2`, which counts them in 32 bits: 128 MiB of halves, or 256
+/// of floats.
+const SCRATCH_VALUES: usize = 1 << 26;
 /// Query heads and values per thread of our kernel (own.cu).
 const OWN_HEADS: usize = 8;
 const OWN_TILE: usize = 16;
@@ -62,6 +66,20 @@ fn way(call: &Attention<'_>, span: &SpanPlace) -> Way {
     }
 }
 
+/// How many of the rows, one at least, fit one call: each has as many partitions as the longest.
+fn paged_rows(spec: &AttendSpec, spans: &[SpanPlace]) -> usize {
+    let (mut rows, mut longest) = (0, 0);
+    for span in spans {
+        longest = span.context().max(longest);
+        let per_row = longest.div_ceil(PARTITION) * spec.heads as usize * spec.key_dim as usize;
+        if rows > 0 && (rows + 1).saturating_mul(per_row) > SCRATCH_VALUES || rows == GRID_MAX {
+            break;
+        }
+        rows += 1;
+    }
+    rows
+}
+
 impl CudaKernels {
     /// `[tokens, heads * value_dim]`.
     pub(super) fn attend_all(&self, call: &Attention<'_>) -> Result<(Tensor, Forms)> {
@@ -71,8 +89,12 @@ impl CudaKernels {
         while first < spans.len() {
             let this = way(call, &spans[first]);
             let alike = spans[first..].iter().take_while(|s| way(call, s) == this).count();
-            // Flash attention takes one span at a time: then queries need no padding.
-            let count = if [Way::Flash, Way::Tensor].contains(&this) { 1 } else { alike };
+            let count = match this {
+                // One span at a time: then queries need no padding.
+                Way::Flash | Way::Tensor => 1,
+                Way::Paged => paged_rows(call.spec, &spans[first..first + alike]),
+                Way::Own => alike,
+            };
             parts.push(match this {
                 Way::Paged => self.paged(call, first, count)?,
                 Way::Tensor => self.tensor(call, first)?,

@@ -25,6 +25,9 @@ use launch::{Address, Arg, Own, address, address_or_null, unwritten};
 /// Up to so many rows a norm's result is rounded at once for products of integers.
 const ROUNDED_ROWS: usize = 63;
 
+/// Tensor cores on 16 x 8 x 16 halves and copies in the background (own.cu): Ampere and later.
+pub(super) const CAPABILITY_MIN: i32 = 8;
+
 /// A GPU that was opened.
 pub(super) struct Opened {
     pub device: Device,

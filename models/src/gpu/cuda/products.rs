@@ -127,30 +127,34 @@ impl CudaKernels {
         }
         match &weight.store {
             Store::Quantized(q) if rows >= HALVES_ROWS => {
-                let [halves, scales] =
-                    once(&x.forms.halves, || self.halve(x.values, None, Activation::Silu))?;
-                let w = self.expanded(q, weight)?.squeeze(0)?;
-                let y = halves.matmul(&w.t()?)?;
-                let (y_at, scales) = (address(&y)?, address(scales)?);
-                let out = unwritten::<f32>(&self.device, y.shape())?;
-                let total = y.elem_count();
-                let args = [
-                    Arg::At(y_at),
-                    Arg::At(scales),
-                    Arg::At(address(&out)?),
-                    Arg::Long(total as i64),
-                    Arg::Int(weight.rows as i32),
-                ];
-                self.own.launch_flat("unhalve", total, &args)?;
-                Ok(out)
+                self.halves_product(x, &self.expanded(q, weight)?.squeeze(0)?)
             }
             Store::Quantized(q) => {
                 let rounded = once(&x.forms.rounded, || self.round(x.values, None))?;
                 self.integers(rounded, q, rows, weight)
             }
-            Store::Dense(dense) => dense_product(x.values, dense),
+            // As many rows as there may be: a model's own halves are no protection from values that a half cannot hold.
+            Store::Dense(dense) if dense.dtype() == DType::F16 => self.halves_product(x, &dense.squeeze(0)?),
+            Store::Dense(dense) => dense_product(x.values, &dense.squeeze(0)?),
             Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
         }
+    }
+
+    /// A product with a weight of halves `[rows, cols]`, of rows that are scaled so that no value is too large for a half.
+    fn halves_product(&self, x: &Operand<'_>, weight: &Tensor) -> Result<Tensor> {
+        let [halves, scales] = once(&x.forms.halves, || self.halve(x.values, None, Activation::Silu))?;
+        let y = halves.matmul(&weight.t()?)?;
+        let out = unwritten::<f32>(&self.device, y.shape())?;
+        let total = y.elem_count();
+        let args = [
+            Arg::At(address(&y)?),
+            Arg::At(address(scales)?),
+            Arg::At(address(&out)?),
+            Arg::Long(total as i64),
+            Arg::Int(weight.dim(0)? as i32),
+        ];
+        self.own.launch_flat("unhalve", total, &args)?;
+        Ok(out)
     }
 
     /// Products of at most 63 rows of Q8_1.

@@ -184,8 +184,8 @@ pub(super) fn experts() -> Vec<AnyOp> {
     let chosen = RouteSpec { gating: Gating::ChosenSoftmax, normalise: false, ..softmax };
     let mut all = Vec::new();
     for format in &FORMATS {
-        // One product per pair, and pairs that share experts.
-        for tokens in [3, 70] {
+        // One product per pair, pairs that share experts, and pairs enough for tensor cores.
+        for tokens in [3, 70, 200] {
             all.push(AnyOp::Experts(Box::new(Experts::new(format.ty, [256, 512, 16], softmax, tokens))));
         }
     }
