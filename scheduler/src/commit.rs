@@ -182,8 +182,12 @@ impl Engine {
         if live.request.end_tokens.contains(&token) {
             assert!(seq.output > live.request.min_tokens, "a forbidden token was chosen");
             let bytes = self.options.token_bytes.get(token);
-            if live.request.include_stop && !bytes.is_empty() {
+            let told = live.request.include_stop && !bytes.is_empty();
+            if told {
                 seq.stop.push(bytes, false);
+            }
+            // Where log-probabilities were asked for, every token that is counted has an entry.
+            if told || score.is_some() {
                 let event = Event::Token { choice: seq.choice, token, score, release: seq.stop.len() };
                 self.outbox.events.push((seq.request, event));
             }

@@ -71,6 +71,11 @@ async fn stop_tokens_end_a_choice_and_are_shown_if_asked() {
         (&ended["choices"][0]["finish_reason"], &ended["choices"][0]["stop_reason"]),
         (&json!("stop"), &Value::Null)
     );
+    // Every token that is counted has its log-probability: harnesses cut the last one off.
+    let scored =
+        server.complete(&with(with(request(), &forced), &json!({"logprobs": 1, "echo": true}))).await;
+    let tokens = scored["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().len() as u64;
+    assert_eq!(json!(tokens), scored["usage"]["total_tokens"], "{scored}");
     let named = server.complete(&with(with(request(), &forced), &json!({"stop_token_ids": [end]}))).await;
     assert_eq!(named["choices"][0]["stop_reason"], end);
 }

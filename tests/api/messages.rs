@@ -81,6 +81,7 @@ fn joined(events: &[(String, Value)]) -> Value {
                 match delta["type"].as_str().unwrap() {
                     "text_delta" => append(&mut block["text"], &delta["text"]),
                     "thinking_delta" => append(&mut block["thinking"], &delta["thinking"]),
+                    "signature_delta" => append(&mut block["signature"], &delta["signature"]),
                     "input_json_delta" => written += delta["partial_json"].as_str().unwrap(),
                     other => panic!("{other}"),
                 }
@@ -207,8 +208,106 @@ async fn reasoning_is_a_block_and_ends_with_its_budget() {
     let ask = json!({"messages": user("Why?"), "thinking": thinking, "max_tokens": 60, "seed": 5});
     let message = both(&server, &ask).await;
     assert_eq!(message["content"][0]["type"], "thinking", "{message}");
-    assert_eq!(message["content"][0]["signature"], "");
+    assert_ne!(message["content"][0]["signature"], "", "clients drop thinking that is not signed");
     assert_eq!(message["content"][1]["type"], "text", "{message}");
+    let omitted =
+        with(ask, &json!({"thinking": {"type": "enabled", "budget_tokens": 6, "display": "omitted"}}));
+    let quiet = both(&server, &omitted).await;
+    let nothing =
+        json!({"type": "thinking", "thinking": "", "signature": message["content"][0]["signature"]});
+    assert_eq!((&quiet["content"][0], &quiet["content"][1]), (&nothing, &message["content"][1]));
+}
+
+/// The words are Claude Code's.
+#[tokio::test]
+async fn what_clients_always_send_is_taken() {
+    let more = json!({
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "metadata": {"user_id": "user-7"},
+        "tools": [{"name": "Read", "description": "Reads.", "input_schema": {"type": "object"}, "eager_input_streaming": true}],
+        "tool_choice": {"type": "none"},
+        "max_tokens": 64_000,
+        "stop_sequences": ["\n"],
+    });
+    for server in [Server::new().await, able().await] {
+        let message = server.ask(MESSAGES, &with(request(), &more)).await;
+        assert!(message["usage"]["output_tokens"].as_u64().unwrap() > 0, "{message}");
+        let counted =
+            with(more.clone(), &json!({"max_tokens": null, "stop_sequences": null, "metadata": null}));
+        let counted = with(json!({"messages": request()["messages"]}), &counted);
+        assert!(server.ask(COUNT, &counted).await["input_tokens"].as_u64().unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn an_effort_reaches_the_templates_that_read_one() {
+    let template_source = Some(format!(
+        "{{% if reasoning_effort %}}Effort: {{{{ reasoning_effort }}}}\n{{% endif %}}{TEMPLATE}"
+    ));
+    let server = Setup { template_source, ..Setup::default() }.start().await;
+    let count = async |effort: &str| {
+        let ask = json!({"messages": user("Hi"), "output_config": {"effort": effort}});
+        server.ask(COUNT, &ask).await["input_tokens"].as_u64().unwrap()
+    };
+    let plain = server.ask(COUNT, &json!({"messages": user("Hi")})).await["input_tokens"].as_u64().unwrap();
+    assert!(count("low").await > plain);
+    let examples = |examples: Value| {
+        let tool = json!({"name": "f", "input_schema": {"type": "object"}, "input_examples": examples});
+        json!({"messages": user("Hi"), "tools": [tool]})
+    };
+    let [none, one] = [json!([]), json!([{"city": "Berlin"}])].map(examples);
+    let tokens = async |ask: &Value| server.ask(COUNT, ask).await["input_tokens"].as_u64().unwrap();
+    assert!(tokens(&one).await > tokens(&none).await);
+}
+
+#[tokio::test]
+async fn an_answer_follows_the_schema_of_its_format() {
+    let server = able().await;
+    let schema = json!({"type": "object", "required": ["ok"], "additionalProperties": false, "properties": {"ok": {"type": "boolean"}}});
+    let format = json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}});
+    let ask = with(json!({"messages": user("Is it?"), "max_tokens": 200, "seed": 3}), &format);
+    let message = both(&server, &ask).await;
+    let said: Value = serde_json::from_str(message["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert!(said["ok"].is_boolean(), "{message}");
+}
+
+#[tokio::test]
+async fn what_the_context_has_left_bounds_the_answer() {
+    let server = Server::new().await;
+    let ends = server.tokenizer.end_tokens();
+    let never = ends.iter().map(|token| (token.0.to_string(), json!(-100)));
+    let never = Value::Object(never.collect());
+    let ask = with(request(), &json!({"max_tokens": CONTEXT * 2, "logit_bias": never}));
+    let message = both(&server, &ask).await;
+    let usage = &message["usage"];
+    assert_eq!(message["stop_reason"], "model_context_window_exceeded", "{message}");
+    assert_eq!(
+        usage["prompt"].as_u64().unwrap() + usage["output_tokens"].as_u64().unwrap(),
+        u64::from(CONTEXT)
+    );
+    let long = json!({"messages": user(&"a b ".repeat(CONTEXT as usize))});
+    let reply = server.post(MESSAGES, &with(request(), &long)).await;
+    let said = reply.json["error"]["message"].as_str().unwrap();
+    assert!(said.starts_with("prompt is too long: ") && said.ends_with(" maximum"), "{said}");
+}
+
+#[tokio::test]
+async fn tools_may_be_many_and_have_long_names() {
+    let server = able().await;
+    let tool = |i: usize| json!({"name": format!("mcp__{i}__{}", "x".repeat(100)), "input_schema": {"type": "object"}});
+    let ask = |tools: usize, name: usize| {
+        let mut tools: Vec<Value> = (0..tools).map(tool).collect();
+        tools[0]["name"] = json!("n".repeat(name));
+        json!({"messages": user("Hi"), "tools": tools})
+    };
+    // The prompt is too long; that it was made is the point.
+    let reply = server.post(COUNT, &ask(200, 128)).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.json);
+    for (tools, name) in [(1025, 8), (3, 129)] {
+        assert_eq!(server.post(COUNT, &ask(tools, name)).await.status, StatusCode::BAD_REQUEST);
+    }
 }
 
 #[tokio::test]
@@ -249,7 +348,22 @@ async fn what_is_not_honoured_is_named() {
         (said("assistant"), "'messages'"),
         (json!({"system": [{"type": "image"}]}), "'system[0].type'"),
         (json!({"system": 7}), "'system'"),
-        (json!({"thinking": {"type": "adaptive"}}), "'thinking'"),
+        (json!({"thinking": {"type": "disabled", "display": "full"}}), "'thinking.display'"),
+        (json!({"output_config": {"effort": "huge"}}), "'output_config.effort'"),
+        (json!({"output_config": {"format": {"type": "text"}}}), "'output_config.format.type'"),
+        (json!({"output_config": {"format": {"type": "json_schema"}}}), "'output_config.format.schema'"),
+        (
+            json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919", "keep": "all"}]}}),
+            "'context_management.edits[0].type'",
+        ),
+        (
+            json!({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}),
+            "'context_management.edits[0].type'",
+        ),
+        (
+            json!({"tools": [{"name": "f", "input_schema": {}, "defer_loading": true}]}),
+            "tools[0].defer_loading",
+        ),
         (json!({"thinking": {"type": "enabled"}}), "'thinking.budget_tokens'"),
         (json!({"thinking": {"type": "enabled", "budget_tokens": 9}}), "'thinking'"),
         (json!({"thinking": {"type": "disabled", "budget_tokens": 9}}), "'thinking.budget_tokens'"),
@@ -263,7 +377,6 @@ async fn what_is_not_honoured_is_named() {
         (json!({"service_tier": "priority"}), "'service_tier'"),
         (json!({"metadata": {"user_id": 7}}), "'metadata.user_id'"),
         (json!({"mcp_servers": [{}]}), "mcp_servers"),
-        (json!({"max_tokens": CONTEXT}), "maximum context length"),
     ];
     for (more, named) in cases {
         let reply = server.post(MESSAGES, &with(request(), &more)).await;

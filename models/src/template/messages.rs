@@ -4,6 +4,10 @@ use serde_json::{Map, Value as Json};
 
 use super::TemplateError;
 
+/// What arguments that are no JSON object become, under the name that Anthropic advises: a call that the model wrote badly, or that was cut
+/// off, is part of the conversation, and so is what the client said of it.
+const INVALID: &str = "INVALID_JSON";
+
 /// The messages with parsed arguments. No text stands for none, as clients send it for functions without parameters.
 pub(super) fn with_objects(messages: &[Json]) -> Result<Vec<Json>, TemplateError> {
     let mut messages = messages.to_vec();
@@ -21,7 +25,10 @@ pub(super) fn with_objects(messages: &[Json]) -> Result<Vec<Json>, TemplateError
 fn object(arguments: &Json) -> Option<Json> {
     match arguments {
         Json::String(text) if text.trim().is_empty() => Some(Json::Object(Map::new())),
-        Json::String(text) => serde_json::from_str(text).ok().filter(Json::is_object),
+        Json::String(text) => {
+            let parsed = serde_json::from_str(text).ok().filter(Json::is_object);
+            parsed.or_else(|| Some(Map::from_iter([(INVALID.to_owned(), text.as_str().into())]).into()))
+        }
         Json::Object(_) => Some(arguments.clone()),
         _ => None,
     }

@@ -3,19 +3,23 @@
 //! - Turns of one role that follow each other are one turn. The last turn is not the assistant's: answers begin at the beginning.
 //! - Texts of a turn are joined by newlines, as chat joins parts. A result that `is_error` says so in front of its text.
 //! - Earlier `thinking` reaches the template as `reasoning_content`; signatures are neither made nor checked.
+//! - `max_tokens` must be said, so clients say their most: what the context has left bounds it too, and `stop_reason` tells.
+//! - `output_config.effort` is a wish, which reaches templates that read one; `thinking` of the type `adaptive` is one as well.
 //! - Without `thinking`, reasoning is off where the template has a variable for it, as in Anthropic's API.
 //! - `cache_control` promises nothing: every prefix is cached while there is room.
 //! - Beside Anthropic's settings of sampling there are chat's.
 
 use std::collections::HashSet;
 
+use frugal_models::constraint::ConstraintSpec;
 use frugal_models::syntax::Tool;
 use serde_json::{Value, json};
 
 use super::chat::{self, Conversation};
+use super::constraint::Asked;
 use super::fields::{self, Fields};
 use super::reasoning::{self, Reasoning};
-use super::tools::{self, Choice, Tools};
+use super::tools::{self, Choice, Most, Tools};
 use super::turns::{self, Assistant};
 use super::{Admitted, Common, Context};
 use crate::error::ApiError;
@@ -25,21 +29,31 @@ use crate::state::State;
 const PROMPT_FIELD: &str = "messages";
 const CHOICE: &str = "tool_choice";
 const THINKING: &str = "thinking";
+const FORMAT: &str = "output_config.format";
+
+/// Clients with several servers of tools send hundreds, with the servers' names in front.
+const MOST: Most = Most { tools: 1024, name: 128 };
+/// Anthropic's words.
+const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
 
 /// Reads, checks, renders and tokenizes a request.
 pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, ApiError> {
     let cx = Context::new(state, caller)?;
     let mut fields = fields::parse(body)?;
-    let common = common(&mut fields, &cx)?;
+    let mut common = common(&mut fields, &cx)?;
+    common.fit_context = true;
     let max_tokens = fields.count("max_tokens", 1..=u32::MAX)?.ok_or_else(|| fields.missing("max_tokens"))?;
-    cx.check_output("max_tokens", Some(max_tokens))?;
-    let conversation = conversation(&mut fields, &cx)?;
+    let (conversation, asked) = conversation(&mut fields, &cx)?;
+    common.constraint = asked.format;
     if conversation.reasoning.budget.is_some_and(|budget| budget >= max_tokens) {
         let message = "'thinking.budget_tokens' must be less than 'max_tokens'";
         return Err(ApiError::invalid("thinking.budget_tokens", message));
     }
     fields.finish(cx.settings.unknown_fields)?;
-    conversation.admit(&cx, common, Some(max_tokens))
+    let mut admitted = conversation.admit(&cx, common, Some(max_tokens))?;
+    admitted.omit_reasoning = asked.omit_thinking;
+    admitted.cut_to_context = admitted.prompts.iter().any(|prompt| prompt.request.max_tokens < max_tokens);
+    Ok(admitted)
 }
 
 /// How many tokens a request's prompt has.
@@ -48,7 +62,7 @@ pub fn count(state: &State, body: &[u8]) -> Result<usize, ApiError> {
     let mut fields = fields::parse(body)?;
     super::model(&mut fields, cx.settings)?;
     cache_control(&mut fields, cx.settings.unknown_fields)?;
-    let conversation = conversation(&mut fields, &cx)?;
+    let (conversation, _) = conversation(&mut fields, &cx)?;
     fields.finish(cx.settings.unknown_fields)?;
     Ok(conversation.prompt(&cx)?.1.len())
 }
@@ -85,8 +99,15 @@ fn cache_control(fields: &mut Fields, policy: UnknownFields) -> Result<(), ApiEr
     control.finish(policy)
 }
 
+/// What a request says of its answer.
+#[derive(Default)]
+struct AskedFor {
+    format: Option<Asked>,
+    omit_thinking: bool,
+}
+
 /// What asking and counting read.
-fn conversation(fields: &mut Fields, cx: &Context<'_>) -> Result<Conversation, ApiError> {
+fn conversation(fields: &mut Fields, cx: &Context<'_>) -> Result<(Conversation, AskedFor), ApiError> {
     let policy = cx.settings.unknown_fields;
     let system = match fields.take("system") {
         None => None,
@@ -112,8 +133,61 @@ fn conversation(fields: &mut Fields, cx: &Context<'_>) -> Result<Conversation, A
     let system = system.map(|text| json!({"role": "system", "content": text}));
     let messages = system.into_iter().chain(turns.turns.into_iter().map(Turn::rendered)).collect();
     let tools = tools(fields, policy)?;
-    let reasoning = thinking(fields, cx)?;
-    Ok(Conversation { field: PROMPT_FIELD, messages, tools, reasoning })
+    context_management(fields, policy)?;
+    let (mut reasoning, omit_thinking) = thinking(fields, cx)?;
+    let (effort, format) = output_config(fields, policy)?;
+    if let Some(effort) = effort
+        && chat::template(cx, PROMPT_FIELD)?.variables().contains(reasoning::EFFORT)
+    {
+        reasoning.kwargs.insert(reasoning::EFFORT.to_owned(), effort.into());
+    }
+    let conversation = Conversation { field: PROMPT_FIELD, messages, tools, reasoning };
+    Ok((conversation, AskedFor { format, omit_thinking }))
+}
+
+/// How much the model should do, and what the answer must be.
+fn output_config(
+    fields: &mut Fields,
+    policy: UnknownFields,
+) -> Result<(Option<&'static str>, Option<Asked>), ApiError> {
+    let Some(mut config) = fields.object("output_config")? else { return Ok((None, None)) };
+    let effort = config.has("effort").then(|| config.word("effort", EFFORTS)).transpose()?;
+    let mut asked = None;
+    if let Some(mut format) = config.object("format")? {
+        format.word("type", &["json_schema"])?;
+        let schema = match format.take("schema") {
+            Some(schema @ Value::Object(_)) => schema,
+            None => return Err(format.missing("schema")),
+            Some(other) => return Err(format.mistyped("schema", "a JSON schema", &other)),
+        };
+        format.finish(policy)?;
+        asked = Some(Asked { spec: ConstraintSpec::Json(schema), field: FORMAT });
+    }
+    config.finish(policy)?;
+    Ok((effort, asked))
+}
+
+/// Edits of the conversation by the server: none is made, so none may be asked for. To keep all earlier thinking is none.
+fn context_management(fields: &mut Fields, policy: UnknownFields) -> Result<(), ApiError> {
+    let Some(mut management) = fields.object("context_management")? else { return Ok(()) };
+    let edits = match management.take("edits") {
+        None => Vec::new(),
+        Some(Value::Array(edits)) => edits,
+        Some(other) => return Err(management.mistyped("edits", "an array", &other)),
+    };
+    for (i, edit) in edits.into_iter().enumerate() {
+        let mut edit = Fields::within(edit, &format!("context_management.edits[{i}]"))?;
+        let (at, kind) = (edit.name("type"), edit.needed("type")?);
+        if !kind.starts_with("clear_thinking_") || edit.take("keep").is_none_or(|keep| keep != "all") {
+            let message = format!(
+                "Unsupported value: '{at}' is '{kind}'; this server edits no conversation, so only 'clear_thinking' that keeps \
+                 'all' is taken"
+            );
+            return Err(ApiError::unsupported(&at, message));
+        }
+        edit.finish(policy)?;
+    }
+    management.finish(policy)
 }
 
 /// Text blocks as one text.
@@ -225,7 +299,7 @@ impl Turns {
             }
             _ => {
                 let id = block.needed("id")?;
-                let name = tools::function_name(&mut block)?;
+                let name = tools::function_name(&mut block, MOST)?;
                 let input = match block.take("input") {
                     Some(input @ Value::Object(_)) => input.to_string(),
                     None => return Err(block.missing("input")),
@@ -241,16 +315,19 @@ impl Turns {
 
 fn tools(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> {
     let (mut told, mut all) = (Vec::new(), Vec::new());
-    for (i, value) in tools::array(fields)?.into_iter().enumerate() {
+    for (i, value) in tools::array(fields, MOST)?.into_iter().enumerate() {
         let mut tool = Fields::within(value, &format!("tools[{i}]"))?;
         if tool.has("type") {
             tool.word("type", &["custom"])?;
         }
-        let name = tools::function_name(&mut tool)?;
+        let name = tools::function_name(&mut tool, MOST)?;
         let mut function = json!({"name": name});
-        if let Some(description) = tool.string("description")? {
+        let description = described(&mut tool)?;
+        if !description.is_empty() {
             function["description"] = description.into();
         }
+        // Input comes as the model writes it anyway.
+        tool.flag("eager_input_streaming")?;
         let schema = match tool.take("input_schema") {
             Some(schema @ Value::Object(_)) => schema,
             None => return Err(tool.missing("input_schema")),
@@ -267,12 +344,28 @@ fn tools(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, ApiError> 
     tools::chosen(told, all, choice, parallel)
 }
 
+/// A tool's `description`, and below it its `input_examples`.
+fn described(tool: &mut Fields) -> Result<String, ApiError> {
+    let mut text = tool.string("description")?.unwrap_or_default();
+    match tool.take("input_examples") {
+        None => {}
+        Some(Value::Array(examples)) => {
+            for example in examples {
+                let line = if text.is_empty() { "" } else { "\n" };
+                text += &format!("{line}Example of its input: {example}");
+            }
+        }
+        Some(other) => return Err(tool.mistyped("input_examples", "an array", &other)),
+    }
+    Ok(text)
+}
+
 /// `tool_choice`, and whether there may be more than one call.
 fn choice(fields: &mut Fields, policy: UnknownFields) -> Result<(Choice, bool), ApiError> {
     let Some(mut choice) = fields.object(CHOICE)? else { return Ok((Choice::Any { required: false }, true)) };
     let kind = choice.word("type", &["auto", "any", "tool", "none"])?;
     let single = choice.flag("disable_parallel_tool_use")?;
-    let name = choice.has("name").then(|| tools::function_name(&mut choice)).transpose()?;
+    let name = choice.has("name").then(|| tools::function_name(&mut choice, MOST)).transpose()?;
     let missing = choice.missing("name");
     choice.finish(policy)?;
     let choice = match (kind, name) {
@@ -288,10 +381,11 @@ fn choice(fields: &mut Fields, policy: UnknownFields) -> Result<(Choice, bool), 
     Ok((choice, !single))
 }
 
-fn thinking(fields: &mut Fields, cx: &Context<'_>) -> Result<Reasoning, ApiError> {
+/// How the model reasons, and whether that is left out of the answer.
+fn thinking(fields: &mut Fields, cx: &Context<'_>) -> Result<(Reasoning, bool), ApiError> {
     let template = chat::template(cx, PROMPT_FIELD)?;
     let Some(mut thinking) = fields.object(THINKING)? else {
-        return Ok(reasoning::switched(false, None, template));
+        return Ok((reasoning::switched(false, None, template), false));
     };
     let kind = thinking.word("type", &["enabled", "adaptive", "disabled"])?;
     let budget = thinking.count("budget_tokens", 1..=u32::MAX)?;
@@ -303,12 +397,18 @@ fn thinking(fields: &mut Fields, cx: &Context<'_>) -> Result<Reasoning, ApiError
         }
         _ => {}
     }
+    let display = thinking.has("display").then(|| thinking.word("display", &["summarized", "omitted"]));
+    let omit = display.transpose()? == Some("omitted");
     thinking.finish(cx.settings.unknown_fields)?;
-    let on = kind != "disabled";
-    if on && !chat::can_reason(cx) {
-        let message =
-            "Unsupported parameter: 'thinking', because this model's chat template knows no reasoning";
-        return Err(ApiError::unsupported(THINKING, message));
-    }
-    Ok(reasoning::switched(on, budget, template))
+    let on = match kind {
+        "enabled" if !chat::can_reason(cx) => {
+            let message =
+                "Unsupported parameter: 'thinking', because this model's chat template knows no reasoning";
+            return Err(ApiError::unsupported(THINKING, message));
+        }
+        // As the model likes.
+        "adaptive" => chat::can_reason(cx),
+        kind => kind == "enabled",
+    };
+    Ok((reasoning::switched(on, budget, template), omit))
 }

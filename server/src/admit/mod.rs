@@ -62,6 +62,10 @@ pub struct Admitted {
     pub form: Option<Form>,
     /// A bound on reasoning, to be put around the grammar.
     pub budget: Option<Budgeted>,
+    /// Reasoning is not shown.
+    pub omit_reasoning: bool,
+    /// The context left less than was asked for.
+    pub cut_to_context: bool,
 }
 
 /// A bound on reasoning.
@@ -150,6 +154,8 @@ struct Common {
     include_usage: bool,
     /// The field that bounds the output: errors name it.
     output_field: &'static str,
+    /// An output that is too long for the context ends with it, instead of being refused.
+    fit_context: bool,
     as_token_ids: bool,
     n: u32,
     min_tokens: u32,
@@ -178,6 +184,7 @@ impl Common {
             stream,
             include_usage: true,
             output_field,
+            fit_context: false,
             as_token_ids: false,
             n: 1,
             min_tokens: 0,
@@ -209,6 +216,7 @@ impl Common {
             stream,
             include_usage: include_usage(fields, stream, cx.settings)?,
             output_field: "max_tokens",
+            fit_context: false,
             as_token_ids: fields.flag("return_tokens_as_token_ids")?,
             n,
             min_tokens: fields.count("min_tokens", 0..=cx.context_max())?.unwrap_or(0),
@@ -241,6 +249,13 @@ impl Common {
                 format!("'{prompt_field}' must have at least one token"),
             ));
         }
+        // Anthropic's words, which its clients search for as OpenAI's do for theirs.
+        if self.fit_context && length >= available {
+            let message = format!("prompt is too long: {length} tokens > {} maximum", available - 1);
+            return Err(cx.too_long(prompt_field, message));
+        }
+        let max_tokens =
+            max_tokens.map(|most| if self.fit_context { most.min(available - length) } else { most });
         let wanted = length.saturating_add(max_tokens.unwrap_or(1));
         if wanted > available {
             return Err(cx.too_long(prompt_field, too_long(available, wanted)));
@@ -320,6 +335,8 @@ impl Common {
             prompt_field,
             form: None,
             budget: None,
+            omit_reasoning: false,
+            cut_to_context: false,
             constraint: self.constraint,
         })
     }

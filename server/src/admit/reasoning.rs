@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 use super::fields::Fields;
 use crate::error::ApiError;
 
+/// The variable of templates that know more than on and off.
+pub(super) const EFFORT: &str = "reasoning_effort";
 const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh"];
 
 /// Variables of templates that turn reasoning on and off as a whole: Qwen's and GLM's, Granite's and DeepSeek's.
@@ -83,9 +85,7 @@ fn set_effort(
         return Err(ApiError::invalid(name, message));
     }
     match effort {
-        effort if template.variables().contains("reasoning_effort") => {
-            set(kwargs, name, "reasoning_effort", effort.into())
-        }
+        effort if template.variables().contains(EFFORT) => set(kwargs, name, EFFORT, effort.into()),
         effort => match switch(template) {
             Some(switch) => set(kwargs, name, switch, (effort != "none").into()),
             None if ["none", "medium"].contains(&effort) => Ok(()),

@@ -19,10 +19,17 @@ use crate::settings::UnknownFields;
 const TOOLS: &str = "tools";
 const CHOICE: &str = "tool_choice";
 
-/// Most tools of a request, as OpenAI has it.
-const TOOLS_MAX: usize = 128;
-/// Longest name of a function, as OpenAI has it.
-const NAME_CHARS: usize = 64;
+/// What an API allows.
+#[derive(Clone, Copy)]
+pub(super) struct Most {
+    /// Tools of a request.
+    pub(super) tools: usize,
+    /// Characters of a function's name.
+    pub(super) name: usize,
+}
+
+/// As OpenAI has it.
+pub(super) const OPENAI: Most = Most { tools: 128, name: 64 };
 
 /// What a request says of tools.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +65,7 @@ pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Tools, 
 /// `tools`, as templates know them and as answers are read for them.
 pub(crate) fn told(fields: &mut Fields, policy: UnknownFields) -> Result<(Vec<Value>, Vec<Tool>), ApiError> {
     let (mut told, mut all) = (Vec::new(), Vec::new());
-    for (i, value) in array(fields)?.into_iter().enumerate() {
+    for (i, value) in array(fields, OPENAI)?.into_iter().enumerate() {
         all.push(tool(&format!("{TOOLS}[{i}]"), value.clone(), policy)?);
         told.push(value);
     }
@@ -66,12 +73,12 @@ pub(crate) fn told(fields: &mut Fields, policy: UnknownFields) -> Result<(Vec<Va
 }
 
 /// `tools`, of a bounded number.
-pub(super) fn array(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+pub(super) fn array(fields: &mut Fields, most: Most) -> Result<Vec<Value>, ApiError> {
     match fields.take(TOOLS) {
         None => Ok(Vec::new()),
-        Some(Value::Array(values)) if values.len() <= TOOLS_MAX => Ok(values),
+        Some(Value::Array(values)) if values.len() <= most.tools => Ok(values),
         Some(Value::Array(values)) => {
-            let message = format!("'{TOOLS}' has {} entries, {TOOLS_MAX} is the most", values.len());
+            let message = format!("'{TOOLS}' has {} entries, {} is the most", values.len(), most.tools);
             Err(ApiError::invalid(TOOLS, message))
         }
         Some(other) => Err(fields.mistyped(TOOLS, "an array", &other)),
@@ -135,7 +142,7 @@ fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<Tool, ApiErro
     let mut fields = typed(path, value)?;
     let at = fields.name("function");
     let mut function = fields.object("function")?.ok_or_else(|| missing(&at))?;
-    let name = function_name(&mut function)?;
+    let name = function_name(&mut function, OPENAI)?;
     function.string("description")?;
     let strict = function.flag("strict")?;
     let parameters = match function.take("parameters") {
@@ -149,15 +156,16 @@ fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<Tool, ApiErro
 }
 
 /// A function's `name`.
-pub(super) fn function_name(function: &mut Fields) -> Result<String, ApiError> {
+pub(super) fn function_name(function: &mut Fields, most: Most) -> Result<String, ApiError> {
     let at = function.name("name");
     let name = function.string("name")?.ok_or_else(|| missing(&at))?;
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    match (1..=NAME_CHARS).contains(&name.len()) && name.chars().all(fine) {
+    match (1..=most.name).contains(&name.len()) && name.chars().all(fine) {
         true => Ok(name),
         false => {
             let message = format!(
-                "Invalid value for '{at}': expected 1 to {NAME_CHARS} letters, digits, '_', '-' or '.'"
+                "Invalid value for '{at}': expected 1 to {} letters, digits, '_', '-' or '.'",
+                most.name
             );
             Err(ApiError::invalid(&at, message))
         }
@@ -203,7 +211,7 @@ fn named(path: &str, value: Value, policy: UnknownFields) -> Result<String, ApiE
     let mut fields = typed(path, value)?;
     let at = fields.name("function");
     let mut function = fields.object("function")?.ok_or_else(|| missing(&at))?;
-    let name = function_name(&mut function)?;
+    let name = function_name(&mut function, OPENAI)?;
     function.finish(policy)?;
     fields.finish(policy)?;
     Ok(name)
@@ -261,7 +269,7 @@ pub(super) fn calls(
         call.integer("index", 0..=i64::MAX)?;
         let at = call.name("function");
         let mut function = call.object("function")?.ok_or_else(|| missing(&at))?;
-        let name = function_name(&mut function)?;
+        let name = function_name(&mut function, OPENAI)?;
         let at = function.name("arguments");
         let arguments = function.string("arguments")?.ok_or_else(|| missing(&at))?;
         function.finish(policy)?;

@@ -45,16 +45,19 @@ pub(crate) struct Message {
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 #[schema(as = MessageStop)]
 pub(crate) struct Stop {
-    /// `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`.
+    /// `end_turn`, `max_tokens`, `stop_sequence`, `tool_use`, or `model_context_window_exceeded` where the context left less than
+    /// `max_tokens`.
     stop_reason: Option<&'static str>,
     /// The request's own that ended it.
     stop_sequence: Option<String>,
 }
 
-impl From<Ending> for Stop {
-    fn from(ending: Ending) -> Self {
+impl Stop {
+    /// `cut`: the context left less than was asked for.
+    fn new(ending: Ending, cut: bool) -> Self {
         let (reason, stop) = match (ending.reason, ending.stop) {
             ("stop", Some(StopReason::Text(text))) => ("stop_sequence", Some(text)),
+            ("length", _) if cut => ("model_context_window_exceeded", None),
             ("length", _) => ("max_tokens", None),
             ("tool_calls", _) => ("tool_use", None),
             _ => ("end_turn", None),
@@ -90,6 +93,10 @@ impl MessageUsage {
     }
 }
 
+/// What stands for a signature. None is made or checked, but clients take thinking without one for something else: they leave it out of
+/// the conversation, or send it back as what the assistant said.
+const SIGNATURE: &str = "unsigned";
+
 /// A part of a message.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -97,7 +104,7 @@ impl MessageUsage {
 pub(crate) enum Block {
     /// What the user sees.
     Text { text: String },
-    /// Reasoning; not signed.
+    /// Reasoning, empty if the request wants it left out; not signed, whatever `signature` holds.
     Thinking { thinking: String, signature: &'static str },
     /// A call of a function.
     ToolUse {
@@ -118,6 +125,8 @@ pub(crate) enum Delta {
     TextDelta { text: String },
     /// Of reasoning.
     ThinkingDelta { thinking: String },
+    /// Behind reasoning.
+    SignatureDelta { signature: &'static str },
     /// Of a call's input, as the model writes it.
     InputJsonDelta { partial_json: String },
 }
@@ -193,17 +202,12 @@ pub(crate) async fn respond(
         end: Stop::default(),
         usage: MessageUsage::new(&totals, None),
     };
-    let stream = admitted.stream;
+    let (stream, cut) = (admitted.stream, admitted.cut_to_context);
+    let blocks = Blocks { omit: admitted.omit_reasoning, ..Blocks::default() };
     let answer = Answer::start(state.engine()?, admitted, line)?;
     let currency = state.settings().currency.clone();
-    let mut feed = Feed {
-        answer,
-        currency,
-        blocks: Blocks::default(),
-        ready: VecDeque::new(),
-        ending: Stop::default(),
-        ended: false,
-    };
+    let mut feed =
+        Feed { answer, currency, blocks, cut, ready: VecDeque::new(), ending: Stop::default(), ended: false };
     if !stream {
         return whole(feed, message).await;
     }
@@ -230,6 +234,9 @@ async fn whole(mut feed: Feed, mut message: Message) -> Result<Response, ApiErro
                 (Delta::TextDelta { text: more }, Some(Block::Text { text })) => text.push_str(&more),
                 (Delta::ThinkingDelta { thinking: more }, Some(Block::Thinking { thinking, .. })) => {
                     thinking.push_str(&more);
+                }
+                (Delta::SignatureDelta { signature: all }, Some(Block::Thinking { signature, .. })) => {
+                    *signature = all;
                 }
                 (Delta::InputJsonDelta { partial_json }, _) => written.push_str(&partial_json),
                 _ => {}
@@ -260,6 +267,8 @@ struct Feed {
     answer: Answer,
     currency: Option<String>,
     blocks: Blocks,
+    /// The context left less than was asked for.
+    cut: bool,
     ready: VecDeque<MessageEvent>,
     ending: Stop,
     ended: bool,
@@ -273,7 +282,7 @@ impl Feed {
             }
             Piece::Finish { ending, .. } => {
                 self.blocks.close(&mut self.ready);
-                self.ending = ending.into();
+                self.ending = Stop::new(ending, self.cut);
             }
             // No field asks for it.
             Piece::Prompt { .. } => {}
@@ -312,6 +321,8 @@ struct Blocks {
     open: Option<Kind>,
     /// Blocks that ended.
     index: usize,
+    /// Reasoning is not shown.
+    omit: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -331,6 +342,9 @@ impl Blocks {
             Part::Reasoning(thinking) => {
                 let block = || Block::Thinking { thinking: String::new(), signature: "" };
                 self.open(Kind::Thinking, block, events);
+                if self.omit {
+                    return;
+                }
                 Delta::ThinkingDelta { thinking }
             }
             Part::Call { id, name, .. } => {
@@ -352,7 +366,11 @@ impl Blocks {
     }
 
     fn close(&mut self, events: &mut VecDeque<MessageEvent>) {
-        if self.open.take().is_some() {
+        if let Some(kind) = self.open.take() {
+            if kind == Kind::Thinking {
+                let delta = Delta::SignatureDelta { signature: SIGNATURE };
+                events.push_back(MessageEvent::ContentBlockDelta { index: self.index, delta });
+            }
             events.push_back(MessageEvent::ContentBlockStop { index: self.index });
             self.index += 1;
         }

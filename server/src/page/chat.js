@@ -219,6 +219,8 @@ async function say(content) {
   }
   // A new chat may have begun meanwhile.
   if (running !== controller) return;
+  // An answer without text would be an empty turn in every later prompt.
+  if (!answer.content) said.classList.add("failed");
   if (!said.classList.contains("failed")) messages.push(turn, { role: "assistant", content: answer.content });
   follow();
   busy();
@@ -247,8 +249,12 @@ $("composer").addEventListener("submit", (event) => {
   $("prompt").value = "";
   say(text);
 });
+// Safari ends a composition before the key that ends it comes: 229 says whose it was.
+const composing = (event) => event.isComposing || event.keyCode === 229;
+// Without a keyboard of its own there is no Shift+Enter: there Enter is a new line, and the button sends.
+const keyboard = matchMedia("(any-pointer: fine)");
 $("prompt").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || composing(event) || !keyboard.matches) return;
   event.preventDefault();
   $("composer").requestSubmit();
 });
@@ -257,7 +263,7 @@ $("access").addEventListener("submit", (event) => {
   sessionStorage.setItem("api-key", $("key").value);
   greet();
 });
-document.addEventListener("keydown", (event) => event.key === "Escape" && stop());
+document.addEventListener("keydown", (event) => event.key === "Escape" && !composing(event) && stop());
 $("stop").addEventListener("click", stop);
 $("fresh").addEventListener("click", () => {
   stop();

@@ -7,7 +7,9 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::messages::{CacheControl, MessagesTool, System, Thinking, ToolChoice, Turn, example};
+use super::messages::{
+    CacheControl, ContextManagement, MessagesTool, OutputConfig, System, Thinking, ToolChoice, Turn, example,
+};
 use super::text;
 use crate::admit;
 use crate::error::ApiError;
@@ -33,12 +35,16 @@ pub struct CountTokensRequest {
     /// What the operator says.
     pub system: Option<System>,
     /// Functions that the model may call.
-    #[schema(max_items = 128)]
+    #[schema(max_items = 1024)]
     pub tools: Option<Vec<MessagesTool>>,
     /// Whether and what to call.
     pub tool_choice: Option<ToolChoice>,
     /// Whether and how long to reason.
     pub thinking: Option<Thinking>,
+    /// How much to do; what the answer must be is no part of the prompt.
+    pub output_config: Option<OutputConfig>,
+    /// Edits of the conversation: none is made.
+    pub context_management: Option<ContextManagement>,
     /// Changes nothing.
     pub cache_control: Option<CacheControl>,
 }

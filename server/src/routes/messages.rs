@@ -31,18 +31,22 @@ sampled_request! {
         /// Turns of user and assistant; the last is the user's.
         #[schema(min_items = 1, example = example)]
         pub messages: Vec<Turn>,
-        /// Most tokens of the answer.
+        /// Most tokens of the answer; what the context has left beside the prompt bounds it, too.
         #[schema(minimum = 1, example = 8)]
         pub max_tokens: u32,
         /// What the operator says.
         pub system: Option<System>,
         /// Functions that the model may call.
-        #[schema(max_items = 128)]
+        #[schema(max_items = 1024)]
         pub tools: Option<Vec<MessagesTool>>,
         /// Whether and what to call.
         pub tool_choice: Option<ToolChoice>,
         /// Whether and how long to reason. Absent: not, where the model's template lets that be chosen.
         pub thinking: Option<Thinking>,
+        /// How much to do, and what the answer must be.
+        pub output_config: Option<OutputConfig>,
+        /// Edits of the conversation: none is made.
+        pub context_management: Option<ContextManagement>,
         /// Ends the answer when it appears in its text; at most `server.max_stop` strings of `server.max_stop_bytes`.
         #[schema(example = json!(["\n\n"]))]
         pub stop_sequences: Option<Vec<String>>,
@@ -126,7 +130,7 @@ pub struct ToolUseBlock {
     /// Its id.
     pub id: String,
     /// What was called.
-    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[a-zA-Z0-9_.-]+$")]
     pub name: String,
     /// With what.
     #[schema(value_type = Object)]
@@ -259,7 +263,7 @@ pub struct MessagesTool {
     #[serde(rename = "type")]
     pub kind: Option<Custom>,
     /// Its name.
-    #[schema(min_length = 1, max_length = 64, pattern = "^[a-zA-Z0-9_.-]+$")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[a-zA-Z0-9_.-]+$")]
     pub name: String,
     /// For the model.
     pub description: Option<String>,
@@ -268,6 +272,11 @@ pub struct MessagesTool {
     pub input_schema: serde_json::Value,
     /// Input always follows the schema.
     pub strict: Option<bool>,
+    /// Added to the description.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub input_examples: Option<Vec<serde_json::Value>>,
+    /// Changes nothing: input comes as the model writes it.
+    pub eager_input_streaming: Option<bool>,
     /// Changes nothing.
     pub cache_control: Option<CacheControl>,
 }
@@ -319,6 +328,95 @@ pub struct Thinking {
     /// Only with `enabled`, which needs it: tokens after which reasoning is closed; less than `max_tokens`.
     #[schema(minimum = 1)]
     pub budget_tokens: Option<u32>,
+    /// Whether the answer holds the reasoning.
+    pub display: Option<Display>,
+}
+
+/// What the answer holds of the reasoning.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Display {
+    /// All of it: nothing is summarized here.
+    Summarized,
+    /// An empty block.
+    Omitted,
+}
+
+/// How much to do, and what the answer must be.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"effort": "low"}))]
+pub struct OutputConfig {
+    /// A wish; for templates that read one.
+    pub effort: Option<MessagesEffort>,
+    /// The answer's text is JSON of this schema.
+    pub format: Option<OutputFormat>,
+}
+
+/// How much to do.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MessagesEffort {
+    /// Little.
+    Low,
+    /// As usual.
+    Medium,
+    /// Much.
+    High,
+    /// More.
+    Xhigh,
+    /// Whatever it takes.
+    Max,
+}
+
+/// What the answer must be.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "json_schema", "schema": {"type": "boolean"}}))]
+pub struct OutputFormat {
+    /// The only kind there is.
+    #[serde(rename = "type")]
+    pub kind: JsonSchemaKind,
+    /// The schema.
+    #[schema(value_type = Object)]
+    pub schema: serde_json::Value,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JsonSchemaKind {
+    /// JSON of a schema.
+    JsonSchema,
+}
+
+/// Edits of the conversation by the server.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}))]
+pub struct ContextManagement {
+    /// None but such as change nothing.
+    pub edits: Option<Vec<ContextEdit>>,
+}
+
+/// An edit.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContextEdit {
+    /// Which.
+    #[serde(rename = "type")]
+    #[schema(pattern = "^clear_thinking_", example = "clear_thinking_20251015")]
+    pub kind: String,
+    /// Of earlier thinking.
+    pub keep: KeepAll,
+}
+
+/// What is kept.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepAll {
+    /// All.
+    All,
 }
 
 /// Whether to reason.

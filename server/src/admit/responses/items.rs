@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::super::fields::Fields;
-use super::super::tools::function_name;
+use super::super::tools::{OPENAI, function_name};
 use super::super::turns::{self, Assistant};
 use crate::error::ApiError;
 use crate::responses::items::{Item, ItemPart, ItemRole, ItemStatus, joined};
@@ -42,7 +42,7 @@ pub(super) fn read(path: &str, value: Value, policy: UnknownFields) -> Result<It
         "function_call" => Item::FunctionCall {
             id: id("fc"),
             call_id: fields.needed("call_id")?,
-            name: function_name(&mut fields)?,
+            name: function_name(&mut fields, OPENAI)?,
             arguments: fields.needed("arguments")?,
             status,
         },

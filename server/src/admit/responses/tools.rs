@@ -25,7 +25,7 @@ pub(super) struct Taken {
 /// `tools`, `tool_choice`, `parallel_tool_calls`.
 pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Taken, ApiError> {
     let (mut told, mut all, mut asked) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, value) in tools::array(fields)?.into_iter().enumerate() {
+    for (i, value) in tools::array(fields, tools::OPENAI)?.into_iter().enumerate() {
         let tool = tool(&format!("tools[{i}]"), value, policy)?;
         let mut function = json!({"name": tool.name});
         if let Some(description) = &tool.description {
@@ -48,7 +48,7 @@ pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Taken, 
 fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<AskedTool, ApiError> {
     let mut fields = Fields::within(value, path)?;
     let r#type = fields.word("type", &["function"])?;
-    let name = tools::function_name(&mut fields)?;
+    let name = tools::function_name(&mut fields, tools::OPENAI)?;
     let description = fields.string("description")?;
     let parameters = match fields.take("parameters") {
         None => None,
@@ -78,7 +78,7 @@ fn chosen(choice: Value, policy: UnknownFields) -> Result<Choice, ApiError> {
         other => return Err(mistyped(CHOICE, expected, &other)),
     };
     let choice = if fields.word("type", &["function", "allowed_tools"])? == "function" {
-        let names = vec![tools::function_name(&mut fields)?];
+        let names = vec![tools::function_name(&mut fields, tools::OPENAI)?];
         Choice::Only { required: true, named: true, names }
     } else {
         let required = fields.word("mode", &["auto", "required"])? == "required";
@@ -92,7 +92,7 @@ fn chosen(choice: Value, policy: UnknownFields) -> Result<Choice, ApiError> {
         let named = |(i, value)| {
             let mut fields = Fields::within(value, &format!("{at}[{i}]"))?;
             fields.word("type", &["function"])?;
-            let name = tools::function_name(&mut fields)?;
+            let name = tools::function_name(&mut fields, tools::OPENAI)?;
             fields.finish(policy)?;
             Ok(name)
         };
