@@ -86,7 +86,7 @@ fn arguments_of_calls_are_objects() {
     check(source, &[message(json!({"a": 1})), message(json!(" ")), user("x")], r#"{"a": 1}{}"#);
     // What a model wrote badly, or could not end.
     for written in ["{", "[1]", "1", "{\"city\": \"Be"] {
-        let shown = json!({"INVALID_JSON": written}).to_string().replace("\":", "\": ");
+        let shown = format!("{{\"INVALID_JSON\": {}}}", json!(written));
         check(source, &[message(json!(written))], &shown);
     }
     for wrong in [json!([1]), json!(1), json!(null)] {

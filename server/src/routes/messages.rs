@@ -345,7 +345,7 @@ pub enum Display {
 /// How much to do, and what the answer must be.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"effort": "low"}))]
+#[schema(example = json!({"effort": "low", "format": {"type": "json_schema", "schema": {"type": "boolean"}}}))]
 pub struct OutputConfig {
     /// A wish; for templates that read one.
     pub effort: Option<MessagesEffort>,

@@ -105,9 +105,14 @@ fn only_callers_with_a_key_are_answered() {
 
 #[test]
 fn a_termination_signal_lets_a_running_stream_finish() {
-    // Where nothing is read again, a terminal that closes is one, too.
-    for signal in ["TERM", "HUP"] {
-        a_running_stream_finishes(signal);
+    a_running_stream_finishes("TERM");
+    // Where nothing is read again, a terminal that closes is one, too; but under `nohup`, which these tests may be, it is none.
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("its signals");
+    let ignored = u64::from_str_radix(ignored.trim(), 16).expect("a mask");
+    match ignored & 1 {
+        0 => a_running_stream_finishes("HUP"),
+        _ => eprintln!("SKIPPED: the signal of a terminal that closes (it is ignored here)"),
     }
 }
 

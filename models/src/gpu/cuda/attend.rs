@@ -68,7 +68,7 @@ fn way(call: &Attention<'_>, span: &SpanPlace) -> Way {
 
 /// How many of the rows, one at least, fit one call: each has as many partitions as the longest.
 fn paged_rows(spec: &AttendSpec, spans: &[SpanPlace]) -> usize {
-    let (mut rows, mut longest) = (0, 0);
+    let (mut rows, mut longest) = (0_usize, 0);
     for span in spans {
         longest = span.context().max(longest);
         let per_row = longest.div_ceil(PARTITION) * spec.heads as usize * spec.key_dim as usize;
