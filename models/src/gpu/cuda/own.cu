@@ -9,20 +9,42 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef long long i64;
 
+// What C++ has no words for. tests/emulate has these in plain C++, and runs the rest of this file on a processor.
+#ifndef EMULATED
 extern __shared__ float room[];
-
-__device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(u16 half) {
     float v;
     asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(half));
     return v;
 }
-struct bf16 { u16 bits; };
-__device__ __forceinline__ float widen(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
-__device__ __forceinline__ void narrow(float v, float *to) { *to = v; }
 __device__ __forceinline__ void narrow(float v, u16 *to) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(*to) : "f"(v));
 }
+__device__ __forceinline__ void copy16(void *to, const void *from, bool there) {
+    u32 shared_at = (u32)__cvta_generic_to_shared(to);
+    int bytes = there ? 16 : 0; // what is not copied is zeros
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at), "l"(from), "r"(bytes));
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+// All groups of this thread's copies but the last `N` have arrived.
+template <int N>
+__device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+__device__ __forceinline__ void fragments(u32 *to, const u16 *from) {
+    u32 at = (u32)__cvta_generic_to_shared(from);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at));
+}
+__device__ __forceinline__ void multiply(float *c, const u32 *a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif
+
+__device__ __forceinline__ float widen(float v) { return v; }
+struct bf16 { u16 bits; };
+__device__ __forceinline__ float widen(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
+__device__ __forceinline__ void narrow(float v, float *to) { *to = v; }
 
 __device__ __forceinline__ float warp_sum(float v) {
     for (int mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(0xffffffffu, v, mask);
@@ -584,22 +606,6 @@ EXPERTS_INT(experts_q4_k, Q4_K)
 EXPERTS_INT(experts_q5_k, Q5_K)
 EXPERTS_INT(experts_q6_k, Q6_K)
 
-__device__ __forceinline__ void copy16(void *to, const void *from, bool there) {
-    u32 shared_at = (u32)__cvta_generic_to_shared(to);
-    int bytes = there ? 16 : 0; // what is not copied is zeros
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at), "l"(from), "r"(bytes));
-}
-__device__ __forceinline__ void fragments(u32 *to, const u16 *from) {
-    u32 at = (u32)__cvta_generic_to_shared(from);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at));
-}
-__device__ __forceinline__ void multiply(float *c, const u32 *a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // Products of experts with the pairs that chose them, on tensor cores: x [rows, k] halves with a scale each, w [experts, n, k] halves,
 // to y [pairs, n]. A pair's row of x is pair / per_row. k is a multiple of 32.
 // One block of 256 threads per (tile of 64 pairs, 128 rows of the matrix): 8 warps of 32 x 32; three stages of 32 columns in shared
@@ -641,12 +647,12 @@ extern "C" __global__ void __launch_bounds__(256) experts_f16(
 #pragma unroll
             for (int i = 0; i < 2; i++) copy16(bs[stage] + place(a_row + i * 64, piece), b_from[i] + step * COLS, b_there[i]);
         }
-        asm volatile("cp.async.commit_group;");
+        commit_copies();
     };
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) fetch(i);
     for (int step = 0; step < steps; step++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+        await_copies<STAGES - 2>();
         __syncthreads();
         fetch(step + STAGES - 1);
         const u16 *a = as[step % STAGES], *b = bs[step % STAGES];
@@ -747,7 +753,7 @@ __device__ __forceinline__ void flash(
             i64 page = there ? table[p / block - table_first] : 0;
             copy16(vs + value_place(dim, piece), values + ((page * kv_heads + kv_head) * D + dim) * block + p % block, there);
         }
-        asm volatile("cp.async.commit_group;");
+        commit_copies();
     };
     // Rows lane / 4 and that + 8 of the warp's 16 are this thread's.
     int row[2] = {row0 + warp * 16 + lane / 4, row0 + warp * 16 + lane / 4 + 8};
@@ -779,9 +785,9 @@ __device__ __forceinline__ void flash(
     for (int stage = 0; tile < tiles_end; tile++, stage ^= 1) {
         if (tile + 1 < tiles_end) {
             fetch(tile + 1, stage ^ 1);
-            asm volatile("cp.async.wait_group 1;");
+            await_copies<1>();
         } else {
-            asm volatile("cp.async.wait_group 0;");
+            await_copies<0>();
         }
         __syncthreads();
         u16 *ks = tiles + stage * size, *vs = tiles + (2 + stage) * size;
