@@ -134,7 +134,10 @@ inline void halved(unsigned count, unsigned width, bool gated, int kind) {
     if (gated) {
         gates(g, u, values.size());
         for (size_t i = 0; i < g.size(); i++) values[i] = float(activation(g[i], u[i], kind));
-    } else if (count > 2) values[2 * width] = g[2 * width] = 1e30f; // no half is so large
+    } else if (count > 4) {
+        values[2 * width] = g[2 * width] = 1e30f; // no half is so large
+        for (size_t i = 4 * size_t(width); i < values.size(); i++) values[i] = g[i] = 1e-39f; // and the inverse of this is infinite
+    }
     Buffer<float> x(g), up(u), scales(count);
     Buffer<u16> y(values.size());
     LAUNCH(halve, dim3{count}, dim3{256}, 0, x.at, gated ? up.at : nullptr, y.at, scales.at, width, kind);
@@ -143,13 +146,16 @@ inline void halved(unsigned count, unsigned width, bool gated, int kind) {
         for (unsigned i = 0; i < width; i++) most = std::max(most, double(std::fabs(values[r * width + i])));
         near("scale", r, scales[r], most, 2e-6 * most);
         for (unsigned i = 0; i < width; i++) {
-            double want = most > 0.0 ? values[r * width + i] / most : 0.0;
+            double want = most > 1e-37 ? values[r * width + i] / most : 0.0; // less is as good as nothing
             near("y", r * width + i, widen(y[r * width + i]), want, half_step(want) + 3e-6);
         }
     }
     Buffer<float> wide(values.size());
     LAUNCH_FLAT(unhalve, wide.count, y.at, scales.at, wide.at, wide.count, width);
-    for (size_t i = 0; i < wide.count; i++) same("wide", i, wide[i], widen(y[i]) * scales[i / width]);
+    for (size_t i = 0; i < wide.count; i++) {
+        same("wide", i, wide[i], widen(y[i]) * scales[i / width]);
+        near("wide", i, wide[i], values[i], 6e-4 * scales[i / width] + 1e-37);
+    }
 }
 
 // Kernels::add_chosen, Kernels::combine and Kernels::add (cuda/mod.rs).
@@ -197,7 +203,7 @@ inline void all() {
         for (unsigned width : {1u, 31u, 32u, 255u, 256u, 257u, 513u}) {
             gated(3, width, kind);
             halved(3, width, true, kind);
-            halved(4, width, false, kind);
+            halved(5, width, false, kind);
         }
     sums(1, 1, 1, 1);
     sums(3, 2, 85, 5);

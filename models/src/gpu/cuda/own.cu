@@ -164,7 +164,7 @@ extern "C" __global__ void halve(const float *x, const float *up, u16 *y, float 
     __syncthreads();
     most = 0.0f;
     for (int i = 0; i < blockDim.x / 32; i++) most = fmaxf(most, parts[i]);
-    float inverse = most > 0.0f ? 1.0f / most : 0.0f;
+    float inverse = most > 1e-37f ? 1.0f / most : 0.0f; // of much less it is infinite
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         float v = up ? activate(x[row + i], up[row + i], kind) : x[row + i];
         narrow(v * inverse, y + row + i);
