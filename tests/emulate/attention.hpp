@@ -71,7 +71,8 @@ struct Pages {
 
 // Reference: one query head at one position. `q` is what the kernel under test makes of it.
 template <class P>
-std::vector<double> attend_one(const Layer &l, Pages<P> &pages, size_t span, const Span &s, int position, int head, const std::vector<double> &q, const float *sinks) {
+std::vector<double> attend_one(const Layer &l, Pages<P> &pages, size_t span, const Span &s, int position, int head, const std::vector<double> &q,
+                               const float *sinks) {
     Place key = key_place_of<P>(l), value = value_place_of(l);
     int kv_head = head / (l.heads / l.kv_heads);
     std::vector<double> scores, out(l.value_dim, 0.0);
@@ -120,7 +121,8 @@ inline void flash(const Layer &l, const Span &s) {
         for (int h = 0; h < l.heads; h++) {
             size_t row = size_t(t) * l.heads + h;
             std::vector<double> rounded; // the kernel's queries are halves, for powers of two
-            for (int d = 0; d < l.key_dim; d++) rounded.push_back(widen(nearest_half(q[row * l.key_dim + d] * scale * 1.44269504f)) / 1.4426950408889634);
+            for (int d = 0; d < l.key_dim; d++)
+                rounded.push_back(widen(nearest_half(q[row * l.key_dim + d] * scale * 1.44269504f)) / 1.4426950408889634);
             std::vector<double> want = attend_one(l, pages, 0, s, s.start + t, h, rounded, l.sinks ? sinks.at : nullptr);
             // Weights are halves too, and values at most 1.
             for (int d = 0; d < l.key_dim; d++) near("out", row * l.key_dim + d, out[row * l.key_dim + d], want[d], 6e-4);
@@ -157,7 +159,8 @@ void own(const char *name, decltype(attend_f32) *kernel, const Layer &l, const s
     size_t scratch = parts > 1 ? size_t(tokens) * l.heads * parts : 0;
     Buffer<float> parts_out(scratch * l.value_dim), maxima(scratch), sums(scratch);
     Buffer<u32> table(tables), first(firsts), of(span_of), at(positions);
-    size_t floats = own_heads * l.key_dim + own_tile * (l.key_dim + 1) + (l.latent ? 0 : own_tile * l.value_dim) + own_heads * own_tile + 3 * own_heads;
+    size_t held = l.latent ? 0 : own_tile * l.value_dim;
+    size_t floats = own_heads * l.key_dim + own_tile * (l.key_dim + 1) + held + own_heads * own_tile + 3 * own_heads;
     float scale = scale_of(l);
     bool joined = parts > 1;
     emulate::launch(name, kernel, dim3{unsigned(tokens), l.kv_heads * tile_groups, parts}, dim3{128}, floats * 4, q.at, pages.keys.at,
@@ -172,7 +175,8 @@ void own(const char *name, decltype(attend_f32) *kernel, const Layer &l, const s
             size_t row = size_t(t) * l.heads + h;
             std::vector<double> scaled;
             for (int d = 0; d < l.key_dim; d++) scaled.push_back(double(q[row * l.key_dim + d]) * scale);
-            std::vector<double> want = attend_one(l, pages, span_of[t], spans[span_of[t]], int(positions[t]), h, scaled, l.sinks ? sinks.at : nullptr);
+            size_t span = span_of[t];
+            std::vector<double> want = attend_one(l, pages, span, spans[span], int(positions[t]), h, scaled, l.sinks ? sinks.at : nullptr);
             for (int d = 0; d < l.value_dim; d++) near("out", row * l.value_dim + d, out[row * l.value_dim + d], want[d], 5e-5);
         }
 }
@@ -180,20 +184,24 @@ void own(const char *name, decltype(attend_f32) *kernel, const Layer &l, const s
 // Kernels::write (cuda/mod.rs). A slot below 0 is no place.
 template <class P, class Kernel, class Latent>
 void write(const char *name, Kernel *kernel, Latent *latent, const Layer &l, const std::vector<i64> &slots, int blocks) {
-    CASE("%zu tokens into blocks of %d, %d heads of %d and %d%s", slots.size(), l.block, l.kv_heads, l.key_dim, l.value_dim, l.latent ? ", latent" : "");
+    CASE("%zu tokens into blocks of %d, %d heads of %d and %d%s", slots.size(), l.block, l.kv_heads, l.key_dim, l.value_dim,
+         l.latent ? ", latent" : "");
     size_t keys = size_t(l.kv_heads) * l.key_dim, values = l.latent ? 0 : size_t(l.kv_heads) * l.value_dim, held = size_t(blocks) * l.block;
     Buffer<float> k(any.floats(slots.size() * keys)), v(any.floats(slots.size() * values));
     Buffer<P> key_pages(held * keys), value_pages(held * values);
     Buffer<i64> at(slots);
     dim3 grid{unsigned(slots.size())};
     if (l.latent) emulate::launch(name, latent, grid, dim3{128}, 0, k.at, key_pages.at, at.at, l.key_dim);
-    else emulate::launch(name, kernel, grid, dim3{256}, 0, k.at, v.at, key_pages.at, value_pages.at, at.at, l.kv_heads, l.key_dim, l.value_dim, l.block);
+    else
+        emulate::launch(name, kernel, grid, dim3{256}, 0, k.at, v.at, key_pages.at, value_pages.at, at.at, l.kv_heads, l.key_dim, l.value_dim,
+                        l.block);
     Buffer<P> want_keys(key_pages.count), want_values(value_pages.count);
     Place key = key_place_of<P>(l), value = value_place_of(l);
     for (size_t t = 0; t < slots.size(); t++)
         for (int h = 0; slots[t] >= 0 && h < l.kv_heads; h++) {
-            for (int d = 0; d < l.key_dim; d++) narrow(k[(t * l.kv_heads + h) * l.key_dim + d], &want_keys[key.index(slots[t], h, d)]);
-            for (int d = 0; values > 0 && d < l.value_dim; d++) narrow(v[(t * l.kv_heads + h) * l.value_dim + d], &want_values[value.index(slots[t], h, d)]);
+            size_t head = t * l.kv_heads + h;
+            for (int d = 0; d < l.key_dim; d++) narrow(k[head * l.key_dim + d], &want_keys[key.index(slots[t], h, d)]);
+            for (int d = 0; values > 0 && d < l.value_dim; d++) narrow(v[head * l.value_dim + d], &want_values[value.index(slots[t], h, d)]);
         }
     // Also what nobody wrote is as it was.
     for (size_t i = 0; i < want_keys.count; i++) same("a key is right", i, std::memcmp(&key_pages[i], &want_keys[i], sizeof(P)) == 0, 1);

@@ -103,7 +103,8 @@ inline void each(const formats::Format &f, const Shape &s, std::vector<u32> ids,
     ByExpert by(ids, s.experts, EACH_PAIRS);
     CASE("%zu pairs of %u experts, %u x %u, %u pairs a row%s", ids.size(), s.experts, s.n, s.cols, s.per_row, alone ? ", each alone" : "");
     emulate::launch(name.c_str(), own_kernels(f).product, dim3{div_ceil(s.n, 8), alone ? unsigned(ids.size()) : by.tiles_max}, dim3{128}, 0,
-                    w.at, x.at, alone ? of.at : by.pairs.at, alone ? nullptr : by.tiles.at, y.at, s.n, s.cols, next_multiple(s.cols, PADDING), s.per_row);
+                    w.at, x.at, alone ? of.at : by.pairs.at, alone ? nullptr : by.tiles.at, y.at, s.n, s.cols, next_multiple(s.cols, PADDING),
+                    s.per_row);
     check_products(f, s, w, x, ids, y);
 }
 

@@ -19,6 +19,12 @@ inline std::vector<float> awkward(unsigned count, unsigned width) {
     return x;
 }
 
+// Row r of rounded rows; `values` is padded.
+inline void check_rounded_row(const u8 *rounded, const std::vector<float> &values, size_t r) {
+    size_t blocks = values.size() / 32;
+    for (size_t b = 0; b < blocks; b++) formats::check_rounded(rounded + (r * blocks + b) * 36, &values[b * 32], r * blocks + b);
+}
+
 // CudaKernels::round (products.rs).
 template <class X>
 void round_rows(const char *name, void (*kernel)(const X *, u8 *, float *, int, int), unsigned count, unsigned width, bool widens) {
@@ -36,7 +42,7 @@ void round_rows(const char *name, void (*kernel)(const X *, u8 *, float *, int, 
     for (size_t r = 0; r < count; r++) {
         std::vector<float> row(padded, 0.0f);
         std::copy_n(&values[r * width], width, row.begin());
-        for (size_t b = 0; b < padded / 32; b++) formats::check_rounded(&to[(r * padded / 32 + b) * 36], &row[b * 32], r * padded / 32 + b);
+        check_rounded_row(to, row, r);
     }
     for (size_t i = 0; widens && i < values.size(); i++) same("wide", i, wide[i], values[i]);
 }
@@ -63,7 +69,7 @@ inline void norm(unsigned count, unsigned len, unsigned groups, unsigned rest) {
         for (unsigned i = groups * len; i < width; i++) same("rest", r * width + i, y[r * width + i], row[i]);
         std::vector<float> normed(padded, 0.0f);
         std::copy_n(&y[r * width], width, normed.begin());
-        for (unsigned b = 0; whole && b < padded / 32; b++) formats::check_rounded(&rounded[(r * padded / 32 + b) * 36], &normed[b * 32], r * padded / 32 + b);
+        if (whole) check_rounded_row(rounded, normed, r);
     }
 }
 
@@ -82,7 +88,8 @@ inline void rotation(unsigned tokens, unsigned heads, int head_dim, int first, i
     LAUNCH_FLAT(rope, total, x.at, cos.at, sin.at, at.at, y.at, total, width, head_dim, first, pairs, neox);
     for (size_t t = 0; t < tokens; t++)
         for (unsigned h = 0; h < heads; h++) {
-            const float *from = &x[t * width + h * unsigned(head_dim)];
+            size_t head = t * width + h * unsigned(head_dim);
+            const float *from = &x[head];
             std::vector<double> want(from, from + head_dim);
             for (int p = 0; p < pairs; p++) {
                 int a = first + (neox ? p : 2 * p), b = neox ? a + pairs : a + 1;
@@ -90,7 +97,7 @@ inline void rotation(unsigned tokens, unsigned heads, int head_dim, int first, i
                 want[size_t(a)] = from[a] * c - from[b] * s;
                 want[size_t(b)] = from[a] * s + from[b] * c;
             }
-            for (int d = 0; d < head_dim; d++) near("y", t * width + h * unsigned(head_dim) + size_t(d), y[t * width + h * unsigned(head_dim) + size_t(d)], want[size_t(d)], 1e-6);
+            for (size_t d = 0; d < want.size(); d++) near("y", head + d, y[head + d], want[d], 1e-6);
         }
 }
 
@@ -123,7 +130,7 @@ inline void gated(unsigned count, unsigned width, int kind) {
     for (size_t r = 0; r < count; r++) {
         std::vector<float> row(padded, 0.0f);
         std::copy_n(&y[r * width], width, row.begin());
-        for (size_t b = 0; b < padded / 32; b++) formats::check_rounded(&rounded[(r * padded / 32 + b) * 36], &row[b * 32], r * padded / 32 + b);
+        check_rounded_row(rounded, row, r);
     }
 }
 

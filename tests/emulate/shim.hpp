@@ -59,7 +59,8 @@ static const std::vector<float> half_values = [] {
     std::vector<float> all(1 << 16);
     for (int half = 0; half < 1 << 16; half++) {
         int exponent = half >> 10 & 31, fraction = half & 1023;
-        float v = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp(float(fraction), -24);
+        float v = std::ldexp(exponent ? 1024.0f + fraction : float(fraction), std::max(exponent, 1) - 25);
+        if (exponent == 31) v = fraction ? NAN : INFINITY;
         all[half] = half >> 15 ? -v : v;
     }
     return all;
