@@ -129,6 +129,12 @@ impl ApiError {
         Self::client(StatusCode::NOT_FOUND, None, message)
     }
 
+    /// 404: no response of this key has such an item.
+    pub fn item_not_found(id: &str) -> Self {
+        let message = format!("Item with id '{}' not found.", quoted(id));
+        Self::client(StatusCode::NOT_FOUND, None, message).with_param("input")
+    }
+
     /// 400: no such response of this key to go on from.
     pub fn previous_response_not_found(id: &str) -> Self {
         let message = format!("Previous response with id '{}' not found.", quoted(id));

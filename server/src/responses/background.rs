@@ -10,8 +10,8 @@ use super::store::Run;
 
 /// Lets a response run on its own. It must be one that is kept.
 pub(super) fn start(making: Making) {
-    let Some(key) = making.key() else { return };
-    let run = making.state.responses().run(key, making.response.json().into(), Instant::now());
+    let Some((key, running)) = making.key().zip(making.running()) else { return };
+    let run = making.state.responses().run(key, running, Instant::now());
     tokio::spawn(finish(making, run).in_current_span());
 }
 

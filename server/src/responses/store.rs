@@ -1,12 +1,15 @@
 //! Responses that can be retrieved and continued: bounded in number and bytes, each for a while, each for its API key.
 //!
-//! - The oldest go first. What runs in the background is not counted before it ends: the engine's queue bounds it.
+//! - Where there is too much, the oldest response of the key that has most of it goes: no key takes another's room while it has more
+//!   itself. What runs in the background is not counted before it ends: the engine's queue bounds it.
 //! - A conversation is the turns it consists of. Responses share turns, so a conversation goes on when its earlier responses are gone,
 //!   and a turn takes room until the last response that has it is gone.
+//! - An item is found by its id as long as a response is kept that was given it or has it as output.
 //!
 //! Absent on purpose: a clock. Nothing is written to a disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,12 +39,19 @@ impl Default for StoreLimits {
 /// Beside its text, what an entry takes: about.
 const OVERHEAD: usize = 256;
 
+/// The same of an item that is found by its id.
+const ITEM_OVERHEAD: usize = 128;
+
+/// Whose something is.
+type Domain = [u8; 32];
+
 /// Whose a response is, and its id.
-pub(crate) type Key = ([u8; 32], String);
+pub(crate) type Key = (Domain, String);
 
 /// The items that one request added to a conversation, and those of its answer.
 pub(crate) struct Turn {
     items: Charged,
+    ids: Vec<Arc<str>>,
 }
 
 impl Turn {
@@ -58,7 +68,16 @@ pub(crate) type Turns = Vec<Arc<Turn>>;
 struct Charged {
     bytes: Bytes,
     charge: usize,
+    /// Of their owner.
     total: Arc<AtomicUsize>,
+}
+
+impl Charged {
+    fn new(bytes: Bytes, overhead: usize, total: &Arc<AtomicUsize>) -> Self {
+        let charge = bytes.len() + overhead;
+        total.fetch_add(charge, Ordering::Relaxed);
+        Self { bytes, charge, total: total.clone() }
+    }
 }
 
 impl Drop for Charged {
@@ -84,60 +103,118 @@ pub(crate) struct Ended {
     pub(crate) inputs: usize,
 }
 
-impl Ended {
-    /// What it is an answer to.
-    pub(crate) fn input_items(&self) -> serde_json::Result<Vec<Item>> {
-        let mut items = Vec::new();
-        for turn in &self.before {
-            items.extend(turn.items()?);
-        }
-        items.extend(self.turn.items()?.into_iter().take(self.inputs));
-        Ok(items)
-    }
+/// A response that runs in the background.
+#[derive(Clone)]
+pub(crate) struct Running {
+    /// Its JSON.
+    pub(crate) body: Bytes,
+    /// What was said up to its own input.
+    pub(crate) before: Turns,
+    /// Its own input: a list of items, as JSON.
+    pub(crate) input: Bytes,
 }
 
 /// What there is of an id.
 pub(crate) enum Found {
     /// It runs in the background.
-    Running(Bytes),
+    Running(Running),
     Ended(Ended),
 }
 
-/// A response in the background.
-struct Running {
-    body: Bytes,
+impl Found {
+    /// What it is an answer to.
+    pub(crate) fn input_items(&self) -> serde_json::Result<Vec<Item>> {
+        let (before, last, inputs) = match self {
+            Self::Running(running) => (&running.before, &running.input, usize::MAX),
+            Self::Ended(ended) => (&ended.before, &ended.turn.items.bytes, ended.inputs),
+        };
+        let mut items = Vec::new();
+        for turn in before {
+            items.extend(turn.items()?);
+        }
+        items.extend(serde_json::from_slice::<Vec<Item>>(last)?.into_iter().take(inputs));
+        Ok(items)
+    }
+}
+
+struct Runs {
+    response: Running,
     cancel: Arc<Notify>,
     /// Closed when it has ended.
     ended: watch::Receiver<()>,
 }
 
 struct Stored {
+    key: Key,
     response: Ended,
     _body: Charged,
-    sequence: u64,
     expires: Instant,
+}
+
+/// What a key has: keys are configured, so that there are few.
+#[derive(Default)]
+struct Owner {
+    /// Of everything that is charged to it.
+    bytes: Arc<AtomicUsize>,
+    /// Its responses, by age.
+    ended: BTreeSet<u64>,
 }
 
 #[derive(Default)]
 struct Inner {
-    ended: HashMap<Key, Stored>,
     /// By age.
-    order: BTreeMap<u64, Key>,
+    ended: BTreeMap<u64, Stored>,
+    ages: HashMap<Key, u64>,
+    /// Items of their turns; an id may be in several.
+    items: BTreeSet<(Domain, Arc<str>, u64)>,
+    owners: HashMap<Domain, Owner>,
     next: u64,
-    running: HashMap<Key, Running>,
+    running: HashMap<Key, Runs>,
+}
+
+impl Inner {
+    fn bytes(&self) -> usize {
+        self.owners.values().map(|owner| owner.bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The response that has to go, if there is too much.
+    fn surplus(&self, limits: &StoreLimits) -> Option<u64> {
+        let too_many = self.ended.len() > limits.entries;
+        if !too_many && self.bytes() <= limits.bytes {
+            return None;
+        }
+        let share = |owner: &Owner| match too_many {
+            true => owner.ended.len(),
+            false => owner.bytes.load(Ordering::Relaxed),
+        };
+        // Of those who have alike, whose is the oldest.
+        let oldest = |owner: &Owner| Some((share(owner), Reverse(*owner.ended.first()?)));
+        self.owners.values().filter_map(oldest).max().map(|(_, Reverse(age))| age)
+    }
+
+    /// A response and all that leads to it goes.
+    fn forget(&mut self, age: u64) {
+        let Some(Stored { key, response, .. }) = self.ended.remove(&age) else { return };
+        for id in &response.turn.ids {
+            self.items.remove(&(key.0, id.clone(), age));
+        }
+        if let Some(owner) = self.owners.get_mut(&key.0) {
+            owner.ended.remove(&age);
+        }
+        self.ages.remove(&key);
+    }
 }
 
 /// All of them.
 pub(crate) struct Store {
     limits: StoreLimits,
     inner: Mutex<Inner>,
-    bytes: Arc<AtomicUsize>,
 }
 
 impl Store {
     /// An empty one.
     pub(crate) fn new(limits: StoreLimits) -> Self {
-        Self { limits, inner: Mutex::default(), bytes: Arc::default() }
+        Self { limits, inner: Mutex::default() }
     }
 
     /// Whether anything is kept.
@@ -147,49 +224,55 @@ impl Store {
 
     /// Responses that ended and are kept, and the bytes they take.
     pub(crate) fn size(&self, now: Instant) -> (usize, usize) {
-        let entries = self.lock(now).ended.len();
-        (entries, self.bytes.load(Ordering::Relaxed))
+        let inner = self.lock(now);
+        (inner.ended.len(), inner.bytes())
     }
 
     /// A turn of these items.
-    pub(crate) fn turn(&self, items: &[&Item]) -> Arc<Turn> {
+    pub(crate) fn turn(&self, domain: Domain, items: &[&Item]) -> Arc<Turn> {
         let json = serde_json::to_vec(items).expect("strings and numbers");
-        Arc::new(Turn { items: self.charge(json.into()) })
-    }
-
-    fn charge(&self, bytes: Bytes) -> Charged {
-        let charge = bytes.len() + OVERHEAD;
-        self.total().fetch_add(charge, Ordering::Relaxed);
-        Charged { bytes, charge, total: self.bytes.clone() }
-    }
-
-    fn total(&self) -> &AtomicUsize {
-        &self.bytes
+        let ids: Vec<Arc<str>> = items.iter().map(|item| item.id().into()).collect();
+        let found_by: usize = ids.iter().map(|id| id.len() + ITEM_OVERHEAD).sum();
+        let mut inner = self.inner();
+        let owner = inner.owners.entry(domain).or_default();
+        Arc::new(Turn { items: Charged::new(json.into(), OVERHEAD + found_by, &owner.bytes), ids })
     }
 
     /// Keeps a response that has ended.
     pub(crate) fn put(&self, key: Key, response: Ended, now: Instant) {
-        let body = self.charge(response.body.clone());
-        let mut inner = self.lock(now);
+        let mut guard = self.lock(now);
+        let inner = &mut *guard;
         inner.running.remove(&key);
-        let sequence = inner.next;
+        let age = inner.next;
         inner.next += 1;
+        let owner = inner.owners.entry(key.0).or_default();
+        owner.ended.insert(age);
+        let body = Charged::new(response.body.clone(), OVERHEAD, &owner.bytes);
+        inner.items.extend(response.turn.ids.iter().map(|id| (key.0, id.clone(), age)));
+        inner.ages.insert(key.clone(), age);
         let expires = now + self.limits.keep;
-        inner.order.insert(sequence, key.clone());
-        inner.ended.insert(key, Stored { response, _body: body, sequence, expires });
-        while inner.ended.len() > self.limits.entries
-            || self.total().load(Ordering::Relaxed) > self.limits.bytes
-        {
-            let Some((_, oldest)) = inner.order.pop_first() else { break };
-            inner.ended.remove(&oldest);
+        inner.ended.insert(age, Stored { key, response, _body: body, expires });
+        while let Some(age) = inner.surplus(&self.limits) {
+            inner.forget(age);
         }
+    }
+
+    /// The newest turn with this item.
+    pub(crate) fn turn_of(&self, domain: Domain, item: &str, now: Instant) -> Option<Arc<Turn>> {
+        let inner = self.lock(now);
+        let id: Arc<str> = item.into();
+        let (_, _, age) = inner.items.range((domain, id.clone(), 0)..=(domain, id, u64::MAX)).next_back()?;
+        inner.ended.get(age).map(|stored| stored.response.turn.clone())
     }
 
     /// What there is of an id.
     pub(crate) fn find(&self, key: &Key, now: Instant) -> Option<Found> {
         let inner = self.lock(now);
-        let running = inner.running.get(key).map(|running| Found::Running(running.body.clone()));
-        running.or_else(|| inner.ended.get(key).map(|stored| Found::Ended(stored.response.clone())))
+        if let Some(running) = inner.running.get(key) {
+            return Some(Found::Running(running.response.clone()));
+        }
+        let age = inner.ages.get(key)?;
+        inner.ended.get(age).map(|stored| Found::Ended(stored.response.clone()))
     }
 
     /// Forgets a response, and ends it if it runs; whether there was one.
@@ -199,16 +282,16 @@ impl Store {
             running.cancel.notify_one();
             return true;
         }
-        let Some(stored) = inner.ended.remove(key) else { return false };
-        inner.order.remove(&stored.sequence);
+        let Some(&age) = inner.ages.get(key) else { return false };
+        inner.forget(age);
         true
     }
 
     /// A response begins in the background; what is returned tells it to end.
-    pub(crate) fn run(self: &Arc<Self>, key: Key, body: Bytes, now: Instant) -> Run {
+    pub(crate) fn run(self: &Arc<Self>, key: Key, response: Running, now: Instant) -> Run {
         let (alive, ended) = watch::channel(());
         let cancel = Arc::new(Notify::new());
-        let running = Running { body, cancel: cancel.clone(), ended };
+        let running = Runs { response, cancel: cancel.clone(), ended };
         self.lock(now).running.insert(key.clone(), running);
         Run { store: self.clone(), key, cancel, _alive: alive }
     }
@@ -227,16 +310,18 @@ impl Store {
 
     /// Without what has expired.
     fn lock(&self, now: Instant) -> MutexGuard<'_, Inner> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(oldest) = inner.order.first_entry() {
-            let key = oldest.get().clone();
-            if inner.ended.get(&key).is_some_and(|stored| stored.expires > now) {
+        let mut inner = self.inner();
+        while let Some((&age, oldest)) = inner.ended.first_key_value() {
+            if oldest.expires > now {
                 break;
             }
-            inner.order.pop_first();
-            inner.ended.remove(&key);
+            inner.forget(age);
         }
         inner
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -257,7 +342,7 @@ impl Run {
     /// It is further than it was.
     pub(crate) fn update(&self, body: Bytes, now: Instant) {
         if let Some(running) = self.store.lock(now).running.get_mut(&self.key) {
-            running.body = body;
+            running.response.body = body;
         }
     }
 
@@ -272,7 +357,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         // If it did not come to an end.
-        self.store.inner.lock().unwrap_or_else(PoisonError::into_inner).running.remove(&self.key);
+        self.store.inner().running.remove(&self.key);
     }
 }
 
@@ -285,15 +370,23 @@ mod tests {
         ([owner; 32], id.to_owned())
     }
 
-    fn item(text: &str) -> Item {
+    fn item(id: &str, text: &str) -> Item {
         let content = vec![ItemPart::InputText { text: text.to_owned() }];
-        Item::Message { id: "msg".to_owned(), role: ItemRole::User, status: ItemStatus::Completed, content }
+        Item::Message { id: id.to_owned(), role: ItemRole::User, status: ItemStatus::Completed, content }
     }
 
     fn ended(store: &Store, before: Turns, text: &str) -> Ended {
-        let turn = store.turn(&[&item(text)]);
+        of(store, 0, before, &item("msg", text))
+    }
+
+    fn of(store: &Store, owner: u8, before: Turns, item: &Item) -> Ended {
+        let turn = store.turn([owner; 32], &[item]);
         let body = Bytes::from_static(b"{}");
         Ended { body, background: false, can_be_continued: true, before, turn, inputs: 1 }
+    }
+
+    fn running(body: &'static str) -> Running {
+        Running { body: Bytes::from_static(body.as_bytes()), before: Turns::new(), input: Bytes::new() }
     }
 
     fn is_there(store: &Store, key: &Key, now: Instant) -> bool {
@@ -343,13 +436,68 @@ mod tests {
         assert_eq!(store.size(now), (0, 0));
     }
 
+    #[test]
+    fn who_has_most_gives_way() {
+        let limits = StoreLimits { entries: 6, bytes: 20_000, ..StoreLimits::default() };
+        let (store, now) = (Store::new(limits), Instant::now());
+        let put = |owner: u8, id: &str, text: &str| {
+            store.put(key(owner, id), of(&store, owner, Turns::new(), &item(id, text)), now);
+        };
+        put(1, "first", "short");
+        // Another key's many responses push out each other, whether there are too many or they are too long.
+        for (name, text) in [("few", "x".repeat(3000)), ("many", String::new())] {
+            for i in 0..20 {
+                put(2, &format!("{name}{i}"), &text);
+                let (entries, bytes) = store.size(now);
+                assert!(entries <= 6 && bytes <= 20_000, "{entries}, {bytes}");
+            }
+            assert!(is_there(&store, &key(1, "first"), now), "{name}");
+            assert!(is_there(&store, &key(2, &format!("{name}19")), now));
+            assert!(!is_there(&store, &key(2, &format!("{name}0")), now));
+        }
+        // Of two who have alike, whose is the oldest.
+        for i in 0..2 {
+            put(1, &format!("second{i}"), "");
+        }
+        assert!(is_there(&store, &key(1, "first"), now));
+        put(1, "third", "");
+        assert!(!is_there(&store, &key(1, "first"), now));
+    }
+
+    #[test]
+    fn items_are_found_while_a_response_has_them() {
+        let limits = StoreLimits { entries: 3, ..StoreLimits::default() };
+        let (store, now) = (Store::new(limits), Instant::now());
+        let put = |owner: u8, id: &str, text: &str| {
+            store.put(key(owner, id), of(&store, owner, Turns::new(), &item("msg_1", text)), now);
+        };
+        let text = |owner: u8| {
+            let items = store.turn_of([owner; 32], "msg_1", now)?.items().unwrap();
+            let [Item::Message { content, .. }] = &items[..] else { panic!("{items:?}") };
+            Some(content[0].text().to_owned())
+        };
+        put(0, "a", "older");
+        put(0, "b", "newer");
+        assert_eq!((text(0).as_deref(), text(1)), (Some("newer"), None), "another key's");
+        assert!(store.delete(&key(0, "b"), now));
+        assert_eq!(text(0).as_deref(), Some("older"));
+        assert!(store.delete(&key(0, "a"), now));
+        assert_eq!(text(0), None);
+        for i in 0..9 {
+            put(0, &format!("c{i}"), "");
+        }
+        assert_eq!(store.inner().items.len(), 3, "as many as are kept");
+        assert!(store.turn_of([0; 32], "msg_1", now + StoreLimits::default().keep).is_none());
+        assert!(store.inner().items.is_empty());
+    }
+
     #[tokio::test]
     async fn what_runs_is_found_cancelled_and_deleted() {
         let (store, now) = (Arc::new(Store::new(StoreLimits::default())), Instant::now());
-        let run = store.run(key(0, "a"), Bytes::from_static(b"queued"), now);
+        let run = store.run(key(0, "a"), running("queued"), now);
         run.update(Bytes::from_static(b"in_progress"), now);
         assert!(
-            matches!(store.find(&key(0, "a"), now), Some(Found::Running(body)) if body == "in_progress"[..])
+            matches!(store.find(&key(0, "a"), now), Some(Found::Running(running)) if running.body == "in_progress"[..])
         );
         let task = tokio::spawn({
             let store = store.clone();
@@ -362,12 +510,12 @@ mod tests {
         store.cancel(&key(0, "a"), now).await;
         assert!(matches!(store.find(&key(0, "a"), now), Some(Found::Ended(_))));
         task.await.unwrap();
-        let run = store.run(key(0, "b"), Bytes::new(), now);
+        let run = store.run(key(0, "b"), running(""), now);
         assert!(store.delete(&key(0, "b"), now));
         run.cancelled().await;
         run.end(ended(&store, Vec::new(), "b"), now);
         assert!(!is_there(&store, &key(0, "b"), now), "it was deleted");
-        drop(store.run(key(0, "c"), Bytes::new(), now));
+        drop(store.run(key(0, "c"), running(""), now));
         assert!(!is_there(&store, &key(0, "c"), now), "it was lost");
     }
 }

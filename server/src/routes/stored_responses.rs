@@ -104,7 +104,7 @@ async fn retrieve(
     })?;
     let key = key(caller, id)?;
     match state.responses().find(&key, Instant::now()) {
-        Some(Found::Running(body)) => Ok(json(body)),
+        Some(Found::Running(response)) => Ok(json(response.body)),
         Some(Found::Ended(response)) => Ok(json(response.body)),
         None => Err(ApiError::response_not_found(&key.1)),
     }
@@ -161,7 +161,7 @@ async fn cancel(Shared(state): Shared<State>, caller: Asker, id: Id) -> Result<H
     state.responses().cancel(&key, Instant::now()).await;
     match state.responses().find(&key, Instant::now()) {
         Some(Found::Ended(response)) if response.background => Ok(json(response.body)),
-        Some(Found::Running(body)) => Ok(json(body)),
+        Some(Found::Running(response)) => Ok(json(response.body)),
         Some(Found::Ended(_)) => Err(ApiError::malformed("Cannot cancel a synchronous response.")),
         None => Err(ApiError::response_not_found(&key.1)),
     }
@@ -221,10 +221,9 @@ async fn input_items(
         Ok(true)
     })?;
     let key = key(caller, id)?;
-    let Some(Found::Ended(response)) = state.responses().find(&key, Instant::now()) else {
-        return Err(ApiError::response_not_found(&key.1));
-    };
-    let mut items = response.input_items().map_err(|error| {
+    let found = state.responses().find(&key, Instant::now());
+    let found = found.ok_or_else(|| ApiError::response_not_found(&key.1))?;
+    let mut items = found.input_items().map_err(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "a stored turn is not what was stored");
         ApiError::internal("The response's items could not be read")
     })?;
