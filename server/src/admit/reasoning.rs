@@ -13,7 +13,7 @@ use crate::error::ApiError;
 
 /// The variable of templates that know more than on and off.
 pub(super) const EFFORT: &str = "reasoning_effort";
-const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh"];
+const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Variables of templates that turn reasoning on and off as a whole: Qwen's and GLM's, Granite's and DeepSeek's.
 const SWITCHES: &[&str] = &["enable_thinking", "thinking"];

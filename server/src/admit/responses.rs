@@ -1,19 +1,23 @@
 //! `/v1/responses`: items become the messages of templates, and what follows is chat's.
 //!
 //! - `instructions` are the system's words in front; they are not a part of the conversation that is kept.
-//! - A conversation goes on from `previous_response_id` as if its items stood before `input`.
+//! - A conversation goes on from `previous_response_id` as if its items stood before `input`; no item is in it twice.
 //! - Of `include`, log-probabilities are honoured; reasoning is always shown as it is, so that nothing is to be added encrypted.
 //! - Beside OpenAI's settings of sampling there are chat's, and its `chat_template_kwargs` and `thinking_budget`.
 
 mod items;
+mod references;
 mod tools;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use frugal_models::constraint::ConstraintSpec;
 use serde_json::{Map, Value, json};
 
+use self::items::Given;
+use self::references::{References, items_of};
 use super::chat::{self, Conversation};
 use super::constraint::{self, Named};
 use super::fields::{self, Fields, mistyped};
@@ -22,6 +26,7 @@ use super::{Common, Context};
 use crate::error::{ApiError, quoted};
 use crate::responses::answer::Request;
 use crate::responses::body::{Asked, AskedFormat, AskedReasoning, AskedText};
+use crate::responses::items::Item;
 use crate::responses::store::{Found, Turns};
 use crate::settings::{Caller, UnknownFields};
 use crate::state::State;
@@ -48,9 +53,10 @@ pub(crate) fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Reques
     let (store, background) = kept(&mut fields, state, common.stream)?;
     let (previous_response_id, before) = before(&mut fields, state, caller)?;
     let instructions = fields.string("instructions")?;
-    let (input, messages) = conversation(&mut fields, instructions.as_deref(), &before, policy)?;
+    let references = References::new(state, caller);
+    let (input, messages) = conversation(&mut fields, instructions.as_deref(), &before, references)?;
     let tools = tools::take(&mut fields, policy)?;
-    let (effort, reasoning) = reasoning(&mut fields, &cx)?;
+    let (asked_reasoning, reasoning) = reasoning(&mut fields, &cx)?;
     let asked = Asked {
         model: state.model().to_owned(),
         instructions,
@@ -60,7 +66,7 @@ pub(crate) fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Reques
         parallel_tool_calls: tools.parallel,
         previous_response_id,
         prompt_cache_key: fields.string("prompt_cache_key")?,
-        reasoning: AskedReasoning { effort, summary: None },
+        reasoning: asked_reasoning,
         safety_identifier: fields.string("safety_identifier")?,
         service_tier: "default",
         store,
@@ -211,54 +217,71 @@ fn conversation(
     fields: &mut Fields,
     instructions: Option<&str>,
     before: &Turns,
-    policy: UnknownFields,
-) -> Result<(Vec<crate::responses::items::Item>, Vec<Value>), ApiError> {
+    mut references: References<'_>,
+) -> Result<(Vec<Item>, Vec<Value>), ApiError> {
     let mut turns = items::Messages::default();
-    for item in before.iter().map(|turn| turn.items()) {
-        let items = item.map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "a stored turn is not what was stored");
-            ApiError::internal("The previous response could not be read")
-        })?;
-        items.iter().try_for_each(|item| turns.push(item, PREVIOUS))?;
+    if let Some(text) = instructions {
+        turns.say("system", text);
     }
-    let mut input = Vec::new();
-    match fields.take(PROMPT_FIELD) {
+    let mut ids = HashSet::new();
+    for turn in before {
+        for item in items_of(turn)? {
+            turns.push(&item, PREVIOUS)?;
+            ids.insert(item.id().to_owned());
+        }
+    }
+    let values = match fields.take(PROMPT_FIELD) {
         Some(Value::String(text)) => {
             let item = items::said(text);
             turns.push(&item, PROMPT_FIELD)?;
-            input.push(item);
+            return Ok((vec![item], turns.finish()));
         }
-        Some(Value::Array(values)) if !values.is_empty() => {
-            for (i, value) in values.into_iter().enumerate() {
-                let path = format!("{PROMPT_FIELD}[{i}]");
-                let item = items::read(&path, value, policy)?;
-                turns.push(&item, &path)?;
-                input.push(item);
-            }
-        }
+        Some(Value::Array(values)) if !values.is_empty() => values,
         Some(Value::Array(_)) => return Err(ApiError::invalid(PROMPT_FIELD, "'input' must not be empty")),
         None => return Err(fields.missing(PROMPT_FIELD)),
         Some(other) => return Err(fields.mistyped(PROMPT_FIELD, "a string or an array of items", &other)),
+    };
+    let mut input = Vec::with_capacity(values.len());
+    for (i, value) in values.into_iter().enumerate() {
+        let path = format!("{PROMPT_FIELD}[{i}]");
+        let given = items::read(&path, value, references.policy())?;
+        let id = match &given {
+            Given::Item(item) => item.id(),
+            Given::Reference(id) => id,
+        };
+        if !ids.insert(id.to_owned()) {
+            // Lists of items go on after an id.
+            let message = format!(
+                "Duplicate item found with id '{}'. Remove duplicate items from your input and try again.",
+                quoted(id)
+            );
+            return Err(ApiError::invalid(&format!("{path}.id"), message));
+        }
+        let item = match given {
+            Given::Item(item) => item,
+            Given::Reference(id) => references.take(&id)?,
+        };
+        turns.push(&item, &path)?;
+        input.push(item);
     }
-    let instructions = instructions.map(|text| json!({"role": "system", "content": text}));
-    Ok((input, instructions.into_iter().chain(turns.finish()).collect()))
+    Ok((input, turns.finish()))
 }
 
 /// `reasoning`, and chat's fields of it.
-fn reasoning(fields: &mut Fields, cx: &Context<'_>) -> Result<(Option<String>, Reasoning), ApiError> {
+fn reasoning(fields: &mut Fields, cx: &Context<'_>) -> Result<(AskedReasoning, Reasoning), ApiError> {
     let template = chat::template(cx, PROMPT_FIELD)?;
-    let mut effort = None;
-    if let Some(mut asked) = fields.object("reasoning")? {
-        effort = asked.string("effort")?;
-        if asked.has("summary") {
-            // Reasoning is shown as it is, so that a summary adds nothing.
-            asked.word("summary", &["auto"])?;
+    let mut asked = AskedReasoning::default();
+    if let Some(mut wanted) = fields.object("reasoning")? {
+        asked.effort = wanted.string("effort")?;
+        if wanted.has("summary") {
+            asked.summary = Some(wanted.word("summary", &["auto", "concise", "detailed"])?);
         }
-        asked.finish(cx.settings.unknown_fields)?;
+        wanted.finish(cx.settings.unknown_fields)?;
     }
     let can_reason = chat::can_reason(cx);
-    let reasoning = reasoning::with_effort(fields, "reasoning.effort", effort.clone(), template, can_reason)?;
-    Ok((effort, reasoning))
+    let effort = asked.effort.clone();
+    let reasoning = reasoning::with_effort(fields, "reasoning.effort", effort, template, can_reason)?;
+    Ok((asked, reasoning))
 }
 
 /// `metadata`: repeated and kept with the response.

@@ -57,7 +57,7 @@ generation_request! {
         /// Whether there may be more than one call in an answer. Absent: true.
         #[schema(example = true)]
         pub parallel_tool_calls: Option<bool>,
-        /// How hard to reason, where the model's template knows it: none, minimal, low, medium, high or xhigh.
+        /// How hard to reason, where the model's template knows it: none, minimal, low, medium, high, xhigh or max.
         #[schema(example = "medium")]
         pub reasoning_effort: Option<String>,
         /// Variables of the model's chat template, such as `enable_thinking`.

@@ -124,6 +124,8 @@ pub enum InputItem {
     Call(InputCall),
     /// What that returned.
     Output(InputCallOutput),
+    /// One of those, by its id.
+    Reference(InputReference),
 }
 
 /// What someone said.
@@ -312,6 +314,25 @@ pub enum CallOutputKind {
     FunctionCallOutput,
 }
 
+/// An item of a response that is kept: it stands there as if it had been sent again.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InputReference {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub kind: Option<InputReferenceKind>,
+    /// The item's.
+    pub id: String,
+}
+
+/// Its word.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InputReferenceKind {
+    /// A reference.
+    ItemReference,
+}
+
 /// What the answer's text must be.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -374,10 +395,10 @@ pub struct ResponsesTool {
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResponsesReasoning {
-    /// How hard, where the model's template knows it: none, minimal, low, medium, high or xhigh.
+    /// How hard, where the model's template knows it: none, minimal, low, medium, high, xhigh or max.
     #[schema(example = "medium")]
     pub effort: Option<String>,
-    /// Adds nothing: reasoning is shown as it is.
+    /// Reasoning items then have a summary, which is the reasoning as it is, whichever is asked for.
     pub summary: Option<SummaryKind>,
 }
 
@@ -385,8 +406,12 @@ pub struct ResponsesReasoning {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SummaryKind {
-    /// If there is one.
+    /// What there is.
     Auto,
+    /// The same.
+    Concise,
+    /// The same.
+    Detailed,
 }
 
 /// How a stream is told.

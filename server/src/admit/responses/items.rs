@@ -1,6 +1,7 @@
 //! Items of a conversation: read as clients send them, turned into messages as templates know them.
 //!
-//! - What the assistant said, thought and called in a row is one message.
+//! - What one role says in a row is one message, for templates that want roles to alternate: of the assistant also what it thought and
+//!   called.
 //! - Calls must have been made before they are answered.
 //! - Of reasoning, its text reaches the template, or what was told of it where there is no text.
 
@@ -25,14 +26,31 @@ fn new_id(prefix: &str) -> String {
     format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Reads an item. A message may lack its type.
-pub(super) fn read(path: &str, value: Value, policy: UnknownFields) -> Result<Item, ApiError> {
+/// What a client sends of an item.
+pub(super) enum Given {
+    /// All of it.
+    Item(Item),
+    /// Its id; a response that is kept has it.
+    Reference(String),
+}
+
+/// Reads an item. A message and a reference may lack their type.
+pub(super) fn read(path: &str, value: Value, policy: UnknownFields) -> Result<Given, ApiError> {
+    const REFERENCE: &str = "item_reference";
     let mut fields = Fields::within(value, path)?;
     let kind = if fields.has("type") {
-        fields.word("type", &["message", "reasoning", "function_call", "function_call_output"])?
+        let kinds = ["message", "reasoning", "function_call", "function_call_output", REFERENCE];
+        fields.word("type", &kinds)?
+    } else if fields.has("id") && !fields.has("role") {
+        REFERENCE
     } else {
         "message"
     };
+    if kind == REFERENCE {
+        let id = fields.needed("id")?;
+        fields.finish(policy)?;
+        return Ok(Given::Reference(id));
+    }
     let id = fields.string("id")?;
     let id = |prefix: &str| id.unwrap_or_else(|| new_id(prefix));
     let status = status(&mut fields)?;
@@ -53,7 +71,7 @@ pub(super) fn read(path: &str, value: Value, policy: UnknownFields) -> Result<It
         }
     };
     fields.finish(policy)?;
-    Ok(item)
+    Ok(Given::Item(item))
 }
 
 fn status(fields: &mut Fields) -> Result<ItemStatus, ApiError> {
@@ -162,7 +180,7 @@ impl Messages {
             }
             Item::Message { role, content, .. } => {
                 let role = if *role == ItemRole::User { "user" } else { "system" };
-                self.say(json!({"role": role, "content": joined(content)}));
+                self.say(role, &joined(content));
             }
             Item::Reasoning { summary, content, .. } => {
                 let told = if content.is_empty() { summary } else { content };
@@ -173,7 +191,7 @@ impl Messages {
                 self.called.insert(call_id.clone());
             }
             Item::FunctionCallOutput { call_id, output, .. } if self.called.contains(call_id) => {
-                self.say(turns::result(call_id, output));
+                self.add(turns::result(call_id, output));
             }
             Item::FunctionCallOutput { .. } => {
                 let at = format!("{path}.call_id");
@@ -185,7 +203,20 @@ impl Messages {
         Ok(())
     }
 
-    fn say(&mut self, message: Value) {
+    /// A role other than the assistant's says more.
+    pub(super) fn say(&mut self, role: &str, text: &str) {
+        if self.assistant.is_none()
+            && let Some(last) = self.messages.last_mut().filter(|last| last["role"] == role)
+            && let Value::String(said) = &mut last["content"]
+        {
+            said.push('\n');
+            said.push_str(text);
+            return;
+        }
+        self.add(json!({"role": role, "content": text}));
+    }
+
+    fn add(&mut self, message: Value) {
         self.messages.extend(self.assistant.take().map(Assistant::rendered));
         self.messages.push(message);
     }
