@@ -91,6 +91,11 @@ impl ChatToken {
             top_logprobs: score.top.iter().map(alternative).collect(),
         })
     }
+
+    /// Bytes that it writes.
+    pub fn byte_count(&self) -> usize {
+        self.token.bytes.len()
+    }
 }
 
 impl ChatLogprobs {

@@ -13,7 +13,7 @@ pub(crate) fn request() -> Value {
     json!({"input": "Hello, is anybody there?", "temperature": 0, "seed": 1, "max_output_tokens": 8})
 }
 
-fn tools() -> Value {
+pub(crate) fn tools() -> Value {
     let schema = json!({
         "type": "object", "required": ["days", "unit"], "additionalProperties": false,
         "properties": {"days": {"type": "integer", "minimum": 0, "maximum": 9}, "unit": {"enum": ["C", "F"]}},
@@ -94,6 +94,15 @@ fn joined(events: &[Value]) -> (Value, Value) {
                 let part = &item["content"][0];
                 assert_eq!((&part["text"], &part["logprobs"]), (&event["text"], &event["logprobs"]));
             }
+            "response.reasoning_summary_part.added" => {
+                assert_eq!(event["summary_index"], item["summary"].as_array().unwrap().len());
+                item["summary"].as_array_mut().unwrap().push(event["part"].clone());
+            }
+            "response.reasoning_summary_text.delta" => {
+                append(&mut item["summary"][0]["text"], &event["delta"]);
+            }
+            "response.reasoning_summary_text.done" => assert_eq!(item["summary"][0]["text"], event["text"]),
+            "response.reasoning_summary_part.done" => assert_eq!(item["summary"][0], event["part"]),
             "response.reasoning_text.done" => assert_eq!(item["content"][0]["text"], event["text"]),
             other => panic!("{other}"),
         }
@@ -186,6 +195,31 @@ async fn the_prompt_is_chats() {
     }
 }
 
+/// A template that knows no other than alternating roles, as Mistral's are.
+const ALTERNATING: &str = "{% set said = messages | rejectattr('role', 'equalto', 'system') | list %}\
+    {% for m in said %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}\
+    {% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('one system message') }}{% endif %}\
+    [{{ m.role }}]{{ m.content }}\n{% endfor %}";
+
+#[tokio::test]
+async fn what_a_role_says_in_a_row_is_one_message() {
+    let server = Setup { template_source: Some(ALTERNATING.to_owned()), ..Setup::default() }.start().await;
+    let chat = json!({"max_tokens": 1, "messages": [
+        {"role": "system", "content": "Be brief.\nBe kind.\nBe good."},
+        {"role": "user", "content": "Hello\nIs it warm?"},
+        {"role": "assistant", "content": "Yes.\nIt is."},
+        {"role": "user", "content": "And\nnow?"},
+    ]});
+    let chat = server.chat(&chat).await;
+    let said = |role: &str, text: &str| json!({"role": role, "content": text});
+    let ask = json!({"instructions": "Be brief.", "max_output_tokens": 1, "seed": 1, "input": [
+        said("developer", "Be kind."), said("system", "Be good."), said("user", "Hello"), said("user", "Is it warm?"),
+        said("assistant", "Yes."), said("assistant", "It is."), said("user", "And"), said("user", "now?"),
+    ]});
+    let response = both(&server, &ask).await;
+    assert_eq!(response["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+}
+
 #[tokio::test]
 async fn calls_are_items_and_go_round() {
     let server = able().await;
@@ -232,6 +266,45 @@ async fn reasoning_is_an_item_and_is_counted() {
 }
 
 #[tokio::test]
+async fn a_summary_of_reasoning_is_the_reasoning() {
+    let server = able().await;
+    for (kind, effort) in [("auto", "high"), ("concise", "xhigh"), ("detailed", "max")] {
+        let reasoning = json!({"effort": effort, "summary": kind});
+        let ask = json!({"input": "Why?", "thinking_budget": 6, "reasoning": reasoning, "max_output_tokens": 60, "seed": 5});
+        let response = both(&server, &ask).await;
+        assert_eq!(response["reasoning"], reasoning);
+        let [item] = of_type(&response, "reasoning")[..] else { panic!("{response}") };
+        let text = &item["content"][0]["text"];
+        assert_eq!(item["summary"], json!([{"type": "summary_text", "text": text}]));
+        let events = events(&server, &ask).await;
+        let mut names: Vec<&str> = events
+            .iter()
+            .filter(|event| event["item_id"] == item["id"] || event["item"]["id"] == item["id"])
+            .map(|event| event["type"].as_str().unwrap().strip_prefix("response.").unwrap())
+            .collect();
+        names.retain(|name| !name.ends_with(".delta"));
+        let expected = [
+            "output_item.added",
+            "content_part.added",
+            "reasoning_summary_part.added",
+            "reasoning_text.done",
+            "content_part.done",
+            "reasoning_summary_text.done",
+            "reasoning_summary_part.done",
+            "output_item.done",
+        ];
+        assert_eq!(names, expected);
+        // Sent back, it is thought once.
+        let question = json!({"role": "user", "content": "Why?"});
+        let mut sent = json!({"max_output_tokens": 1, "input": [question, item, question]});
+        let whole = server.ask(RESPONSES, &sent).await;
+        sent["input"][1]["summary"] = json!([]);
+        let bare = server.ask(RESPONSES, &sent).await;
+        assert_eq!(whole["usage"]["input_tokens"], bare["usage"]["input_tokens"]);
+    }
+}
+
+#[tokio::test]
 async fn a_format_is_enforced_and_repeated() {
     let server = able().await;
     let schema = json!({"type": "object", "required": ["n"], "additionalProperties": false,
@@ -255,11 +328,16 @@ async fn a_format_is_enforced_and_repeated() {
 
 #[tokio::test]
 async fn log_probabilities_are_of_the_text() {
-    for server in [Server::new().await, able().await] {
-        let ask = json!({"input": "Hi", "max_output_tokens": 12, "seed": 3, "top_logprobs": 2,
-            "include": ["message.output_text.logprobs"]});
-        let response = both(&server, &ask).await;
-        let part = &response["output"][0]["content"][0];
+    let ask = json!({"input": "Hi", "max_output_tokens": 12, "seed": 3, "top_logprobs": 2,
+        "include": ["message.output_text.logprobs"]});
+    // The end of reasoning is no part of the text behind it.
+    let thought = json!({"thinking_budget": 4, "reasoning": {"effort": "low"}, "max_output_tokens": 40});
+    for (server, more) in
+        [(Server::new().await, json!({})), (able().await, json!({})), (able().await, thought)]
+    {
+        let response = both(&server, &with(ask.clone(), &more)).await;
+        assert_eq!(response["output"].as_array().unwrap().len(), if more == json!({}) { 1 } else { 2 });
+        let part = &of_type(&response, "message")[0]["content"][0];
         let tokens = part["logprobs"].as_array().unwrap();
         let bytes = tokens.iter().flat_map(|token| token["bytes"].as_array().unwrap());
         let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
@@ -295,7 +373,12 @@ async fn what_is_not_honoured_is_named() {
         (json!({"input": 3}), "input"),
         (json!({"model": "other"}), "model"),
         (item(json!({"type": "web_search_call", "id": "ws"})), "input[1].type"),
-        (item(json!({"type": "item_reference", "id": "msg"})), "input[1].type"),
+        (item(json!({"type": "item_reference"})), "input[1].id"),
+        (item(json!({"type": "item_reference", "id": "msg", "role": "user"})), "input[1].role"),
+        (
+            json!({"input": [{"role": "user", "content": "a", "id": "msg_1"}, {"role": "user", "content": "b", "id": "msg_1"}]}),
+            "input[1].id",
+        ),
         (item(json!({"type": "function_call_output", "call_id": "a", "output": "b"})), "input[1].call_id"),
         (item(json!({"type": "function_call", "call_id": "a", "name": "b"})), "input[1].arguments"),
         (item(json!({"type": "reasoning", "encrypted_content": "x"})), "input[1].encrypted_content"),
@@ -321,7 +404,7 @@ async fn what_is_not_honoured_is_named() {
         (json!({"text": {"format": {"type": "grammar"}}}), "text.format.type"),
         (json!({"text": {"format": {"type": "json_schema", "schema": {}}}}), "text.format.name"),
         (json!({"reasoning": {"effort": "high"}}), "reasoning.effort"),
-        (json!({"reasoning": {"summary": "detailed"}}), "reasoning.summary"),
+        (json!({"reasoning": {"summary": "long"}}), "reasoning.summary"),
         (json!({"include": ["file_search_call.results"]}), "include[0]"),
         (json!({"top_logprobs": 3}), "top_logprobs"),
         (json!({"max_output_tokens": 0}), "max_output_tokens"),

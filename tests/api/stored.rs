@@ -7,7 +7,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{Server, Setup, with};
-use crate::responses::{RESPONSES, both, request};
+use crate::messages::able;
+use crate::responses::{RESPONSES, both, request, tools};
 
 fn path(response: &Value) -> String {
     format!("{RESPONSES}/{}", response["id"].as_str().unwrap())
@@ -114,6 +115,67 @@ async fn a_conversation_goes_on_without_its_instructions() {
 }
 
 #[tokio::test]
+async fn items_are_sent_by_their_ids() {
+    let server = able().await;
+    let more = json!({"input": "one", "thinking_budget": 4, "reasoning": {"effort": "low"}, "max_output_tokens": 40});
+    let first = server.ask(RESPONSES, &with(request(), &more)).await;
+    let output = first["output"].as_array().unwrap();
+    assert_eq!(output.len(), 2, "reasoning and a message: {first}");
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let ask = |items: &[Value]| {
+        let input: Vec<Value> = [&[user("one")], items, &[user("two")]].concat();
+        with(request(), &json!({"input": input}))
+    };
+    let whole = both(&server, &ask(output)).await;
+    let reference = |item: &Value| json!({"type": "item_reference", "id": item["id"]});
+    let references: Vec<Value> = output.iter().map(reference).collect();
+    let referred = both(&server, &ask(&references)).await;
+    let untyped: Vec<Value> = output.iter().map(|item| json!({"id": item["id"]})).collect();
+    let untyped = server.ask(RESPONSES, &ask(&untyped)).await;
+    for response in [&referred, &untyped] {
+        assert_eq!(response["output"], whole["output"]);
+        assert_eq!(response["usage"]["input_tokens"], whole["usage"]["input_tokens"]);
+    }
+    // They are listed as what they are.
+    let listed = server.get(&format!("{}/input_items?order=asc", path(&referred))).await.json;
+    assert_eq!(listed["data"].as_array().unwrap()[1..3], output[..]);
+    // Whoever has them keeps them, and nobody else does.
+    let refused = async |items: &[Value]| {
+        let reply = server.post(RESPONSES, &ask(items)).await;
+        (reply.status.as_u16(), reply.json["error"].clone())
+    };
+    send(&server, Method::DELETE, &path(&first), "").await;
+    server.ask(RESPONSES, &ask(&references)).await;
+    let id = output[1]["id"].as_str().unwrap();
+    let (status, error) = refused(&[references[1].clone(), references[1].clone()]).await;
+    assert_eq!((status, &error["param"]), (400, &json!("input[2].id")));
+    assert!(error["message"].as_str().unwrap().contains(id), "{error}");
+    let again = json!({"previous_response_id": referred["id"], "input": [references[1]]});
+    let again = server.post(RESPONSES, &with(request(), &again)).await;
+    assert_eq!((again.status.as_u16(), &again.json["error"]["param"]), (400, &json!("input[0].id")));
+    let (status, error) = refused(&[json!({"type": "item_reference", "id": "msg_none"})]).await;
+    assert_eq!((status, &error["param"]), (404, &json!("input")));
+    assert_eq!(error["message"], "Item with id 'msg_none' not found.");
+}
+
+#[tokio::test]
+async fn calls_are_sent_by_their_ids() {
+    let server = able().await;
+    let first = json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "seed": 1,
+        "max_output_tokens": 200, "thinking_budget": 4, "reasoning": {"effort": "low"}, "input": "When?"});
+    let first = server.ask(RESPONSES, &first).await;
+    let output = first["output"].as_array().unwrap();
+    let call = output.iter().find(|item| item["type"] == "function_call").expect("a call");
+    let result = json!({"type": "function_call_output", "call_id": call["call_id"], "output": "noon"});
+    let reference = json!({"type": "item_reference", "id": call["id"]});
+    let ask = |call: &Value| {
+        with(request(), &json!({"input": [{"role": "user", "content": "When?"}, call, result]}))
+    };
+    let (whole, referred) = (both(&server, &ask(call)).await, both(&server, &ask(&reference)).await);
+    assert_eq!(whole["output"], referred["output"]);
+}
+
+#[tokio::test]
 async fn another_keys_responses_are_not_there() {
     let mut setup = Setup::default();
     let key = |name: &str| Key::new(name, name);
@@ -136,6 +198,30 @@ async fn another_keys_responses_are_not_there() {
     let next = with(request(), &json!({"previous_response_id": response["id"]}));
     assert_eq!(ask("other", &next).await.1["error"]["code"], "previous_response_not_found");
     assert_eq!(ask("mine", &next).await.0, 200);
+    let next = json!({"input": [{"type": "item_reference", "id": response["output"][0]["id"]}]});
+    assert_eq!(ask("other", &with(request(), &next)).await.0, 404);
+    assert_eq!(ask("mine", &with(request(), &next)).await.0, 200);
+}
+
+#[tokio::test]
+async fn another_key_does_not_push_out_what_is_kept() {
+    let mut setup = Setup::default();
+    let key = |name: &str| Key::new(name, name);
+    setup.operations.keys = Keys::new(&[key("mine"), key("other")]);
+    setup.settings.responses = StoreLimits { entries: 4, ..StoreLimits::default() };
+    let server = setup.start().await;
+    let ask = async |key: &str| {
+        let post = server.client.post(format!("{}{RESPONSES}", server.url)).bearer_auth(key).json(&request());
+        serde_json::from_str::<Value>(&post.send().await.unwrap().text().await.unwrap()).unwrap()
+    };
+    let mine = ask("mine").await;
+    let mut others = Vec::new();
+    for _ in 0..6 {
+        others.push(ask("other").await);
+    }
+    assert_eq!(send(&server, Method::GET, &path(&mine), "mine").await.0, StatusCode::OK);
+    assert_eq!(send(&server, Method::GET, &path(&others[2]), "other").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(send(&server, Method::GET, &path(&others[3]), "other").await.0, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -170,16 +256,24 @@ async fn a_response_in_the_background_ends_by_itself() {
     let server = Server::new().await;
     let whole = server.ask(RESPONSES, &request()).await;
     server.control.pause();
+    let next = json!({"background": true, "previous_response_id": whole["id"], "input": "And?"});
+    let later = server.ask(RESPONSES, &with(request(), &next)).await;
     let queued = server.ask(RESPONSES, &with(request(), &json!({"background": true}))).await;
     assert_eq!(
         (&queued["status"], &queued["background"], &queued["output"]),
         (&json!("queued"), &json!(true), &json!([]))
     );
     assert_eq!(server.get(&path(&queued)).await.json, queued);
+    // What it is asked is known before it answers, and does not change.
+    let said = whole["output"][0]["content"][0]["text"].as_str().unwrap();
+    let items = server.get(&format!("{}/input_items", path(&later))).await.json;
+    assert_eq!(texts(&items), ["And?", said, request()["input"].as_str().unwrap()]);
     let early =
         server.post(RESPONSES, &with(request(), &json!({"previous_response_id": queued["id"]}))).await;
     assert_eq!(early.status, StatusCode::BAD_REQUEST);
     server.control.resume();
+    until(&server, &path(&later), "incomplete").await;
+    assert_eq!(server.get(&format!("{}/input_items", path(&later))).await.json, items);
     let ended = until(&server, &path(&queued), "incomplete").await;
     assert_eq!(ended["output"], whole["output"]);
     assert_eq!(ended["usage"]["output_tokens"], whole["usage"]["output_tokens"]);

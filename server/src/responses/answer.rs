@@ -17,7 +17,7 @@ use super::body::{Asked, Response, ResponseUsage, Status};
 use super::events::{Events, ResponseEvent};
 use super::items::{Item, ItemStatus};
 use super::output::Output;
-use super::store::{Ended, Key, Turns};
+use super::store::{Ended, Key, Running, Turns};
 use crate::access::Line;
 use crate::admit::{Admitted, constraint};
 use crate::answer::{event_stream, first};
@@ -58,6 +58,7 @@ pub(crate) async fn respond(
         .logprobs
         .map(|_| Names { tokenizer: engine.tokenizer.clone(), as_token_ids: admitted.as_token_ids });
     let keep = asked.store.then_some(Keep { domain, before, input });
+    let output = Output::new(key.unwrap_or_default(), names, asked.reasoning.summary.is_some());
     let response = Response::new(asked, background, now());
     if background {
         line.outlive();
@@ -67,7 +68,7 @@ pub(crate) async fn respond(
         state: state.clone(),
         answer,
         response,
-        output: Output::new(key.unwrap_or_default(), names),
+        output,
         ending: Ending::default(),
         events: Events::new(stream),
         keep,
@@ -142,6 +143,13 @@ impl Making {
         self.keep.as_ref().map(|keep| (keep.domain, self.response.id.clone()))
     }
 
+    /// As it is found while it runs.
+    pub(super) fn running(&self) -> Option<Running> {
+        let Keep { before, input, .. } = self.keep.as_ref()?;
+        let input = serde_json::to_vec(input).expect("strings and numbers").into();
+        Some(Running { body: self.response.json().into(), before: before.clone(), input })
+    }
+
     /// Whatever comes next.
     pub(super) async fn step(&mut self) {
         match self.answer.next().await {
@@ -203,13 +211,13 @@ impl Making {
 
     /// As it is kept.
     pub(super) fn kept(&mut self) -> Option<Ended> {
-        let Keep { before, input, .. } = self.keep.take()?;
+        let Keep { domain, before, input } = self.keep.take()?;
         let items: Vec<&Item> = input.iter().chain(&self.response.output).collect();
         Some(Ended {
             body: self.response.json().into(),
             background: self.response.in_background(),
             can_be_continued: self.response.status.can_be_continued(),
-            turn: self.state.responses().turn(&items),
+            turn: self.state.responses().turn(domain, &items),
             inputs: input.len(),
             before,
         })

@@ -107,9 +107,8 @@ pub(crate) struct Asked {
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct AskedReasoning {
     pub(crate) effort: Option<String>,
-    /// Null: reasoning is shown as it is.
-    #[schema(value_type = Option<String>)]
-    pub(crate) summary: Option<()>,
+    /// If one was asked for: reasoning items then have one, which says what they say.
+    pub(crate) summary: Option<&'static str>,
 }
 
 /// Of the text.

@@ -50,6 +50,18 @@ pub(crate) enum ResponseEvent<'a> {
     /// All of it.
     #[serde(rename = "response.reasoning_text.done")]
     ReasoningDone { item_id: &'a str, output_index: usize, content_index: usize, text: &'a str },
+    /// A summary begins.
+    #[serde(rename = "response.reasoning_summary_part.added")]
+    SummaryPartAdded { item_id: &'a str, output_index: usize, summary_index: usize, part: &'a ItemPart },
+    /// More of it.
+    #[serde(rename = "response.reasoning_summary_text.delta")]
+    SummaryDelta { item_id: &'a str, output_index: usize, summary_index: usize, delta: &'a str },
+    /// All of it.
+    #[serde(rename = "response.reasoning_summary_text.done")]
+    SummaryDone { item_id: &'a str, output_index: usize, summary_index: usize, text: &'a str },
+    /// Its end.
+    #[serde(rename = "response.reasoning_summary_part.done")]
+    SummaryPartDone { item_id: &'a str, output_index: usize, summary_index: usize, part: &'a ItemPart },
     /// More of a call's arguments.
     #[serde(rename = "response.function_call_arguments.delta")]
     ArgumentsDelta { item_id: &'a str, output_index: usize, delta: &'a str },
@@ -93,6 +105,10 @@ impl<'a> ResponseEvent<'a> {
             Self::TextDone { .. } => "response.output_text.done",
             Self::ReasoningDelta { .. } => "response.reasoning_text.delta",
             Self::ReasoningDone { .. } => "response.reasoning_text.done",
+            Self::SummaryPartAdded { .. } => "response.reasoning_summary_part.added",
+            Self::SummaryDelta { .. } => "response.reasoning_summary_text.delta",
+            Self::SummaryDone { .. } => "response.reasoning_summary_text.done",
+            Self::SummaryPartDone { .. } => "response.reasoning_summary_part.done",
             Self::ArgumentsDelta { .. } => "response.function_call_arguments.delta",
             Self::ArgumentsDone { .. } => "response.function_call_arguments.done",
             Self::PartDone { .. } => "response.content_part.done",

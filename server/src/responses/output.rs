@@ -1,7 +1,8 @@
 //! Parts of an answer become items, and each step of that an event.
 //!
 //! Law: ids follow from the request's seed and prompt, so that streams and whole answers have the same. A token belongs to the text
-//! that comes with it or next; tokens that write no text of a message have no log-probability there.
+//! that comes with it or next; tokens that write no text of a message have no log-probability there. A summary of reasoning is the
+//! reasoning itself: who asks for one is told what there is.
 
 use sha2::{Digest, Sha256};
 
@@ -16,6 +17,8 @@ pub(crate) struct Output {
     key: [u8; 32],
     /// Of tokens, if log-probabilities were asked for.
     names: Option<Names>,
+    /// Reasoning is to have a summary.
+    summarize: bool,
     items: Vec<Item>,
     /// The last one goes on.
     open: Option<Kind>,
@@ -30,13 +33,15 @@ enum Kind {
     Call,
 }
 
-/// All items have one part at most.
+/// All items have one part at most,
 const CONTENT_INDEX: usize = 0;
+/// and at most one of a summary.
+const SUMMARY_INDEX: usize = 0;
 
 impl Output {
     /// Of a request with this key.
-    pub(crate) fn new(key: [u8; 32], names: Option<Names>) -> Self {
-        Self { key, names, items: Vec::new(), open: None, unplaced: Vec::new() }
+    pub(crate) fn new(key: [u8; 32], names: Option<Names>, summarize: bool) -> Self {
+        Self { key, names, summarize, items: Vec::new(), open: None, unplaced: Vec::new() }
     }
 
     /// Tokens came.
@@ -48,9 +53,13 @@ impl Output {
 
     /// A part came.
     pub(crate) fn add(&mut self, part: Part, events: &mut Events) {
-        let scores = std::mem::take(&mut self.unplaced);
+        let mut scores = std::mem::take(&mut self.unplaced);
         match part {
             Part::Content(delta) => {
+                if self.open != Some(Kind::Message) {
+                    // Before a message's first text there may be marks and white space that are no part of it.
+                    scores.drain(..scores.len() - writers(&scores, delta.len()));
+                }
                 self.open(Kind::Message, events);
                 self.more_text(&delta, scores, events);
             }
@@ -100,6 +109,19 @@ impl Output {
                 content.push(part);
             }
         }
+        if self.summarize && kind == Kind::Reasoning {
+            let part = ItemPart::SummaryText { text: String::new() };
+            let (item_id, summary_index) = (item.id(), SUMMARY_INDEX);
+            events.push(ResponseEvent::SummaryPartAdded {
+                item_id,
+                output_index,
+                summary_index,
+                part: &part,
+            });
+            if let Item::Reasoning { summary, .. } = &mut item {
+                summary.push(part);
+            }
+        }
         self.open = Some(kind);
         self.items.push(item);
     }
@@ -122,11 +144,17 @@ impl Output {
 
     fn more_reasoning(&mut self, delta: &str, events: &mut Events) {
         let output_index = self.items.len().saturating_sub(1);
-        let Some(Item::Reasoning { id, content, .. }) = self.items.last_mut() else { return };
+        let Some(Item::Reasoning { id: item_id, content, summary, .. }) = self.items.last_mut() else {
+            return;
+        };
         let Some(ItemPart::ReasoningText { text }) = content.last_mut() else { return };
-        let content_index = CONTENT_INDEX;
-        events.push(ResponseEvent::ReasoningDelta { item_id: id, output_index, content_index, delta });
+        let (content_index, summary_index) = (CONTENT_INDEX, SUMMARY_INDEX);
+        events.push(ResponseEvent::ReasoningDelta { item_id, output_index, content_index, delta });
         text.push_str(delta);
+        if let Some(ItemPart::SummaryText { text }) = summary.last_mut() {
+            events.push(ResponseEvent::SummaryDelta { item_id, output_index, summary_index, delta });
+            text.push_str(delta);
+        }
     }
 
     fn more_arguments(&mut self, delta: &str, events: &mut Events) {
@@ -166,6 +194,13 @@ impl Output {
             }
             Item::FunctionCallOutput { .. } => {}
         }
+        if let Item::Reasoning { summary, .. } = item {
+            for part in summary {
+                let (summary_index, text) = (SUMMARY_INDEX, part.text());
+                events.push(ResponseEvent::SummaryDone { item_id, output_index, summary_index, text });
+                events.push(ResponseEvent::SummaryPartDone { item_id, output_index, summary_index, part });
+            }
+        }
         events.push(ResponseEvent::ItemDone { output_index, item });
     }
 
@@ -182,4 +217,17 @@ impl Output {
         let digits: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         format!("{prefix}_{digits}")
     }
+}
+
+/// How many of the last tokens it takes to write so many bytes.
+fn writers(tokens: &[ChatToken], bytes: usize) -> usize {
+    let (mut needed, mut written) = (0, 0);
+    for token in tokens.iter().rev() {
+        if written >= bytes {
+            break;
+        }
+        written += token.byte_count();
+        needed += 1;
+    }
+    needed
 }
