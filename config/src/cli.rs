@@ -1,6 +1,6 @@
 //! The command line: what to do, and the flags that set configuration keys.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -8,7 +8,7 @@ use crate::auth::is_name;
 use crate::error::ConfigError;
 use crate::hub::Hub;
 use crate::layers::{API_KEY_VARIABLE, CA_FILE_VARIABLE, CONFIG_VARIABLE, Layers};
-use crate::resolved::Config;
+use crate::resolved::{Config, Log, Probe};
 use crate::units::Secret;
 
 /// Serves quantized mixture-of-experts models behind the OpenAI API and accounts for what each token costs.
@@ -29,7 +29,8 @@ enum Sub {
     ///
     /// On a terminal: a prompt, the answer as it comes, and under it what it took; Ctrl-C stops an answer, Ctrl-D or
     /// /quit ends, /clear begins anew, /system TEXT sets the system prompt. With input or output redirected, stdin is one
-    /// message and stdout gets its answer alone. Control characters in answers are written out, such as \u{1b}.
+    /// message and stdout gets its answer alone; ends with 1 if there is none, and says on stderr if it was cut off at the limit
+    /// of tokens. Control characters in answers are written out, such as \u{1b}.
     Chat(ChatArgs),
     /// Measure the engine without HTTP: tokens a second in prefill and decode
     ///
@@ -46,7 +47,13 @@ enum Sub {
     /// all requests of a level are done. Prompts are random words after a random number, answers are greedy and of a fixed
     /// length. Any server of OpenAI's API will do, if it takes ignore_eos, as vLLM and llama.cpp do.
     ///
-    /// Requests that fail are counted and not part of the figures. Ends with 1 if all of a level do.
+    /// Before the first level each server answers one request that is not counted, for a server may prepare itself then. A
+    /// level's time is that from its first request to its last end: requests that fail are counted and give nothing to the
+    /// figures, but the time they took is part of it. What a million tokens cost is what servers report as usage.cost; Frugal's
+    /// is what requests used in prefill and decode, without the machine's idle time.
+    ///
+    /// Ends with 0 if some request of every level was answered, however many others failed; with 1 after the first level of
+    /// which all failed, or if a server is not there; with 2 for wrong usage.
     ///
     /// A machine's speed can change by half within minutes: compare two servers only with --against, which measures both
     /// in turns.
@@ -54,13 +61,14 @@ enum Sub {
     /// Tell what a model file is, what it needs, and whether it can be served
     ///
     /// Reads the file's header, not its weights. Ends with 0 if the file can be served, memory permitting; with 3 if
-    /// not, after all reasons that were found; with 1 if it is no model file.
+    /// not, after all reasons that were found; with 1 if it is no model file. Whether memory permits it here, as configured, is
+    /// what the last line says, and `fits` in JSON.
     Inspect(InspectArgs),
     /// Ask the server of this configuration whether it takes requests
     ///
     /// For supervisors of images without an HTTP client: asks /readyz at server.admin_listen if that is set, else at
     /// server.host and server.port. Ends with 0 if the server is ready; with 1 if it is loading, draining or stalled, or
-    /// if there is none, after the reason.
+    /// if there is none, after the reason. Other sections of the configuration, and files that they name, are not looked at.
     Health(HealthArgs),
     /// Make an API key: prints its line for auth.keys_file
     ///
@@ -88,7 +96,7 @@ enum Sub {
     Config(ServeArgs),
 }
 
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 struct Common {
     /// GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub [default: a small demonstration model, fetched once]
     #[arg(long, value_name = "MODEL")]
@@ -216,9 +224,9 @@ pub struct Load {
     /// Key and authorities.
     #[command(flatten)]
     pub access: Access,
-    /// Same seed, same prompts: a server that caches them is faster the second time
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub seed: u64,
+    /// Same seed, same prompts: a server that caches them is faster the second time [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Longest request; what takes longer has failed
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     pub timeout: u32,
@@ -377,15 +385,15 @@ pub enum Command {
     /// Look.
     Inspect(Box<Config>, Inspect),
     /// Probe.
-    Health(Box<Config>),
+    Health(Probe),
     /// Make a key of this name.
     Key(String),
     /// Compare.
     GpuSelftest(Box<Config>),
     /// Convert.
-    Upcycle(Upcycle, Hub),
+    Upcycle(Upcycle, Hub, Log),
     /// Convert for CPUs.
-    Pack(Pack, Hub),
+    Pack(Pack, Hub, Log),
     /// Print this.
     Config(String),
 }
@@ -425,22 +433,22 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             Command::Load(load)
         }
         Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
-            let layers = Common { model, config, set, threads: None, device: None }.layers(env)?;
+            let layers = Common { model, config, set, ..Common::default() }.layers(env)?;
             Command::Inspect(resolve(&layers)?, inspect)
         }
         Sub::Health(HealthArgs { config, set }) => {
-            let layers = Common { model: None, config, set, threads: None, device: None }.layers(env)?;
-            Command::Health(resolve(&layers)?)
+            let layers = Common { config, set, ..Common::default() }.layers(env)?;
+            Command::Health(Probe::resolve(&layers)?)
         }
         Sub::Key(KeyArgs { name }) => Command::Key(name),
         Sub::GpuSelftest(args) => Command::GpuSelftest(resolve(&args.layers(env)?)?),
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
-            Command::Upcycle(upcycle, hub)
+            Command::Upcycle(upcycle, hub, Log::resolve(&Common::default().layers(env)?)?)
         }
         Sub::Pack(PackArgs { pack }) => {
             let hub = Hub::new(&variables, Some(&pack.input))?;
-            Command::Pack(pack, hub)
+            Command::Pack(pack, hub, Log::resolve(&Common::default().layers(env)?)?)
         }
         Sub::Config(args) => {
             let layers = args.layers(env)?;
@@ -501,8 +509,7 @@ fn cache_dir(env: &[(String, String)]) -> Option<PathBuf> {
 impl Common {
     fn layers(&self, env: Vec<(String, String)>) -> Result<Layers, ConfigError> {
         let mut layers = Layers::new();
-        let named =
-            env.iter().find(|(name, _)| name == CONFIG_VARIABLE).map(|(_, path)| Path::new(path).to_owned());
+        let named = set(&env, CONFIG_VARIABLE).map(PathBuf::from);
         if let Some(path) = self.config.clone().or(named) {
             layers.file(&path)?;
         }

@@ -240,6 +240,30 @@ pub struct Log {
     pub level: String,
 }
 
+/// What a probe has to know of a server. Other sections may be wrong by now: a server keeps what it read of them before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The listener.
+    pub listen: Listen,
+    /// File with the certificate, if HTTPS is spoken; not read yet.
+    pub certificate: Option<PathBuf>,
+}
+
+impl Probe {
+    /// Validates `server.*` of merged layers.
+    pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
+        let raw = layers.parse()?;
+        Ok(Self { listen: Check { layers }.listen(&raw)?, certificate: raw.tls.certificate })
+    }
+}
+
+impl Log {
+    /// Validates `log.*` of merged layers.
+    pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
+        Check { layers }.log(&layers.parse()?)
+    }
+}
+
 /// Traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traces {

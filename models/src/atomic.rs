@@ -64,6 +64,18 @@ fn sweep(folder: &Path) {
     }
 }
 
+/// Refuses an output that is one of the files it is made of, by whatever name or link: what appears by renaming would take its place.
+pub(crate) fn apart(path: &Path, inputs: &[PathBuf]) -> Result<(), WriteError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = |path: &Path| fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();
+    let Some(output) = file(path) else { return Ok(()) };
+    if inputs.iter().all(|input| file(input) != Some(output)) {
+        return Ok(());
+    }
+    let source = io::Error::other("it is the model that is read, which would be lost; give another name");
+    Err(WriteError { path: path.to_owned(), source })
+}
+
 /// The file being written; its errors name the path.
 pub(crate) struct Output<'a> {
     path: &'a Path,
@@ -128,6 +140,24 @@ mod tests {
         let mut left = names(folder.path());
         left.sort();
         assert_eq!(left, [".frugal-new.tmp", "a", "b", "other.tmp"]);
+    }
+
+    #[test]
+    fn an_input_is_no_output_by_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["a", "b", "other"] {
+            std::fs::write(path(name), "model").unwrap();
+        }
+        std::fs::hard_link(path("b"), path("hard")).unwrap();
+        std::os::unix::fs::symlink("a", path("soft")).unwrap();
+        let inputs = [path("a"), path("b")];
+        for name in ["a", "b", "hard", "soft", "./b"] {
+            assert_eq!(apart(&path(name), &inputs).unwrap_err().path, path(name));
+        }
+        for name in ["other", "new", "no/folder"] {
+            apart(&path(name), &inputs).unwrap();
+        }
     }
 
     #[test]

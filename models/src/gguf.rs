@@ -21,7 +21,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use self::bytes::Bytes;
@@ -186,6 +186,11 @@ impl Gguf {
     /// How many files the model is split into; 1 if it is not.
     pub fn parts(&self) -> usize {
         self.parts.len()
+    }
+
+    /// The files that this one consists of, if it was opened at `path`.
+    pub(crate) fn files(&self, path: &Path) -> Vec<PathBuf> {
+        split::files(path, self.parts.len())
     }
 
     /// Length of the file, or of all together.

@@ -116,6 +116,20 @@ pub enum BackendKind {
     GpuPlain,
 }
 
+impl BackendKind {
+    /// What it is, whichever it is of its kind and whatever memory it gets.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Reference => "reference",
+            Self::Cuda { .. } => "cuda",
+            Self::Metal { .. } => "metal",
+            Self::GpuHost => "gpu-host",
+            Self::GpuPlain => "gpu-plain",
+        }
+    }
+}
+
 /// Loads a model onto a backend.
 ///
 /// # Errors

@@ -44,7 +44,7 @@ struct Job<'a> {
 /// `output` appears whole, by renaming, or not at all.
 ///
 /// # Errors
-/// If the input is no model that can be run, is packed already, or the output cannot be written.
+/// If the input is no model that can be run, is packed already, or the output cannot be written or is the input.
 pub fn pack(
     input: &Path,
     output: &Path,
@@ -52,6 +52,7 @@ pub fn pack(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), PackError> {
     let gguf = Gguf::open(input)?;
+    atomic::apart(output, &gguf.files(input))?;
     gguf.rows_only()?;
     arch::shape(&gguf)?;
     let isa = Isa::detect();

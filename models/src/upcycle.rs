@@ -65,7 +65,8 @@ struct Shape {
 /// `output` appears whole, by renaming, or not at all.
 ///
 /// # Errors
-/// If the numbers are out of range, the input is no dense llama, or the output cannot be written.
+/// If the numbers are out of range, the input is no dense llama, or the output cannot be written or is
+/// the input.
 pub fn upcycle(
     input: &Path,
     output: &Path,
@@ -81,6 +82,7 @@ pub fn upcycle(
         return Err(UpcycleError::TopK { top_k, experts });
     }
     let dense = Gguf::open(input)?;
+    atomic::apart(output, &dense.files(input))?;
     let shape = Shape { experts, top_k, seed };
     let (writer, jobs) = plan(&dense, &shape)?;
     atomic::write(output, |out| {

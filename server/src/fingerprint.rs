@@ -1,7 +1,7 @@
 //! `system_fingerprint`: the same one, model, request and seed give the same tokens.
 //!
-//! Made of what may change them: this version, the model file and the cache's element type (both in the geometry's digest),
-//! defaults of sampling, and a chat template that is not the file's own. Threads, instruction sets and load are no part
+//! Made of what may change them: this version, the kind of backend, the model file and the cache's element type (both in the
+//! geometry's digest), defaults of sampling, and a chat template that is not the file's own. Threads, instruction sets and load are no part
 //! of it, for they change nothing.
 
 use std::sync::Arc;
@@ -12,8 +12,14 @@ use sha2::{Digest, Sha256};
 /// Hexadecimal digits, as in OpenAI's.
 const DIGITS: usize = 10;
 
-/// `template` is the configured one, if there is one.
-pub fn fingerprint(geometry: &Geometry, sampling: &SamplingParams, template: Option<&str>) -> Arc<str> {
+/// `backend` is what computes, as [`frugal_models::model_runner::BackendKind::name`] has it; `template` the configured one, if there is
+/// one.
+pub fn fingerprint(
+    backend: &str,
+    geometry: &Geometry,
+    sampling: &SamplingParams,
+    template: Option<&str>,
+) -> Arc<str> {
     let SamplingParams {
         temperature,
         top_k,
@@ -27,6 +33,7 @@ pub fn fingerprint(geometry: &Geometry, sampling: &SamplingParams, template: Opt
         logprobs: _,
     } = sampling;
     let mut hash = Sha256::new().chain_update(env!("CARGO_PKG_VERSION")).chain_update(geometry.digest);
+    hash.update(backend);
     hash.update(top_k.to_le_bytes());
     for number in [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty] {
         hash.update(number.to_le_bytes());
@@ -54,15 +61,17 @@ mod tests {
         let plain = SamplingParams::default();
         let cold = SamplingParams { temperature: 0.5, ..plain.clone() };
         let all = [
-            fingerprint(&geometry(1), &plain, None),
-            fingerprint(&geometry(2), &plain, None),
-            fingerprint(&geometry(1), &cold, None),
-            fingerprint(&geometry(1), &plain, Some("{{ messages }}")),
+            fingerprint("cpu", &geometry(1), &plain, None),
+            fingerprint("cuda", &geometry(1), &plain, None),
+            fingerprint("cpu", &geometry(2), &plain, None),
+            fingerprint("cpu", &geometry(1), &cold, None),
+            fingerprint("cpu", &geometry(1), &plain, Some("{{ messages }}")),
         ];
         for (i, one) in all.iter().enumerate() {
             assert!(one.len() == 13 && one.starts_with("fp_"), "{one}");
             assert!(all[..i].iter().all(|other| other != one), "{all:?}");
         }
-        assert_eq!(all[0], fingerprint(&geometry(1), &SamplingParams { logprobs: Some(1), ..plain }, None));
+        let asking = SamplingParams { logprobs: Some(1), ..plain };
+        assert_eq!(all[0], fingerprint("cpu", &geometry(1), &asking, None));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use frugal_config::Config;
-use frugal_config::tls::Pem;
+use frugal_config::resolved::Probe;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::lifecycle::reachable;
 use crate::terminal::printable_line;
-use crate::tls;
+use crate::tls::{self, Trust};
 
 /// A server that takes longer is not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,17 +28,18 @@ const ANSWER_BYTES_MAX: usize = 4 << 10;
 ///
 /// # Errors
 /// If it is not ready: then its words.
-pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
-    let public = SocketAddr::new(config.listen.host, config.listen.port);
-    let (scheme, address, pem) = match (config.listen.admin, &config.tls) {
-        (Some(admin), _) => ("http", admin, None),
-        (None, Some(tls)) => ("https", public, Some(&tls.pem)),
-        (None, None) => ("http", public, None),
+pub(crate) fn run(probe: &Probe) -> anyhow::Result<()> {
+    let Probe { listen, certificate } = probe;
+    let public = SocketAddr::new(listen.host, listen.port);
+    let (scheme, address, certificate) = match (listen.admin, certificate) {
+        (Some(admin), _) => ("http", reachable(admin), None),
+        (None, None) => ("http", reachable(public), None),
+        (None, Some(file)) => ("https", reachable(public), Some(file)),
     };
-    let address = reachable(address);
+    let tls = certificate.map(|file| trust(address, file)).transpose()?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
-    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(address, pem)).await });
+    let asked = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(address, tls.as_ref())).await });
     let no_answer = || format!("no server answers on {scheme}://{address}");
     let (status, text) = asked.with_context(no_answer)?.with_context(no_answer)?;
     anyhow::ensure!(status == StatusCode::OK, "{scheme}://{address} is not ready: {text}");
@@ -46,11 +47,21 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn ask(address: SocketAddr, pem: Option<&Pem>) -> anyhow::Result<(StatusCode, String)> {
+/// The configured certificate. On the loopback whatever is shown: nobody else answers there, and a server whose certificate was
+/// renewed badly still has the one before, and serves.
+fn trust(address: SocketAddr, file: &Path) -> anyhow::Result<Trust> {
+    if address.ip().is_loopback() {
+        return Ok(Trust::Anyone);
+    }
+    let pem = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(Trust::Own(pem))
+}
+
+async fn ask(address: SocketAddr, tls: Option<&Trust>) -> anyhow::Result<(StatusCode, String)> {
     let socket = TcpStream::connect(address).await?;
-    match pem {
+    match tls {
         None => readyz(address, socket).await,
-        Some(pem) => readyz(address, tls::connect(socket, pem).await?).await,
+        Some(trust) => readyz(address, tls::connect(socket, trust).await?).await,
     }
 }
 

@@ -36,12 +36,20 @@ fn render(report: &Report) -> String {
     if !report.cache.is_empty() {
         text += "\n";
         text += &cache(report);
-        text += "\n";
-        text += &fit(report);
+        // Else the last line says it.
+        if report.fits || !report.servable {
+            text += "\n";
+            text += &fit(report);
+        }
     }
     text += "\n";
     match report.problems.as_slice() {
-        [] => text += "Frugal serves this model.\n",
+        [] if report.fits => text += "Frugal serves this model.\n",
+        [] => {
+            let why = report.fit.error.as_deref().unwrap_or("it does not fit");
+            let why = printable_line(why);
+            text += &format!("Frugal can serve this model, but not here as configured: {why}\n");
+        }
         problems => {
             text += "Frugal cannot serve this model:\n";
             for problem in problems {
@@ -174,12 +182,16 @@ mod tests {
     use super::*;
 
     fn report(name: &str) -> Report {
+        report_in(name, 1 << 30)
+    }
+
+    fn report_in(name: &str, memory: u64) -> Report {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
         let mut gguf = Gguf::open(&fixtures.join(name)).unwrap();
         let size = KvSize::Available { reserve: 512 << 20 };
         let page = PageType::F16;
         let kv = KvOptions { block_tokens: 16, page, size, context: None, sequences: 64, step_tokens: 512 };
-        inspect(&mut gguf, &InspectOptions { kv, available: Some(1 << 30), template: None })
+        inspect(&mut gguf, &InspectOptions { kv, available: Some(memory), template: None })
     }
 
     #[test]
@@ -203,6 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_here_is_not_served_here() {
+        let report = report_in("qwen3moe-Q4_K_M.gguf", 1 << 20);
+        assert!(report.servable && !report.fits);
+        let text = render(&report);
+        let last = "\nFrugal can serve this model, but not here as configured: ";
+        assert_eq!(text.matches(last).count(), 1, "{text}");
+        assert!(!text.contains("Frugal serves") && !text.contains("Does not fit"), "{text}");
+        let unusable = report_in("tokenizer-fixture.gguf", 1 << 30);
+        assert!(!unusable.servable && !unusable.fits);
+    }
+
+    #[test]
     fn a_files_own_words_cannot_steer_the_terminal() {
         let mut report = report("qwen3moe-Q4_K_M.gguf");
         let hostile = || Some("\u{1b}]0;x\u{7}\n\n".to_owned());
@@ -212,6 +236,8 @@ mod tests {
         (report.tokenizer.model, report.tokenizer.pre) = (hostile(), hostile());
         report.fit.error = hostile();
         let text = render(&report);
+        report.fits = false;
+        let text = text + &render(&report);
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.contains("name           \\u{1b}]0;x\\u{7}"), "{text}");
     }

@@ -69,7 +69,7 @@ impl Signals {
         Ok(Self { terminate, interrupt, hangup: None })
     }
 
-    /// SIGHUP is one, too: a terminal takes its programs along with it, unless they were started not to heed it (`nohup`).
+    /// SIGHUP is one, too: a terminal that closes takes its programs along with it, unless they were started not to heed it (`nohup`).
     pub(crate) fn and_hangup(&mut self) -> anyhow::Result<()> {
         if !ignores_hangup() {
             self.hangup = Some(listen(SignalKind::hangup())?);

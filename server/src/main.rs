@@ -19,6 +19,7 @@ mod terminal;
 mod tls;
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -60,19 +61,27 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
         }
         Command::Load(load) => loadtest::run(&load)?,
         Command::Inspect(config, how) => {
+            let _written = logging::init(&config.log);
             if !inspect::run(&config, &how)? {
                 return Ok(ExitCode::from(EXIT_NOT_SERVABLE));
             }
         }
-        Command::Health(config) => health::run(&config)?,
+        Command::Health(probe) => health::run(&probe)?,
         Command::Key(name) => key::run(&name)?,
         Command::GpuSelftest(config) => {
+            let _written = logging::init(&config.log);
             if !selftest::run(&config)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Upcycle(job, hub) => upcycle(&job, &hub)?,
-        Command::Pack(job, hub) => pack(&job, &hub)?,
+        Command::Upcycle(job, hub, log) => {
+            let _written = logging::init(&log);
+            upcycle(&job, &hub)?;
+        }
+        Command::Pack(job, hub, log) => {
+            let _written = logging::init(&log);
+            pack(&job, &hub)?;
+        }
         Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
@@ -84,7 +93,8 @@ fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
     let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
     frugal_models::upcycle::upcycle(&input, &job.output, job.experts, job.top_k, job.seed, progress)
-        .with_context(|| format!("cannot upcycle {}", job.input))
+        .with_context(|| format!("cannot upcycle {}", job.input))?;
+    made(&job.output)
 }
 
 fn pack(job: &Pack, hub: &Hub) -> anyhow::Result<()> {
@@ -93,7 +103,15 @@ fn pack(job: &Pack, hub: &Hub) -> anyhow::Result<()> {
     let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Pack, done, total });
     frugal_models::pack::pack(&input, &job.output, available_threads(), progress)
-        .with_context(|| format!("cannot pack {}", job.input))
+        .with_context(|| format!("cannot pack {}", job.input))?;
+    made(&job.output)
+}
+
+/// Prints what there is now.
+fn made(output: &Path) -> anyhow::Result<()> {
+    let size = std::fs::metadata(output).with_context(|| format!("cannot find {}", output.display()))?.len();
+    let line = terminal::printable_line(&format!("{}, {}", output.display(), terminal::bytes(size)));
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// One line: what was attempted and why it did not work. Files and servers have a say in it.

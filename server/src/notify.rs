@@ -3,6 +3,11 @@
 use frugal_scheduler::handle::Handle;
 use sd_notify::NotifyState;
 
+/// Whether a service manager started the process and listens.
+pub(crate) fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
 /// Requests are taken. From now on signs of life are sent for as long as the engine is healthy, so that one that hangs is
 /// started again.
 pub(crate) fn ready(handle: &Handle) {

@@ -67,6 +67,9 @@ pub(crate) fn watch(mut sources: Vec<Source>) -> anyhow::Result<()> {
                 _ = hangups.recv() => true,
                 _ = ticks.tick() => false,
             };
+            if asked && sources.is_empty() {
+                tracing::info!("asked to read files again, and there are none");
+            }
             // Files may be on a network.
             tokio::task::block_in_place(|| sources.iter_mut().for_each(|source| source.look(asked)));
         }

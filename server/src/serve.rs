@@ -20,7 +20,7 @@ use frugal::traces::Traces;
 use frugal_config::{Config, raw};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::meter::Meter;
-use frugal_models::model_runner::meter;
+use frugal_models::model_runner::{BackendKind, meter};
 use frugal_models::runner::{Invariance, Runner};
 use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
@@ -82,8 +82,12 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         None => None,
     };
     let state = State::operated(settings(config, load::id(config)?), operations(config)?);
+    if !config.listen.host.is_loopback() && config.auth.keys.is_empty() {
+        tracing::warn!(%address, "no API key is asked for: whoever reaches this address may use the server");
+    }
     match sources(config, &state, tls.clone()) {
-        none if none.is_empty() => signals.and_hangup()?,
+        // A service manager sends SIGHUP to have files read again, and a terminal when it closes.
+        none if none.is_empty() && !notify::is_managed() => signals.and_hangup()?,
         sources => reload::watch(sources)?,
     }
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -101,10 +105,11 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         }
     };
     let options = engine_options(config, started, &loaded);
+    let backend = loaded.backend.name();
     let (handle, _thread) = frugal_scheduler::handle::start_metered(loaded.runner, options, loaded.meter);
     let template = config.model.chat_template.as_deref();
     state.set_engine(Engine {
-        fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, template),
+        fingerprint: fingerprint(backend, handle.geometry(), &state.settings().sampling, template),
         handle: handle.clone(),
         form: ModelForm::of(loaded.template.as_deref(), &loaded.tokenizer),
         tokenizer: loaded.tokenizer,
@@ -166,6 +171,7 @@ fn sources(config: &Config, state: &State, tls: Option<Tls>) -> Vec<Source> {
 }
 
 struct Loaded {
+    backend: BackendKind,
     runner: Box<dyn Runner>,
     meter: Option<Meter>,
     tokenizer: Arc<Tokenizer>,
@@ -201,7 +207,7 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     let backend = load::backend(config);
     let meter = meter(backend);
     let runner = load::runner(config, backend, &path, &gguf, load::kv(config), config.cpu.lazy_experts)?;
-    Ok(Loaded { runner, meter, tokenizer, template: template.map(Arc::new), grammars })
+    Ok(Loaded { backend, runner, meter, tokenizer, template: template.map(Arc::new), grammars })
 }
 
 fn settings(config: &Config, model: String) -> Settings {

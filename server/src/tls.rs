@@ -53,8 +53,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(crypto::ring::default_provider())
 }
 
-fn chain(pem: &Pem) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let chain = CertificateDer::pem_slice_iter(pem.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+/// The certificates in `tls.certificate`, the server's own first.
+fn chain(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let chain = chain.context("tls.certificate is not PEM")?;
     anyhow::ensure!(!chain.is_empty(), "tls.certificate: the file has no certificate");
     Ok(chain)
@@ -67,19 +68,30 @@ fn server(pem: &Pem) -> anyhow::Result<Arc<ServerConfig>> {
         .with_safe_default_protocol_versions()
         .context("TLS cannot be had")?
         .with_no_client_auth()
-        .with_single_cert(chain(pem)?, key)
+        .with_single_cert(chain(&pem.certificate)?, key)
         .context("tls.certificate and tls.key cannot be used together")?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// Connects to the server that has this certificate.
+/// Who a probe takes for its server.
+pub(crate) enum Trust {
+    /// Whoever answers.
+    Anyone,
+    /// Whoever has the certificate in this PEM text.
+    Own(String),
+}
+
+/// Connects to the server that is trusted.
 ///
 /// # Errors
 /// If another one answers.
-pub(crate) async fn connect(stream: TcpStream, pem: &Pem) -> anyhow::Result<Client<TcpStream>> {
+pub(crate) async fn connect(stream: TcpStream, trust: &Trust) -> anyhow::Result<Client<TcpStream>> {
     let address = stream.peer_addr()?;
-    let own = chain(pem)?.swap_remove(0);
+    let own = match trust {
+        Trust::Anyone => None,
+        Trust::Own(pem) => Some(chain(pem)?.swap_remove(0)),
+    };
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -126,9 +138,9 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     }
 }
 
-/// Trusts one certificate, whatever it says: who asks has the server's own files.
+/// Trusts one certificate, whatever it says, as who asks has the server's own files; or any.
 #[derive(Debug)]
-struct Own(CertificateDer<'static>, Arc<CryptoProvider>);
+struct Own(Option<CertificateDer<'static>>, Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Own {
     fn verify_server_cert(
@@ -139,7 +151,7 @@ impl ServerCertVerifier for Own {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if *shown == self.0 {
+        if self.0.as_ref().is_none_or(|own| own == shown) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(Error::General("the server has another certificate than tls.certificate".to_owned()))
@@ -167,5 +179,37 @@ impl ServerCertVerifier for Own {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.1.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_config::units::Secret;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn made() -> Pem {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        Pem { certificate: made.cert.pem(), key: Secret::new(made.signing_key.serialize_pem()) }
+    }
+
+    #[tokio::test]
+    async fn a_probe_knows_its_server_or_takes_any() {
+        let (own, other) = (made(), made());
+        let tls = Tls::new(&own).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for (trust, taken) in [
+            (Trust::Own(own.certificate), true),
+            (Trust::Own(other.certificate), false),
+            (Trust::Own("no certificate".to_owned()), false),
+            (Trust::Anyone, true),
+        ] {
+            let client = TcpStream::connect(address).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let (_, connected) = tokio::join!(tls.accept(stream), connect(client, &trust));
+            assert_eq!(connected.is_ok(), taken);
+        }
     }
 }

@@ -95,7 +95,7 @@ impl Setup {
         let (handle, _thread) = start(runner, options);
         let state = State::operated(self.settings, self.operations);
         let engine = Engine {
-            fingerprint: fingerprint(handle.geometry(), &state.settings().sampling, None),
+            fingerprint: fingerprint("fake", handle.geometry(), &state.settings().sampling, None),
             handle: handle.clone(),
             tokenizer: tokenizer.clone(),
             form: ModelForm::of(Some(&template), &tokenizer),

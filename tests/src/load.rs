@@ -80,7 +80,7 @@ pub fn fake(kept: usize, context: u32) -> Result<(State, FakeControl)> {
     let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..EngineOptions::default() };
     let (handle, _thread) = start(Box::new(runner), options);
     let sampling = SamplingParams::default();
-    let fingerprint = fingerprint(&geometry, &sampling, None);
+    let fingerprint = fingerprint("fake", &geometry, &sampling, None);
     let state = State::new(Settings {
         models: vec!["fake".to_owned()],
         created: 0,

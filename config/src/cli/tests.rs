@@ -199,6 +199,38 @@ fn an_empty_variable_is_as_if_unset() {
 }
 
 #[test]
+fn an_empty_name_of_a_file_names_none() {
+    let named = |path: &str| asked(&["config"], &[("FRUGAL_CONFIG", path)]);
+    assert!(matches!(named(""), Ok(Command::Config(_))));
+    named("/nonexistent.toml").expect_err("there is no such file");
+}
+
+#[test]
+fn a_probe_and_a_conversion_look_at_what_they_need() {
+    let env = [
+        ("FRUGAL_SERVER__PORT", "9000"),
+        ("FRUGAL_AUTH__KEYS_FILE", "/nonexistent/keys"),
+        ("FRUGAL_TLS__CERTIFICATE", "/nonexistent/tls.crt"),
+        ("FRUGAL_LOG__FORMAT", "json"),
+    ];
+    asked(&[], &env).expect_err("a server needs all of it");
+    match asked(&["health"], &env) {
+        Ok(Command::Health(Probe { listen, certificate })) => {
+            assert_eq!((listen.port, certificate), (9000, Some("/nonexistent/tls.crt".into())));
+        }
+        other => panic!("{other:?}"),
+    }
+    for args in [["pack", "in", "out"], ["upcycle", "in", "out"]] {
+        match asked(&args, &env) {
+            Ok(Command::Pack(.., log) | Command::Upcycle(.., log)) => {
+                assert_eq!(log.format, crate::raw::LogFormat::Json);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn errors_name_key_value_and_origin() {
     let mut all = String::new();
     let mut check = |file: &str, env: &[(&str, &str)], args: &[&str]| {

@@ -92,6 +92,15 @@ pub(super) fn complete(first: Gguf, path: &Path) -> Result<Gguf, GgufError> {
     })
 }
 
+/// The files of a model of so many parts, the first of which is at `path`.
+pub(super) fn files(path: &Path, parts: usize) -> Vec<PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match PartName::parse(name) {
+        Some(named) if parts > 1 => (1..=named.count).map(|no| path.with_file_name(named.part(no))).collect(),
+        _ => vec![path.to_owned()],
+    }
+}
+
 /// Joins the parts that `open` is asked for, numbered from 0, to the first one.
 pub(super) fn join(
     first: Gguf,

@@ -86,6 +86,8 @@ pub struct Report {
     pub fit: Fit,
     /// Whether the file can be served, memory permitting: there are no problems.
     pub servable: bool,
+    /// Whether this machine's memory holds it too, with the cache that is configured.
+    pub fits: bool,
     /// Why it cannot.
     pub problems: Vec<Problem>,
 }
@@ -246,6 +248,7 @@ pub fn inspect(gguf: &mut Gguf, options: &InspectOptions<'_>) -> Report {
             PageType::Q8_0 => row.q8_0_bytes,
         })
     });
+    let (fit, servable) = (fit(shape.as_ref(), options), problems.is_empty());
     Report {
         name,
         architecture,
@@ -262,8 +265,9 @@ pub fn inspect(gguf: &mut Gguf, options: &InspectOptions<'_>) -> Report {
         decode: Decode { weight_bytes: census.bytes_per_token, cache_bytes_per_position },
         tokenizer,
         template,
-        fit: fit(shape.as_ref(), options),
-        servable: problems.is_empty(),
+        fits: servable && fit.error.is_none(),
+        fit,
+        servable,
         problems,
     }
 }

@@ -119,3 +119,17 @@ fn sizes_are_those_of_panels() {
     assert_eq!(bytes(GgmlType::F32, true, [1, u64::MAX - 2, 1, 1]), None);
     assert_eq!(bytes(GgmlType::F32, true, [1 << 32, 1 << 31, 1, 1]), None);
 }
+
+#[test]
+fn a_model_is_not_packed_over_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, link) = (folder.path().join("in.gguf"), folder.path().join("link.gguf"));
+    let original = fs::read(fixture("qwen3moe-Q4_K_M.gguf")).unwrap();
+    fs::write(&input, &original).unwrap();
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    for (from, to) in [(&input, &input), (&input, &link), (&link, &input), (&link, &link)] {
+        let refused = pack(from, to, 1, |_, _| {});
+        assert!(matches!(&refused, Err(PackError::Write(error)) if error.path == *to), "{refused:?}");
+    }
+    assert!(fs::read(&input).unwrap() == original);
+}

@@ -261,3 +261,14 @@ fn a_full_disk_is_an_error() {
     let error = upcycle(&input, &nowhere, 4, 2, 0, |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), format!("cannot write {}", nowhere.display()));
 }
+
+#[test]
+fn a_model_is_not_upcycled_over_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.gguf");
+    dense(&input, GgmlType::Q4_1, GgmlType::Q4_1, llama);
+    let original = fs::read(&input).unwrap();
+    let refused = upcycle(&input, &folder.path().join("./in.gguf"), 3, 2, 7, |_, _| {});
+    assert!(matches!(&refused, Err(UpcycleError::Write(_))), "{refused:?}");
+    assert!(fs::read(&input).unwrap() == original);
+}

@@ -1,11 +1,11 @@
 //! `frugal chat`: a conversation with a running server, on a terminal or through pipes.
 //!
 //! On a terminal there is a prompt, and Ctrl-C ends the answer that is coming. Otherwise all of stdin is one message,
-//! stdout gets its answer alone, and the exit code says whether it came.
+//! stdout gets its answer alone, and the exit code says whether there is one.
 
 mod show;
 
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -38,6 +38,12 @@ pub(crate) fn run(chat: &Chat) -> anyhow::Result<()> {
         conversation.messages.push(message("user", &piped()?));
         let answer = runtime.block_on(conversation.answer(&mut Show::new(io::stdout(), false), false))?;
         anyhow::ensure!(answer.finish.is_some(), "the server ended the answer before its end");
+        let cut = answer.finish.as_deref() == Some("length");
+        let why = if cut { ": it was cut off at the limit of tokens" } else { "" };
+        anyhow::ensure!(!answer.text.is_empty(), "the answer is empty{why}");
+        if cut {
+            writeln!(io::stderr(), "frugal: the answer was cut off at the limit of tokens").ok();
+        }
         Ok(())
     }
 }
@@ -227,7 +233,8 @@ impl Conversation {
                 show.text(&delta.text)?;
                 answer.text += &delta.text;
                 answer.finish = answer.finish.take().or(delta.finish);
-                answer.usage = answer.usage.take().or(delta.usage);
+                // Some servers tell in every event what it took so far.
+                answer.usage = delta.usage.or(answer.usage.take());
                 if delta.done {
                     return Ok(());
                 }

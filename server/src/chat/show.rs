@@ -152,10 +152,10 @@ mod tests {
     fn an_answers_effort_in_words() {
         let cost = |amount| Some((amount, "EUR".to_owned()));
         let times = Times { first: Some(Duration::from_millis(120)), last: Duration::from_millis(2120) };
-        let usage = Usage { tokens: 41, prompt: None, cost: cost(0.000_016_692_616) };
+        let usage = Usage { tokens: 41, cost: cost(0.000_016_692_616), ..Usage::default() };
         let text = "41 tokens, 20.0 tokens/s, first after 0.12 s, 0.0000167 EUR";
         assert_eq!(summary(Some(&usage), times, ""), text);
-        let one = Usage { tokens: 1, prompt: None, cost: None };
+        let one = Usage { tokens: 1, ..Usage::default() };
         assert_eq!(summary(Some(&one), times, ""), "1 tokens, first after 0.12 s");
         assert_eq!(summary(None, Times::default(), "stopped"), "stopped");
     }

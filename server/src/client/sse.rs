@@ -82,6 +82,8 @@ pub(crate) struct Usage {
     pub(crate) tokens: u64,
     /// Tokens of what was asked, if the server counts them.
     pub(crate) prompt: Option<u64>,
+    /// Of those, the ones that it did not have to compute, if it tells.
+    pub(crate) cached: Option<u64>,
     /// Amount and currency, if the server has a price.
     pub(crate) cost: Option<(f64, String)>,
 }
@@ -120,6 +122,7 @@ fn usage(usage: &Value) -> Option<Usage> {
     Some(Usage {
         tokens: usage.get("completion_tokens")?.as_u64()?,
         prompt: usage.get("prompt_tokens").and_then(Value::as_u64),
+        cached: usage.get("prompt_tokens_details").and_then(|of| of.get("cached_tokens")?.as_u64()),
         cost: usage.get("cost").and_then(Value::as_f64).map(cost),
     })
 }
@@ -191,11 +194,18 @@ mod tests {
         assert_eq!(delta(of(json!({"content": null, "reasoning_content": "Hm"}))).reasoning, "Hm");
         let end = delta(json!({"choices": [{"delta": {}, "finish_reason": "length"}]}));
         assert_eq!(end.finish.as_deref(), Some("length"));
-        let cost = json!({"prompt_tokens": 3, "completion_tokens": 7, "cost": 1e-6, "cost_details": {"currency": "EUR"}});
+        let cost = json!({
+            "prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens": 7,
+            "cost": 1e-6, "cost_details": {"currency": "EUR"},
+        });
         let usage = delta(json!({"choices": [], "usage": cost})).usage.unwrap();
-        assert_eq!(usage, Usage { tokens: 7, prompt: Some(3), cost: Some((1e-6, "EUR".to_owned())) });
-        let free = delta(json!({"choices": [], "usage": {"completion_tokens": 7}})).usage.unwrap();
-        assert_eq!((free.prompt, free.cost), (None, None));
+        let cost = Some((1e-6, "EUR".to_owned()));
+        assert_eq!(usage, Usage { tokens: 7, prompt: Some(3), cached: Some(2), cost });
+        for details in [json!(null), json!({}), json!(3), json!({"cached_tokens": null})] {
+            let usage = json!({"completion_tokens": 7, "prompt_tokens_details": details});
+            let free = delta(json!({"choices": [], "usage": usage})).usage.unwrap();
+            assert_eq!(free, Usage { tokens: 7, ..Usage::default() });
+        }
         assert!(Delta::parse("[DONE]").unwrap().done);
         // Not of the expected types: passed over.
         assert_eq!(delta(json!({"choices": {"a": 1}, "usage": 3})), Delta::default());

@@ -1,6 +1,6 @@
 //! The figures of a level, as JSON and as rows of a table.
 //!
-//! Law: what failed is counted and nowhere else in the figures; what was not told or not seen is absent, not 0.
+//! Law: what failed is counted and nowhere else in the figures but for the time it took; what was not told or not seen is absent, not 0.
 
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub(super) struct Figures {
     /// Of prompts and answers.
     all_tokens_per_second: Option<f64>,
     prompt_tokens_mean: Option<f64>,
+    /// Of prompts' tokens those that the server had in its cache, 0 to 1, where it tells.
+    cached_share: Option<f64>,
     pub(super) ttft_ms_p50: Option<f64>,
     ttft_ms_p95: Option<f64>,
     /// Of the requests' means.
@@ -38,7 +40,7 @@ pub(super) struct Figures {
     answers_without_usage: usize,
     /// They took tokens, of which nothing could be seen.
     answers_without_text: usize,
-    /// Of prompts and answers together, where the server tells their cost.
+    /// Of prompts and answers together, where the server tells their cost (Frugal: prefill and decode, without idle time).
     cost_per_million_tokens: Option<f64>,
     currency: Option<String>,
 }
@@ -73,6 +75,7 @@ impl Figures {
             output_tokens_per_second: rounded(output_tokens as f64 / wall),
             all_tokens_per_second: prompt_tokens.map(|sum| rounded((sum + output_tokens) as f64 / wall)),
             prompt_tokens_mean: prompt_tokens.map(|sum| rounded(sum as f64 / answers.len() as f64)),
+            cached_share: cached_share(&answers).map(rounded),
             ttft_ms_p50: median(first.clone()).map(rounded),
             ttft_ms_p95: percentile(first, 95).map(rounded),
             between_tokens_ms_p50: median(between.clone()).map(rounded),
@@ -111,6 +114,7 @@ impl Figures {
             shown(Some(self.output_tokens_per_second), 1),
             shown(self.all_tokens_per_second, 1),
             shown(self.prompt_tokens_mean, 1),
+            self.cached_share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
             pair(self.ttft_ms_p50, self.ttft_ms_p95, 1),
             pair(self.between_tokens_ms_p50, self.between_tokens_ms_p95, 2),
             pair(self.longest_pause_ms_p50, self.longest_pause_ms_max, 1),
@@ -138,7 +142,7 @@ impl Figures {
 }
 
 /// Of [`Figures::row`].
-pub(super) const HEADINGS: [&str; 11] = [
+pub(super) const HEADINGS: [&str; 12] = [
     "clients",
     "ok",
     "failed",
@@ -146,14 +150,16 @@ pub(super) const HEADINGS: [&str; 11] = [
     "output/s",
     "all/s",
     "prompt",
+    "cached",
     "first p50 / p95",
     "between p50 / p95",
     "pause p50 / max",
-    "cost of 1M",
+    "marginal cost of 1M",
 ];
 /// What they mean.
-pub(super) const LEGEND: &str = "tokens a second of answers and with their prompts, mean tokens of a prompt; milliseconds to the first token, between tokens
-(a request's mean), of the longest pause inside a stream; cost of a million tokens, prompts and answers together";
+pub(super) const LEGEND: &str = "tokens a second of answers and with their prompts, mean tokens of a prompt, share of them that the server had in its cache; milliseconds
+to the first token, between tokens (a request's mean), of the longest pause inside a stream; what a million tokens, prompts and answers
+together, cost by the server's usage.cost: prefill and decode, without the machine's idle time";
 
 /// In words.
 pub(super) fn clients(count: u32) -> String {
@@ -177,6 +183,16 @@ fn cost(answers: &[&Answer]) -> Option<(f64, String)> {
     let (tokens, cost) =
         told().fold((0, 0.0), |(tokens, sum), (more, (cost, _))| (tokens + more, sum + cost));
     (same && tokens > 0).then(|| (cost * 1e6 / tokens as f64, currency.clone()))
+}
+
+/// How much of the prompts was cached, of all answers that tell it.
+fn cached_share(answers: &[&Answer]) -> Option<f64> {
+    let told = answers.iter().filter_map(|answer| {
+        let usage = answer.usage.as_ref()?;
+        Some((usage.cached?, usage.prompt?))
+    });
+    let (cached, all) = told.fold((0, 0), |(cached, all), (more, of)| (cached + more, all + of));
+    (all > 0).then(|| cached as f64 / all as f64)
 }
 
 /// The smallest figure that `percent` of them do not exceed: one that was measured, never one between. None of nothing.
@@ -205,7 +221,8 @@ mod tests {
     }
 
     fn usage(tokens: u64, prompt: Option<u64>, cost: Option<(f64, &str)>) -> Option<Usage> {
-        Some(Usage { tokens, prompt, cost: cost.map(|(amount, currency)| (amount, currency.to_owned())) })
+        let cost = cost.map(|(amount, currency)| (amount, currency.to_owned()));
+        Some(Usage { tokens, prompt, cached: prompt.map(|prompt| prompt / 4), cost })
     }
 
     fn figures(outcomes: Vec<Result<Answer, String>>) -> Figures {

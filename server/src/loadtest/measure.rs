@@ -89,6 +89,12 @@ impl Server {
         self.target.url()
     }
 
+    /// An answer that nothing is counted of: what a server does at its first one only, such as preparing weights, is no load.
+    pub(super) async fn warm_up(&self, prompt: String) {
+        // The first level tells what is wrong.
+        self.request(prompt).await.ok();
+    }
+
     /// Sends all prompts, `clients` at a time.
     pub(super) async fn level(&self, clients: u32, prompts: impl Iterator<Item = String>) -> Level {
         let begin = Instant::now();

@@ -1,7 +1,7 @@
 //! `frugal load`: a running server, loaded as many clients would.
 //!
 //! A closed loop: `--clients` requests are under way at any time, each over a connection of its own, and the next begins when
-//! one ends. One thread does all of it, as the other cores may belong to the server.
+//! one ends. Before the first level each server answers one request that is not counted. One thread does all of it, as the other cores may belong to the server.
 
 mod against;
 mod figures;
@@ -27,21 +27,36 @@ pub(crate) fn run(load: &Load) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
-        let test = Test {
-            load,
-            ours: Server::new("--url", &load.url, load).await?,
-            prompts: Prompts::new(load.seed, load.prompt, load.prefix),
+        let seed = load.seed.map_or_else(random_seed, Ok)?;
+        let ours = Server::new("--url", &load.url, load).await?;
+        let theirs = match &load.against {
+            None => None,
+            Some(url) => Some(Server::new("--against", url, load).await?),
         };
-        match &load.against {
+        for server in [&ours].into_iter().chain(&theirs) {
+            progress(&format!("{}: one request that is not counted", server.url()));
+            // Without the words that all share, which the first level brings.
+            server.warm_up(Prompts::new(seed, load.prompt, 0).at([u32::MAX; 3])).await;
+        }
+        let test = Test { load, seed, ours, prompts: Prompts::new(seed, load.prompt, load.prefix) };
+        match &theirs {
             None => test.alone().await,
-            Some(url) => test.against(&Server::new("--against", url, load).await?).await,
+            Some(theirs) => test.against(theirs).await,
         }
     })
+}
+
+/// So that a second run does not find its prompts in a server's cache. Short, as it may be typed again.
+fn random_seed() -> anyhow::Result<u64> {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).context("the system gives no random numbers")?;
+    Ok(u32::from_le_bytes(random).into())
 }
 
 /// What is measured, and with what.
 struct Test<'a> {
     load: &'a Load,
+    seed: u64,
     ours: Server,
     prompts: Prompts,
 }
@@ -136,16 +151,18 @@ impl Test<'_> {
             servers.iter().map(|server| format!("{} ({})", server.url(), server.model)).collect();
         let shared = if *prefix > 0 { format!("{prefix} shared words and ") } else { String::new() };
         printable_line(&format!(
-            "{}: {requests} requests a level, prompts of {shared}{prompt} words, {output} tokens of output",
-            servers.join(" / ")
+            "{}: {requests} requests a level, prompts of {shared}{prompt} words, {output} tokens of output, --seed {}",
+            servers.join(" / "),
+            self.seed
         ))
     }
 
     /// One line of all these objects' fields, and of what was asked for.
     fn line(&self, objects: &[Value]) -> String {
-        let Load { requests, prompt, prefix, output, seed, .. } = self.load;
+        let Load { requests, prompt, prefix, output, .. } = self.load;
         let asked = json!({
-            "requests": requests, "prompt_words": prompt, "prefix_words": prefix, "answer_tokens": output, "seed": seed,
+            "requests": requests, "prompt_words": prompt, "prefix_words": prefix, "answer_tokens": output,
+            "seed": self.seed,
         });
         let mut line = Map::new();
         for object in objects.iter().chain([&asked]) {

@@ -36,7 +36,7 @@ fn state() -> State {
         digest: [7; 32],
     };
     let sampling = SamplingParams::default();
-    let fingerprint = fingerprint(&geometry, &sampling, None);
+    let fingerprint = fingerprint("fake", &geometry, &sampling, None);
     let runner = Box::new(FakeRunner::new(geometry, FakeModel::default()));
     let (handle, _thread) = frugal_scheduler::handle::start(runner, EngineOptions::default());
     let state = State::new(Settings {

@@ -76,7 +76,8 @@ fn the_real_servers_answer_is_printed_alone() {
     }
     let args = ["--url", &url, "--max-tokens", "8", "--temperature", "0"];
     let key = ("FRUGAL_API_KEY", "sk-s3cret");
-    assert_eq!(say("hi\n", &args, &[key]), (0, expected.clone(), String::new()));
+    let cut = "frugal: the answer was cut off at the limit of tokens\n".to_owned();
+    assert_eq!(say("hi\n", &args, &[key]), (0, expected.clone(), cut));
     assert_eq!(say("hi", &[&args[..], &["--api-key", "sk-s3cret"]].concat(), &[]).1, expected);
 
     let (code, stdout, stderr) = say("hi", &args, &[]);
@@ -130,6 +131,20 @@ fn answers_that_break_off_are_failures() {
     let (code, _, stderr) = say("hi", &["--url", &url], &[]);
     assert!(code == 1 && stderr.contains("502 Bad Gateway"), "{stderr}");
     server.join().expect("a request");
+}
+
+#[test]
+fn an_answer_without_text_is_none() {
+    let thought = delta(json!({"reasoning_content": "Hm"}));
+    let cut = json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "length" }] });
+    for (end, says) in [
+        (finished(), "frugal: the answer is empty\n"),
+        (cut, "frugal: the answer is empty: it was cut off at the limit of tokens\n"),
+    ] {
+        let (url, server) = answering(streamed(&[thought.clone(), end]));
+        assert_eq!(say("hi", &["--url", &url], &[]), (1, String::new(), says.to_owned()));
+        server.join().expect("a request");
+    }
 }
 
 #[test]

@@ -16,13 +16,26 @@ fn a_model_that_can_be_served_is_a_success() {
         let (code, stdout, _) = output(&set, &[]);
         assert_eq!(code, 0);
         let report: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
-        assert_eq!(report["servable"], true);
+        assert_eq!((&report["servable"], &report["fits"]), (&true.into(), &true.into()));
         assert_eq!(report["fit"]["page"], page);
         let cache = report["fit"]["cache_bytes"].as_u64().expect("it fits");
         assert!(cache > 0 && cache <= 1 << 20, "{cache}");
         let per_position = &report["cache"][0][format!("{page}_bytes")];
         assert_eq!(&report["decode"]["cache_bytes_per_position"], per_position);
     }
+}
+
+#[test]
+fn one_that_does_not_fit_here_is_said_to() {
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let args = ["inspect", &model, "--set", "kv.memory=64KiB", "--set", "kv.context_max=2048"];
+    let (code, stdout, _) = output(&args, &[]);
+    let last = stdout.lines().last().expect("a line");
+    assert_eq!(code, 0);
+    assert!(last.starts_with("Frugal can serve this model, but not here as configured: "), "{stdout}");
+    let (_, stdout, _) = output(&[&args[..], &["--json"]].concat(), &[]);
+    let report: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((&report["servable"], &report["fits"]), (&true.into(), &false.into()));
 }
 
 #[test]

@@ -179,7 +179,10 @@ fn requests_say_what_was_asked_for_and_have_the_key() {
     assert_eq!(code, 0);
     consistent(&levels[0], 3.0, 2.0);
     let asked = asked.lock().expect("no panic");
-    assert_eq!(asked.len(), 3);
+    // One that is not counted, and three.
+    assert_eq!(asked.len(), 4);
+    let prompts: HashSet<String> = asked.iter().map(|body| body["messages"].to_string()).collect();
+    assert_eq!(prompts.len(), 4);
     for body in asked.iter() {
         let prompt = body["messages"][0]["content"].as_str().expect("a prompt");
         assert_eq!(prompt.split(' ').count(), 6, "{prompt}");
@@ -192,11 +195,34 @@ fn requests_say_what_was_asked_for_and_have_the_key() {
 }
 
 #[test]
+fn another_run_has_other_prompts_unless_it_is_told_which() {
+    let (url, asked) = standing_in(|_| {
+        let details = json!({ "cached_tokens": 3 });
+        let usage = json!({ "prompt_tokens": 12, "completion_tokens": 2, "prompt_tokens_details": details });
+        streamed(&[delta(json!({"content": "a b"})), finished(), json!({ "choices": [], "usage": usage })])
+    });
+    let run = |seed: &[&str]| {
+        let args = ["--url", &url, "--clients", "1", "--requests", "1", "--output", "2"];
+        let (levels, code, _) = measured(&[&args[..], seed].concat());
+        assert_eq!((code, number(&levels[0], "cached_share")), (0, 0.25));
+        let prompt = asked.lock().expect("no panic").last().expect("a chat")["messages"].to_string();
+        (levels[0]["seed"].as_u64().expect("a seed"), prompt)
+    };
+    let (first, second) = (run(&[]), run(&[]));
+    assert!(first.0 != second.0 && first.1 != second.1, "{first:?} {second:?}");
+    assert_eq!(run(&["--seed", &first.0.to_string()]), first);
+    let args = ["load", "--url", &url, "--clients", "1", "--requests", "1", "--output", "2", "--seed", "7"];
+    let (_, text, _) = output(&args, &[]);
+    assert!(text.contains(", --seed 7\n") && text.contains("25 %"), "{text}");
+}
+
+#[test]
 fn failures_are_counted_and_shown() {
-    let (url, _) = standing_in(|n| match n % 4 {
-        1 => refused(),
+    // Nine requests a run: one is not counted.
+    let (url, _) = standing_in(|n| match n % 9 % 4 {
+        2 => refused(),
         // Without its end.
-        3 => streamed(&[delta(json!({"content": "a"}))]),
+        0 if n % 9 > 0 => streamed(&[delta(json!({"content": "a"}))]),
         _ => two_tokens(n),
     });
     let args = ["--url", &url, "--clients", "1", "--requests", "8", "--output", "3"];
@@ -219,8 +245,8 @@ fn a_level_without_answers_is_a_failure() {
     let said = format!("frugal: all 4 requests of 2 clients to {url} failed, the first: too busy\n");
     assert_eq!((code, stderr), (1, said));
     assert_eq!((levels.len(), &levels[0]["failed"], &levels[0]["ttft_ms_p50"]), (1, &json!(4), &Value::Null));
-    // Not those of the level after it.
-    assert_eq!(asked.lock().expect("no panic").len(), 4);
+    // The one that is not counted, and not those of the level after it.
+    assert_eq!(asked.lock().expect("no panic").len(), 1 + 4);
 
     // The answer that is under way never ends.
     let (url, _) = standing_in(|_| {
@@ -265,8 +291,8 @@ fn two_servers_are_loaded_in_turns_with_the_same_prompts() {
     }
     let mut prompts = HashSet::new();
     let (to_ours, to_theirs) = (to_ours.lock().expect("no panic"), to_theirs.lock().expect("no panic"));
-    assert_eq!((to_ours.len(), to_theirs.len()), (2 * 5 * 3, 2 * 5 * 3));
-    for (ours, theirs) in to_ours.chunks(3).zip(to_theirs.chunks(3)) {
+    assert_eq!((to_ours.len(), to_theirs.len()), (1 + 2 * 5 * 3, 1 + 2 * 5 * 3));
+    for (ours, theirs) in to_ours[1..].chunks(3).zip(to_theirs[1..].chunks(3)) {
         let texts = |bodies: &[Value]| -> HashSet<String> {
             bodies.iter().map(|body| body["messages"][0]["content"].to_string()).collect()
         };
@@ -281,7 +307,7 @@ fn a_server_that_fails_in_its_turn_is_named() {
     let ((ours, _), (theirs, _)) = (
         standing_in(two_tokens),
         standing_in(|n| match n {
-            0..4 => two_tokens(n),
+            0..5 => two_tokens(n),
             _ => refused(),
         }),
     );

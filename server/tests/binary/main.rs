@@ -104,6 +104,17 @@ fn only_callers_with_a_key_are_answered() {
 }
 
 #[test]
+fn a_server_that_lets_in_everyone_says_so() {
+    let keys = ("FRUGAL_AUTH__KEYS", r#"[{ name = "team-a", key = "sk-s3cret" }]"#);
+    for (host, env, warns) in
+        [("127.0.0.1", &[][..], false), ("0.0.0.0", &[], true), ("0.0.0.0", &[keys], false)]
+    {
+        let log = Running::start(&["--host", host], env).stop();
+        assert_eq!(log.contains("WARN") && log.contains("no API key is asked for"), warns, "{host}: {log}");
+    }
+}
+
+#[test]
 fn a_termination_signal_lets_a_running_stream_finish() {
     a_running_stream_finishes("TERM");
     // Where nothing is read again, a terminal that closes is one, too; but under `nohup`, which these tests may be, it is none.
@@ -301,9 +312,11 @@ fn upcycling_makes_a_model_that_is_served() {
     let folder = std::env::temp_dir().join(format!("frugal-upcycle-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let made = folder.join("moe.gguf").to_string_lossy().into_owned();
-    let (code, _, stderr) =
+    let (code, stdout, stderr) =
         output(&["upcycle", &fixture("llama-Q4_K_M.gguf"), &made, "--experts", "4", "--top-k", "2"], &[]);
     assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("making experts"), "{stderr}");
+    assert!(stdout.starts_with(&format!("{made}, ")) && stdout.ends_with("iB\n"), "{stdout}");
     let server = Running::serve(&made, &["--model-id", "made"], &[]);
     let models = get(&server.address, "/v1/models").body;
     assert!(models.contains(r#""id":"made""#), "{models}");
@@ -317,8 +330,10 @@ fn a_packed_model_answers_as_the_original() {
     std::fs::create_dir_all(&folder).expect("a folder");
     let packed = folder.join("packed.gguf").to_string_lossy().into_owned();
     let original = fixture("qwen3moe-Q4_K_M.gguf");
-    let (code, _, stderr) = output(&["pack", &original, &packed], &[]);
+    let (code, stdout, stderr) = output(&["pack", &original, &packed], &[]);
     assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("packing"), "{stderr}");
+    assert!(stdout.starts_with(&format!("{packed}, ")) && stdout.ends_with("iB\n"), "{stdout}");
     let texts = [&original, &packed].map(|model| {
         let server = Running::serve(model, &["--model-id", "m"], &[]);
         let body =

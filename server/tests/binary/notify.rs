@@ -65,6 +65,17 @@ fn the_service_manager_learns_of_readiness_life_and_the_end() {
 }
 
 #[test]
+fn asked_to_reload_a_server_that_has_nothing_to_read_goes_on() {
+    let manager = Manager::new("reload");
+    let mut server = Running::start(&[], &[("NOTIFY_SOCKET", manager.path())]);
+    assert_eq!(manager.next(), "READY=1");
+    server.send_signal("HUP");
+    server.log_until("asked to read files again, and there are none");
+    assert_eq!(get(&server.address, "/readyz").status, 200);
+    assert_eq!(server.terminate(), 0);
+}
+
+#[test]
 fn a_server_that_cannot_load_is_never_ready() {
     let manager = Manager::new("fails");
     let env = [("NOTIFY_SOCKET", manager.path())];
@@ -106,6 +117,15 @@ fn health_tells_ready_from_draining_and_gone() {
     assert_eq!(server.wait(), 0);
     let (code, error) = failure(&["health", "--set", &format!("server.port={port}")], &[]);
     assert!(code == 1 && error.contains(&format!("{gone} http://127.0.0.1:{port}")), "{error}");
+}
+
+#[test]
+fn health_does_not_depend_on_what_the_server_read_long_ago() {
+    let server = Running::start(&[], &[]);
+    let (_, port) = server.address.rsplit_once(':').expect("a port");
+    let env = [("FRUGAL_SERVER__PORT", port), ("FRUGAL_AUTH__KEYS_FILE", "/nonexistent/keys")];
+    assert_eq!(output(&["health"], &env).0, 0);
+    assert_eq!(server.terminate(), 0);
 }
 
 #[test]

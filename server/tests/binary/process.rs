@@ -71,6 +71,17 @@ impl Running {
         line
     }
 
+    /// Reads the log until it has these words.
+    pub(crate) fn log_until(&mut self, words: &str) {
+        let stderr = self.child.stderr.as_mut().expect("a pipe");
+        let (mut log, mut byte) = (Vec::new(), [0]);
+        while !String::from_utf8_lossy(&log).contains(words) {
+            let len = stderr.read(&mut byte).expect("the log");
+            assert!(len == 1, "it ended without: {words}\n{}", String::from_utf8_lossy(&log));
+            log.extend(byte);
+        }
+    }
+
     /// Of the process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()

@@ -83,17 +83,18 @@ fn https_is_spoken_and_nothing_else() {
     assert_eq!(https(&server.address, &own).expect("trust"), 200);
     https(&server.address, &other).expect_err("another's certificate");
     assert!(try_get(&server.address, "/readyz").is_none(), "plain HTTP was answered");
-    // Who has the server's files knows it when it answers.
+    // Whatever became of the files since: on this machine nobody else answers.
     let (_, port) = server.address.rsplit_once(':').expect("a port");
     let env = files.env();
     let env = [("FRUGAL_SERVER__PORT", port), (env[0].0, &env[0].1), (env[1].0, &env[1].1)];
-    assert_eq!(output(&["health"], &env), (0, "{\"status\":\"ok\"}\n".to_owned(), String::new()));
+    let healthy = || output(&["health"], &env) == (0, "{\"status\":\"ok\"}\n".to_owned(), String::new());
+    assert!(healthy());
     files.renew();
-    let (code, error) = failure(&["health"], &env);
-    assert!(
-        code == 1 && error.contains("https://127.0.0.1") && error.contains("another certificate"),
-        "{error}"
-    );
+    assert!(healthy());
+    files.write("tls.crt", "no certificate");
+    assert!(healthy());
+    std::fs::remove_file(files.path("tls.key")).expect("a file");
+    assert!(healthy());
     assert_eq!(server.terminate(), 0);
 }
 
@@ -110,6 +111,8 @@ fn chat_speaks_tls_with_who_is_vouched_for() {
         let url = format!("{scheme}://{host}:{port}");
         let args = [&["--url", &url, "--temperature", "0", "--max-tokens", "4"], file].concat();
         let (code, answer, error) = say("Hello", &args, env);
+        // After four tokens.
+        let error = error.replace("frugal: the answer was cut off at the limit of tokens\n", "");
         assert_eq!(code == 0, error.is_empty() && !answer.is_empty(), "{code} {answer} {error}");
         error
     };
