@@ -68,7 +68,8 @@ enum Sub {
     ///
     /// For supervisors of images without an HTTP client: asks /readyz at server.admin_listen if that is set, else at
     /// server.host and server.port. Ends with 0 if the server is ready; with 1 if it is loading, draining or stalled, or
-    /// if there is none, after the reason. Other sections of the configuration, and files that they name, are not looked at.
+    /// if there is none, after the reason. Files that the configuration names are not looked at, but for the certificate where the
+    /// server is not on the loopback.
     Health(HealthArgs),
     /// Make an API key: prints its line for auth.keys_file
     ///

@@ -1,7 +1,8 @@
 //! `frugal load`: a running server, loaded as many clients would.
 //!
 //! A closed loop: `--clients` requests are under way at any time, each over a connection of its own, and the next begins when
-//! one ends. Before the first level each server answers one request that is not counted. One thread does all of it, as the other cores may belong to the server.
+//! one ends. Before the first level each server answers one request that is not counted. One thread does all of it, as the other
+//! cores may belong to the server.
 
 mod against;
 mod figures;

@@ -33,9 +33,9 @@ enum Kind {
     Call,
 }
 
-/// All items have one part at most,
+/// All items have one part at most.
 const CONTENT_INDEX: usize = 0;
-/// and at most one of a summary.
+/// And one of a summary.
 const SUMMARY_INDEX: usize = 0;
 
 impl Output {

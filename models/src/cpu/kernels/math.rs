@@ -23,6 +23,7 @@ macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident, $wide:ident]($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) {
+            debug_assert!(isa.available(), "the processor has {isa:?}");
             #[inline(always)]
             fn body<$lanes: $crate::lanes::Lanes, $wide: $crate::lanes::Sixteen>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
@@ -37,7 +38,7 @@ macro_rules! per_isa {
             }
             match isa {
                 frugal_quant::Isa::Scalar => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
-                // SAFETY: the backend refuses an instruction set that the processor lacks.
+                // SAFETY: the only caller, the CPU backend, refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
                 frugal_quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
@@ -52,6 +53,7 @@ macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident]($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) $(-> $ret)? {
+            debug_assert!(isa.available(), "the processor has {isa:?}");
             #[inline(always)]
             fn body<$lanes: $crate::lanes::Lanes>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
@@ -61,7 +63,7 @@ macro_rules! per_isa {
             }
             match isa {
                 frugal_quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
-                // SAFETY: the backend refuses an instruction set that the processor lacks.
+                // SAFETY: the only caller, the CPU backend, refuses an instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
                 frugal_quant::Isa::Avx2 | frugal_quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
                 // All arm64 has what the plain body is compiled for.

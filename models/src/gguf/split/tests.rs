@@ -212,3 +212,14 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_model_is_all_its_files() {
+    let named = |name: &str, parts| files(Path::new(name), parts);
+    let all = ["m/a-00001-of-00003.gguf", "m/a-00002-of-00003.gguf", "m/a-00003-of-00003.gguf"];
+    assert_eq!(named(all[0], 3), all.map(PathBuf::from));
+    // What is named like a part and is whole, and what is not named so.
+    for name in [all[0], "m/a.gguf", "", "/"] {
+        assert_eq!(named(name, 1), [PathBuf::from(name)]);
+    }
+}
