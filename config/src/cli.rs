@@ -445,11 +445,11 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
         Sub::GpuSelftest(args) => Command::GpuSelftest(resolve(&args.layers(env)?)?),
         Sub::Upcycle(UpcycleArgs { upcycle }) => {
             let hub = Hub::new(&variables, Some(&upcycle.input))?;
-            Command::Upcycle(upcycle, hub, Log::resolve(&Common::default().layers(env)?)?)
+            Command::Upcycle(upcycle, hub, Log::resolve(&Layers::new())?)
         }
         Sub::Pack(PackArgs { pack }) => {
             let hub = Hub::new(&variables, Some(&pack.input))?;
-            Command::Pack(pack, hub, Log::resolve(&Common::default().layers(env)?)?)
+            Command::Pack(pack, hub, Log::resolve(&Layers::new())?)
         }
         Sub::Config(args) => {
             let layers = args.layers(env)?;

@@ -213,6 +213,7 @@ fn a_probe_and_a_conversion_look_at_what_they_need() {
         ("FRUGAL_TLS__CERTIFICATE", "/nonexistent/tls.crt"),
         ("FRUGAL_LOG__FORMAT", "json"),
     ];
+    let wrong = ("FRUGAL_NO_SUCH_KEY", "1");
     asked(&[], &env).expect_err("a server needs all of it");
     match asked(&["health"], &env) {
         Ok(Command::Health(Probe { listen, certificate })) => {
@@ -220,10 +221,11 @@ fn a_probe_and_a_conversion_look_at_what_they_need() {
         }
         other => panic!("{other:?}"),
     }
+    // What converts files has no configuration: it logs as a server without one would.
     for args in [["pack", "in", "out"], ["upcycle", "in", "out"]] {
-        match asked(&args, &env) {
+        match asked(&args, &[&env[..], &[wrong]].concat()) {
             Ok(Command::Pack(.., log) | Command::Upcycle(.., log)) => {
-                assert_eq!(log.format, crate::raw::LogFormat::Json);
+                assert_eq!(log.format, crate::raw::LogFormat::Text);
             }
             other => panic!("{other:?}"),
         }
