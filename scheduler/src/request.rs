@@ -86,7 +86,7 @@ pub enum Event {
         scores: Vec<TokenScore>,
     },
     /// A choice's next token. End tokens are not sent (a finish is), unless they are part of the text
-    /// ([`Request::include_stop`]).
+    /// ([`Request::include_stop`]) or have a score.
     Token {
         /// Which choice, from 0.
         choice: u32,

@@ -56,8 +56,11 @@ pub(crate) fn expected(
             return done(&tokens, FinishReason::Impossible, bytes.len(), output - 1);
         };
         if request.end_tokens.contains(&token) {
-            if request.include_stop && !text.get(token).is_empty() {
+            let shown = request.include_stop && !text.get(token).is_empty();
+            if shown || request.sampling.logprobs.is_some() {
                 tokens.push(token);
+            }
+            if shown {
                 bytes.extend_from_slice(text.get(token));
             }
             return done(&tokens, FinishReason::EndToken(token), bytes.len(), output);
