@@ -8,8 +8,8 @@
 //!
 //! What it costs: a row more in a step shares the weights that the others read, so it adds less than a row of that step costs, whatever the
 //! coefficients are. Cost therefore sets no bound on who is admitted; blocks, `max_seqs` and the queue's order do. With chunks it is the same:
-//! the larger they are, the fewer steps read a prompt's experts, so they are as large as the step and the longest pause of
-//! a stream, foretold by the ledger, allow. Only draft tokens can cost more than they bring, and are bought at a price.
+//! the larger they are, the fewer steps read a prompt's experts, so they are as large as the step, the longest pause of
+//! a stream and the watchdog, foretold by the ledger, allow. Only draft tokens can cost more than they bring, and are bought at a price.
 
 mod speculate;
 
@@ -22,6 +22,11 @@ use crate::engine::Engine;
 use crate::kv::prefix::Key;
 use crate::ledger::RowTokens;
 use crate::request::{FinishReason, RequestId, Tick};
+
+/// Steps that fit into the time after which no step is a stall, as far as is foretold.
+const STEPS_IN_STALL: u32 = 8;
+/// Tokens of the first chunk there is: few, for nobody knows yet how long one takes.
+const CHUNK_FIRST: u32 = 32;
 
 /// A step, decided. To be committed before the next is planned.
 #[derive(Clone, Debug, Default)]
@@ -137,13 +142,12 @@ impl Engine {
     fn prompt_budget(&self) -> u32 {
         let decoding = self.running.iter().filter(|id| self.seqs[id].remaining() == 1).count() as u32;
         let left = self.options.step_tokens.saturating_sub(decoding);
-        match self.options.max_stall {
-            Some(stall) if decoding > 0 => {
-                let target = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
-                left.min(self.ledger.chunk_within(target, decoding).max(self.options.chunk_min.max(1)))
-            }
-            _ => left,
-        }
+        // Streams pause for a step, and nobody is to take a slow one for a hang.
+        let hang = self.options.stall_timeout / STEPS_IN_STALL;
+        let target = self.options.max_stall.filter(|_| decoding > 0).map_or(hang, |stall| stall.min(hang));
+        let target = u64::try_from(target.as_nanos()).unwrap_or(u64::MAX);
+        let fit = self.ledger.chunk_within(target, decoding).unwrap_or(CHUNK_FIRST);
+        left.min(fit.max(self.options.chunk_min.max(1)))
     }
 
     fn waits_for_sibling(&self, id: SeqId) -> bool {

@@ -135,6 +135,22 @@ fn chunks_keep_to_the_longest_stall() {
     w.run_to_end();
 }
 
+/// So is a step without decoding rows, by what counts as a hang; the first is short, for nothing is known of it.
+#[test]
+fn a_slow_prompt_is_no_hang() {
+    let options = EngineOptions {
+        step_tokens: 200,
+        chunk_min: 2,
+        stall_timeout: Duration::from_nanos(8),
+        ..EngineOptions::default()
+    };
+    let mut w = world(vec![group(GroupKind::Full, 60)], options);
+    w.take(request(0..50, 2));
+    assert_eq!(w.step().input.tokens(), 32);
+    assert_eq!(w.step().input.tokens(), 2, "nothing meets this target, so the least chunk it is");
+    w.run_to_end();
+}
+
 /// Draft tokens that are right save steps, and those that are wrong are the house's; the client judges that none changes a token.
 #[test]
 fn what_is_guessed_rightly_is_computed_in_fewer_steps() {

@@ -46,28 +46,31 @@ impl Kernels for HostKernels {
         let key_at = Place::of(call.pages.keys.dims(), call.pages.keys.rank())?;
         let value_at = call.pages.values.as_ref().map(|v| Place::of(v.dims(), 4)).transpose()?;
         let mut out = vec![0.0; call.q.dim(0)? * heads * value_dim];
+        let group = heads / kv_heads;
         for ((span, table), first) in call.step.spans.iter().zip(&tables).zip(&firsts) {
-            for i in 0..span.len {
-                let (row, position) = (span.begin + i, span.start + i);
-                let seen = spec.first_seen(position as u32) as usize..position + 1;
-                for head in 0..heads {
-                    let kv_head = head / (heads / kv_heads);
-                    let (mut all_keys, mut all_values) = (Vec::new(), Vec::new());
-                    for p in seen.clone() {
-                        let slot = table[p / block - *first as usize] as usize * block + p % block;
-                        let key = |d: usize| keys[key_at.index(slot, kv_head, d)];
-                        all_keys.extend((0..key_dim).map(key));
-                        match (&values, &value_at) {
-                            (Some(values), Some(at)) => {
-                                all_values.extend((0..value_dim).map(|d| values[at.index(slot, kv_head, d)]));
-                            }
-                            _ => all_values.extend((0..value_dim).map(key)),
+            let seen_by = |i: usize| spec.first_seen((span.start + i) as u32) as usize..span.start + i + 1;
+            let all = seen_by(0).start..span.start + span.len;
+            for kv_head in 0..kv_heads {
+                let (mut all_keys, mut all_values) = (Vec::new(), Vec::new());
+                for p in all.clone() {
+                    let slot = table[p / block - *first as usize] as usize * block + p % block;
+                    let key = |d: usize| keys[key_at.index(slot, kv_head, d)];
+                    all_keys.extend((0..key_dim).map(key));
+                    match (&values, &value_at) {
+                        (Some(values), Some(at)) => {
+                            all_values.extend((0..value_dim).map(|d| values[at.index(slot, kv_head, d)]));
                         }
+                        _ => all_values.extend((0..value_dim).map(key)),
                     }
+                }
+                for (i, head) in (0..span.len).flat_map(|i| (0..group).map(move |g| (i, kv_head * group + g)))
+                {
+                    let (row, seen) = (span.begin + i, seen_by(i));
+                    let seen = seen.start - all.start..seen.end - all.start;
                     reference::attend_one(
                         &q[(row * heads + head) * key_dim..][..key_dim],
-                        &all_keys,
-                        &all_values,
+                        &all_keys[seen.start * key_dim..seen.end * key_dim],
+                        &all_values[seen.start * value_dim..seen.end * value_dim],
                         (spec.scale, sinks.as_ref().map(|s| s[head])),
                         &mut out[(row * heads + head) * value_dim..][..value_dim],
                     );

@@ -1,6 +1,11 @@
 //! Which block is whose.
 //!
 //! Blocks become immutable when full, and only full blocks are shared, so nothing is ever copied on write.
+//!
+//! A pool of windows is small beside the prompts that pass through it, and a hit needs only what a window sees from its end. So of the blocks
+//! that leave a window those are kept longest from which another sequence is likely to go on: before the end of the prompt, before
+//! the end of the hit, and where this sequence left the path of an older one, which only the groups over the whole context still know.
+//!
 //! Absent on purpose: the bytes, which are `models::kv`'s.
 
 pub(crate) mod group;
@@ -11,11 +16,12 @@ pub(crate) mod table;
 mod tests;
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use frugal_models::step::{BlockCopy, BlockId, Geometry, GroupKind, TokenId};
 
 use self::group::first_needed;
-use self::pool::{Pool, PoolCounts};
+use self::pool::{Pool, PoolCounts, Worth};
 use self::prefix::{Key, Link, PrefixIndex};
 use self::table::{Pin, SeqKv};
 
@@ -49,8 +55,9 @@ impl KvCache {
     /// `State` with a checkpoint exactly there (pinned, for [`Self::restore`]).
     pub(crate) fn adopt(&mut self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32) -> u32 {
         assert!(!kv.holds_blocks() && kv.pins.is_empty(), "a sequence starts with empty hands");
-        let blocks = self.longest_hit(kv, tokens, limit);
+        let (blocks, path) = self.longest_hit(kv, tokens, limit);
         let end = blocks as u32 * self.block_tokens;
+        kv.forks = [blocks, path, limit as usize / self.block_tokens as usize];
         if blocks == 0 {
             return 0;
         }
@@ -82,7 +89,7 @@ impl KvCache {
         limit: u32,
         coming: &HashSet<Key>,
     ) -> (u32, u32) {
-        let hit = self.longest_hit(kv, tokens, limit);
+        let (hit, _) = self.longest_hit(kv, tokens, limit);
         let limit = limit.min(tokens.len() as u32) / self.block_tokens;
         let more = kv.chain[hit..limit as usize].iter().take_while(|key| coming.contains(key)).count();
         (hit as u32 * self.block_tokens, more as u32 * self.block_tokens)
@@ -101,7 +108,8 @@ impl KvCache {
         kv.chain[start..end].iter().copied()
     }
 
-    fn longest_hit(&self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32) -> usize {
+    /// In blocks, and how many of them the groups over the whole context know.
+    fn longest_hit(&self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32) -> (usize, usize) {
         let limit = (limit as usize).min(tokens.len()) / self.block_tokens as usize;
         self.extend_chain(kv, tokens, limit);
         let missing = |index: usize, group: usize| self.cached(kv, tokens, index, group).is_none();
@@ -120,7 +128,8 @@ impl KvCache {
         };
         // A window of one position needs nothing of the past, and yet only what was computed is a hit.
         let known = |&blocks: &usize| self.index.get(self.link(kv, tokens, blocks - 1)).is_some();
-        (1..=run).rev().find(|blocks| known(blocks) && ends_well(blocks)).unwrap_or(0)
+        let hit = (1..=run).rev().find(|blocks| known(blocks) && ends_well(blocks)).unwrap_or(0);
+        (hit, if self.kinds.contains(&GroupKind::Full) { run } else { hit })
     }
 
     fn link<'a>(&self, kv: &SeqKv, tokens: &'a [TokenId], index: usize) -> Link<'a> {
@@ -219,7 +228,7 @@ impl KvCache {
             if let (Some(blocks), true) = (pin.publish, good) {
                 self.publish(kv, tokens, blocks - 1, pin.group, pin.block);
             }
-            self.pools[pin.group].release(pin.block);
+            self.pools[pin.group].release(pin.block, Worth::Some);
         }
     }
 
@@ -249,12 +258,17 @@ impl KvCache {
                 }
             }
             let first = first_needed(kind, self.block_tokens, computed);
+            let seen = |&end: &usize| {
+                first_needed(kind, self.block_tokens, end as u32 * self.block_tokens)..end as u32
+            };
+            let kept: [Range<u32>; 3] = kv.forks.each_ref().map(seen);
             let table = &mut kv.tables[group];
             let gone = first.saturating_sub(table.first).min(table.blocks.len() as u32);
-            table.first += gone;
-            for block in table.blocks.drain(..gone as usize) {
-                self.pools[group].release(block);
+            for (index, block) in (table.first..).zip(table.blocks.drain(..gone as usize)) {
+                let likely = kept.iter().any(|range| range.contains(&index));
+                self.pools[group].release(block, if likely { Worth::Some } else { Worth::Little });
             }
+            table.first += gone;
         }
     }
 
@@ -270,7 +284,7 @@ impl KvCache {
         assert!(kv.pins.is_empty(), "pins are let go at commit");
         for (group, table) in kv.tables.iter_mut().enumerate() {
             for block in table.blocks.drain(..).rev() {
-                self.pools[group].release(block);
+                self.pools[group].release(block, Worth::Some);
             }
             table.first = 0;
         }
@@ -279,7 +293,7 @@ impl KvCache {
     /// Undoes [`Self::adopt`].
     pub(crate) fn abandon(&mut self, kv: &mut SeqKv) {
         for pin in std::mem::take(&mut kv.pins) {
-            self.pools[pin.group].release(pin.block);
+            self.pools[pin.group].release(pin.block, Worth::Some);
         }
         self.release(kv);
     }

@@ -1,7 +1,8 @@
 //! Reference-counted pool of one cache group's blocks.
 //!
 //! Invariant (I1): every block is in exactly one of {free, referenced, cached-idle}; a cached block without
-//! references is idle. Order of `idle` is eviction order. Absent on purpose: bytes, tokens, clocks.
+//! references is idle. Order of `idle` is eviction order: what no one is likely to ask for, then what was let go longest ago.
+//! Absent on purpose: bytes, tokens, clocks.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,18 @@ struct Slot {
     refs: u32,
     key: Option<Key>,
     /// Its key in `idle`, while it is there.
-    stamp: u64,
+    stamp: Stamp,
+}
+
+/// When a block was let go, those that are worth keeping after all others.
+type Stamp = (Worth, u64);
+
+/// Whether someone is likely to ask for a block that was let go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Worth {
+    Little,
+    #[default]
+    Some,
 }
 
 /// How many blocks are where.
@@ -32,8 +44,8 @@ pub struct PoolCounts {
 pub(crate) struct Pool {
     slots: Vec<Slot>,
     free: Vec<BlockId>,
-    idle: BTreeMap<u64, BlockId>,
-    stamp: u64,
+    idle: BTreeMap<Stamp, BlockId>,
+    released: u64,
 }
 
 impl Pool {
@@ -42,7 +54,7 @@ impl Pool {
             slots: vec![Slot::default(); blocks as usize],
             free: (0..blocks).rev().map(BlockId).collect(),
             idle: BTreeMap::new(),
-            stamp: 0,
+            released: 0,
         }
     }
 
@@ -73,8 +85,8 @@ impl Pool {
         }
     }
 
-    pub(crate) fn release(&mut self, block: BlockId) {
-        let stamp = self.stamp;
+    pub(crate) fn release(&mut self, block: BlockId, worth: Worth) {
+        let stamp = (worth, self.released);
         let slot = self.slot(block);
         assert!(slot.refs > 0, "block {block:?} released too often");
         slot.refs -= 1;
@@ -83,7 +95,7 @@ impl Pool {
         }
         if slot.key.is_some() {
             slot.stamp = stamp;
-            self.stamp += 1;
+            self.released += 1;
             self.idle.insert(stamp, block);
         } else {
             self.free.push(block);

@@ -12,6 +12,8 @@ pub(crate) struct SeqKv {
     /// Keys of the first full blocks of its tokens, as far as they were needed. Tokens are only ever appended, so
     /// keys stay true when the blocks are gone.
     pub(crate) chain: Vec<Key>,
+    /// Counts of its first blocks after which another sequence is likely to go on as it did: what a window sees from there is worth keeping.
+    pub(crate) forks: [usize; 3],
     /// Blocks held until the step in flight is committed, by group: checkpoints read or being made.
     pub(crate) pins: Vec<Pin>,
 }
@@ -28,7 +30,7 @@ pub(crate) struct Pin {
 impl SeqKv {
     pub(crate) fn new(geometry: &Geometry, root: Key) -> Self {
         let tables = vec![BlockTable::default(); geometry.groups.len()];
-        Self { tables, root, chain: Vec::new(), pins: Vec::new() }
+        Self { tables, root, chain: Vec::new(), forks: [0; 3], pins: Vec::new() }
     }
 
     /// Key before block `index`.

@@ -226,3 +226,70 @@ fn eviction_eats_prefixes_from_their_ends() {
     world.kv.abandon(&mut again);
     world.check();
 }
+
+/// A sequence of `domain` whose first `common` tokens are those of all its like, and whose others are its own; it is computed by steps
+/// of a few tokens and ends. Returns what it took from the cache.
+fn pass(world: &mut World, domain: u8, own: u32, common: u32, len: u32) -> u32 {
+    let root = Key::root(&world.geometry.digest, Scope::Domain([domain; 32]));
+    let tokens = (0..len).map(|i| TokenId(if i < common { i } else { i + 1000 * own })).collect();
+    let kv = SeqKv::new(&world.geometry, root);
+    let mut seq = Seq { tokens, domain, computed: 0, kv };
+    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, len - 1);
+    world.judge_hit(&seq);
+    let hit = seq.computed;
+    while seq.computed < len {
+        let before = seq.computed;
+        world.go(&mut seq, 7);
+        assert!(seq.computed > before, "the pools hold one sequence");
+    }
+    world.kv.release(&mut seq.kv);
+    world.check();
+    hit
+}
+
+const WINDOW: u32 = 6;
+const GROUPS: [(GroupKind, u32); 2] = [(GroupKind::Full, 400), (GroupKind::Window { window: WINDOW }, 20)];
+
+#[test]
+fn passing_prompts_leave_windows_of_other_conversations() {
+    let mut world = World::new(&GROUPS);
+    assert_eq!(pass(&mut world, 0, 1, 0, 20), 0);
+    // Five times what the windows' pool holds, by one who will not come back.
+    assert_eq!(pass(&mut world, 1, 2, 0, 300), 0);
+    assert_eq!(pass(&mut world, 0, 1, 0, 40), 18, "all whole blocks of the first turn");
+}
+
+#[test]
+fn the_end_of_a_prompt_is_kept_for_a_next_turn_that_drops_the_answer() {
+    let mut world = World::new(&GROUPS);
+    let root = Key::root(&world.geometry.digest, Scope::Domain([0; 32]));
+    let mut seq = Seq { tokens: text(0, 20), domain: 0, computed: 0, kv: SeqKv::new(&world.geometry, root) };
+    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, 19);
+    // An answer far longer than a window.
+    seq.tokens.extend((0..50).map(|i| TokenId(2000 + i)));
+    while seq.computed < 70 {
+        world.go(&mut seq, 4);
+    }
+    world.kv.release(&mut seq.kv);
+    assert_eq!(pass(&mut world, 1, 2, 0, 300), 0);
+    let mut next = SeqKv::new(&world.geometry, root);
+    let mut tokens = text(0, 20);
+    tokens.extend((0..20).map(|i| TokenId(5000 + i)));
+    assert_eq!(world.kv.adopt(&mut next, &tokens, 39), 18);
+    world.kv.abandon(&mut next);
+    world.check();
+}
+
+#[test]
+fn where_two_have_parted_a_third_goes_on() {
+    let mut world = World::new(&GROUPS);
+    assert_eq!(pass(&mut world, 0, 1, 30, 90), 0);
+    // What the window saw there is overwritten: nothing had told that others would come.
+    assert_eq!(pass(&mut world, 1, 9, 0, 300), 0);
+    assert_eq!(pass(&mut world, 0, 2, 30, 90), 0);
+    assert_eq!(pass(&mut world, 1, 8, 0, 300), 0);
+    assert_eq!(pass(&mut world, 0, 3, 30, 90), 30);
+    // And so it stays while it is used.
+    assert_eq!(pass(&mut world, 1, 7, 0, 300), 0);
+    assert_eq!(pass(&mut world, 0, 4, 30, 90), 30);
+}

@@ -213,17 +213,20 @@ impl Fit {
         if price.is_finite() { price } else { 1.0 }
     }
 
-    pub(super) fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> u32 {
+    pub(super) fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> Option<u32> {
         let ([seen, macs, _], [bytes, steps]) = (self.prefill, self.mixed);
         let per_token = self.now.ns_per_mac * macs / seen;
-        if seen == 0.0 || per_token <= 0.0 {
-            return u32::MAX;
+        if seen == 0.0 {
+            return None;
+        }
+        if per_token <= 0.0 {
+            return Some(u32::MAX);
         }
         let [took, foretold] = self.foretold;
         let late = if foretold > 0.0 { took / foretold } else { 1.0 };
         let target = target_ns as f64 / late.clamp(1.0 / FORETOLD_BOUND, FORETOLD_BOUND);
         let left = target - self.now.ns_per_byte * bytes / steps;
-        ((left / per_token).max(0.0) as u32).saturating_sub(decode_rows)
+        Some(((left / per_token).max(0.0) as u32).saturating_sub(decode_rows))
     }
 }
 
@@ -258,6 +261,7 @@ mod tests {
     #[test]
     fn it_finds_the_coefficients_that_made_the_times() {
         let mut fit = Fit::new(Coefficients::default());
+        assert_eq!(fit.chunk_within(30_000_000, 4), None, "nothing is known");
         for i in 0..2000 {
             let (stats, rows, ns) = step(if i % 3 == 0 { 400 } else { 0 }, 1 + i % 7);
             fit.observe(&stats, &rows, ns);
@@ -265,9 +269,9 @@ mod tests {
         let Coefficients { ns_per_byte, ns_per_mac } = fit.coefficients();
         assert!((ns_per_byte / 0.5 - 1.0).abs() < 0.02, "{ns_per_byte}");
         assert!((ns_per_mac / 0.01 - 1.0).abs() < 0.02, "{ns_per_mac}");
-        let chunk = fit.chunk_within(30_000_000, 4);
+        let chunk = fit.chunk_within(30_000_000, 4).unwrap();
         assert!((450..=550).contains(&chunk), "25 ms for the weights leave 5 ms: {chunk}");
-        assert_eq!(fit.chunk_within(20_000_000, 4), 0);
+        assert_eq!(fit.chunk_within(20_000_000, 4), Some(0));
     }
 
     #[test]
@@ -279,7 +283,7 @@ mod tests {
             fit.observe(&stats, &rows, if i % 50 == 0 { 2 * ns } else { ns });
         }
         // Foretold 25 ms and 10 us a token, they take up to twice that.
-        let chunk = fit.chunk_within(60_000_000, 4);
+        let chunk = fit.chunk_within(60_000_000, 4).unwrap();
         assert!((400..=1200).contains(&chunk), "less than the 3500 foretold: {chunk}");
     }
 

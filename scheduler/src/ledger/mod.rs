@@ -165,8 +165,8 @@ impl Ledger {
         self.window.add(self.settled, &tally);
     }
 
-    /// Prompt tokens that a step may compute beside `decode_rows` to be done in `target_ns`, as far as is known.
-    pub fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> u32 {
+    /// Prompt tokens that a step may compute beside `decode_rows` to be done in `target_ns`; None before any was computed.
+    pub fn chunk_within(&self, target_ns: u64, decode_rows: u32) -> Option<u32> {
         self.fit.chunk_within(target_ns, decode_rows)
     }
 
