@@ -26,7 +26,7 @@ use crate::request::{FinishReason, RequestId, Tick};
 /// Steps that fit into the time after which no step is a stall, as far as is foretold.
 const STEPS_IN_STALL: u32 = 8;
 /// Tokens of the first chunk there is: few, for nobody knows yet how long one takes.
-const CHUNK_FIRST: u32 = 32;
+const CHUNK_FIRST: u32 = 64;
 
 /// A step, decided. To be committed before the next is planned.
 #[derive(Clone, Debug, Default)]

@@ -145,9 +145,10 @@ fn a_slow_prompt_is_no_hang() {
         ..EngineOptions::default()
     };
     let mut w = world(vec![group(GroupKind::Full, 60)], options);
-    w.take(request(0..50, 2));
-    assert_eq!(w.step().input.tokens(), 32);
-    assert_eq!(w.step().input.tokens(), 2, "nothing meets this target, so the least chunk it is");
+    w.take(request(0..40, 2));
+    w.take(request(20..60, 2));
+    assert_eq!(w.step().input.tokens(), 64);
+    assert_eq!(w.step().input.tokens(), 1 + 2, "nothing meets this target, so the least chunk it is");
     w.run_to_end();
 }
 
