@@ -10,7 +10,7 @@
 //! An item is (sequence, a few of the span's tokens, query heads of one key head): its queries share each read of a
 //! page. A few queries widen the keys of a page, which stay in L1, once for all of them ([`WIDE_VALUES`]); [`many`] of them take a range
 //! as products of matrices. One worker takes
-//! all ranges of an item, unless there are too few items to occupy the threads: then (item, range) pairs are spread,
+//! all ranges of an item, unless there are too few items to occupy the threads, or the longest is more than a thread's part: then (item, range) pairs are spread,
 //! and merged in a second phase. The partial results of that mode are at most [`PARTIALS_MAX`] values.
 //!
 //! What bounds it: with up to about four queries a page (decoding with few query heads a key head) the reading of
@@ -158,12 +158,14 @@ impl Core {
         let attention = Attention::new(input, pages);
         let mut items = attention.items();
         // The longest first, so that the end is even.
-        items.sort_by_key(|i| std::cmp::Reverse(i.queries() * i.ranges.len()));
+        let work = |i: &Item| i.queries() * i.ranges.len();
+        items.sort_by_key(|i| std::cmp::Reverse(work(i)));
         let width = input.spec.heads as usize * attention.value_dim;
         let mut out = self.env.floats.take(input.q.rows * width);
         let partials: usize = items.iter().map(|i| i.ranges.len() * attention.partial_values(i)).sum();
-        let few = items.len() < 4 * self.pool.threads() && self.pool.threads() > 1;
-        if few && partials <= PARTIALS_MAX && items.iter().any(|i| i.ranges.len() > 1) {
+        let (threads, total) = (self.pool.threads(), items.iter().map(work).sum::<usize>());
+        let few = items.len() < 4 * threads || items.first().map_or(0, work) * threads > total;
+        if threads > 1 && few && partials <= PARTIALS_MAX && items.iter().any(|i| i.ranges.len() > 1) {
             self.spread(&attention, &items, partials, &mut out);
         } else {
             let (shared, env) = (Disjoint::new(&mut out), &self.env);

@@ -178,6 +178,7 @@ fn every_kind_of_attention_is_invariant() {
         (Kind { heads: [5, 1], dims: [37, 13], ..PLAIN }, &[300, 20]),
         (Kind { window: Some(300), sinks: true, ..PLAIN }, &[700, 310]),
         (Kind { window: Some(100), ..PLAIN }, &[530, 90, 260]),
+        (Kind { heads: [2, 1], dims: [16, 16], ..PLAIN }, &[600, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]),
         (Kind { window: Some(1), ..PLAIN }, &[270]),
         (latent, &[270, 5]),
         (Kind { heads: [35, 1], dims: [40, 24], sinks: true, ..latent }, &[270, 12]),
@@ -203,6 +204,8 @@ fn every_kind_of_attention_is_invariant() {
                     ..plain.clone()
                 },
                 Setting { threads: 5, together: 2, chunks: vec![40, 130], block_tokens: 1, ..plain.clone() },
+                // Many items, of which one is most of the work.
+                Setting { threads: 3, together: 14, chunks: [&[40][..], &[1; 13]].concat(), ..plain.clone() },
                 Setting { isa, threads: 2, chunks: vec![1], block_tokens: 64, together: 3, ..plain },
             ]);
             for setting in settings {
