@@ -200,24 +200,29 @@ fn meminfo_available(text: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Where one control group tells its limit and use.
+const V2_LIMITS: &[&str] = &["memory.max", "memory.high"];
+const V1_LIMITS: &[&str] = &["memory.limit_in_bytes"];
+
+/// Where one control group tells its limits and use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct GroupFiles {
     folder: PathBuf,
-    limit: &'static str,
+    /// Above the first processes are killed, above the second (version 2) they are slowed until hardly anything moves.
+    limits: &'static [&'static str],
     usage: &'static str,
-    /// Of `memory.stat`: page cache that gives way first.
-    reclaimable: &'static str,
+    /// Of `memory.stat`: page cache, which gives way, be it read once or often. A model file that was served here before is among it.
+    reclaimable: [&'static str; 2],
 }
 
 impl GroupFiles {
-    /// Bytes below the limit; None if there is no limit (`max`, or a number beyond all memory).
+    /// Bytes below the lowest limit; None if there is no limit (`max`, or a number beyond all memory).
     fn left(&self) -> Option<u64> {
         let read = |name: &str| fs::read_to_string(self.folder.join(name)).ok();
-        let limit = read(self.limit)?.trim().parse::<u64>().ok()?;
-        let usage = read(self.usage)?.trim().parse::<u64>().ok()?;
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let limit = self.limits.iter().filter_map(|limit| number(limit)).min()?;
         let stat = read("memory.stat").unwrap_or_default();
-        Some(limit.saturating_sub(usage.saturating_sub(stat_value(&stat, self.reclaimable))))
+        let reclaimable: u64 = self.reclaimable.iter().map(|name| stat_value(&stat, name)).sum();
+        Some(limit.saturating_sub(number(self.usage)?.saturating_sub(reclaimable)))
     }
 }
 
@@ -235,17 +240,17 @@ fn group_files(groups: &str) -> Vec<GroupFiles> {
         let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        let (root, limit, usage, reclaimable) = if controllers.is_empty() {
-            ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+        let (root, limits, usage, reclaimable) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", V2_LIMITS, "memory.current", ["active_file", "inactive_file"])
         } else if controllers.split(',').any(|c| c == "memory") {
-            let (limit, usage) = ("memory.limit_in_bytes", "memory.usage_in_bytes");
-            ("/sys/fs/cgroup/memory", limit, usage, "total_inactive_file")
+            let reclaimable = ["total_active_file", "total_inactive_file"];
+            ("/sys/fs/cgroup/memory", V1_LIMITS, "memory.usage_in_bytes", reclaimable)
         } else {
             continue;
         };
         for ancestor in Path::new(path.trim_start_matches('/')).ancestors() {
             let folder = Path::new(root).join(ancestor);
-            all.push(GroupFiles { folder, limit, usage, reclaimable });
+            all.push(GroupFiles { folder, limits, usage, reclaimable });
         }
     }
     all
@@ -328,7 +333,7 @@ mod tests {
         let v2 = group_files("0::/user.slice/app\n");
         assert_eq!(v2.len(), 3);
         assert_eq!(v2[0].folder, Path::new("/sys/fs/cgroup/user.slice/app"));
-        assert_eq!((v2[2].folder.as_path(), v2[2].limit), (Path::new("/sys/fs/cgroup/"), "memory.max"));
+        assert_eq!((v2[2].folder.as_path(), v2[2].limits), (Path::new("/sys/fs/cgroup/"), V2_LIMITS));
         let v1 = group_files("9:name=systemd:/\n4:memory:/a\n2:cpu,cpuacct:/\nnonsense\n");
         assert_eq!(v1.len(), 2);
         assert_eq!(v1[0].folder, Path::new("/sys/fs/cgroup/memory/a"));
@@ -345,16 +350,20 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
         let group = GroupFiles {
             folder: folder.clone(),
-            limit: "max",
+            limits: &["max", "high"],
             usage: "current",
-            reclaimable: "inactive_file",
+            reclaimable: ["active_file", "inactive_file"],
         };
         write("max", "1000\n");
         write("current", "700\n");
         assert_eq!(group.left(), Some(300));
-        write("memory.stat", "inactive_file 100\n");
-        assert_eq!(group.left(), Some(400));
+        write("memory.stat", "inactive_file 100\nactive_file 200\n");
+        assert_eq!(group.left(), Some(600));
+        write("high", "900\n");
+        assert_eq!(group.left(), Some(500));
         write("max", "max\n");
+        assert_eq!(group.left(), Some(500));
+        write("high", "max\n");
         assert_eq!(group.left(), None);
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -137,7 +137,7 @@ impl Engine {
                 // What was chosen before it was a draft, and is computed.
                 self.advance(planned.seq, 1);
             }
-            self.output(planned.seq, token, scores.next());
+            self.output(planned.seq, token, scores.next(), i == 0);
         }
     }
 
@@ -163,7 +163,8 @@ impl Engine {
         self.kv.computed(&mut seq.kv, &seq.tokens, from, seq.computed, live.share);
     }
 
-    fn output(&mut self, id: SeqId, token: TokenId, score: Option<TokenScore>) {
+    /// One more token; the `first` of a step is the one that a client waited for.
+    fn output(&mut self, id: SeqId, token: TokenId, score: Option<TokenScore>, first: bool) {
         let speculates = self.speculates();
         let Some(seq) = self.seqs.get_mut(&id) else { return };
         let Some(live) = self.live.get_mut(&seq.request) else { return };
@@ -176,7 +177,9 @@ impl Engine {
             live.report.first_token_ns = Some(self.now.0 - live.submitted.0);
             self.histograms.first_token.observe(self.now.0 - live.submitted.0);
         }
-        if let Some(last) = seq.last_token.replace(self.now) {
+        if let Some(last) = seq.last_token.replace(self.now)
+            && first
+        {
             self.histograms.inter_token.observe(self.now.0 - last.0);
         }
         if live.request.end_tokens.contains(&token) {

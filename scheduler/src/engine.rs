@@ -189,6 +189,7 @@ impl Engine {
             output_max,
             longest: 0,
             faulted: false,
+            answered: false,
             share,
             report: Report { prompt_tokens: prompt_len, predicted, cost, ..Report::default() },
         };
@@ -238,18 +239,38 @@ impl Engine {
         live.open -= 1;
         live.longest = live.longest.max(seq.output);
         live.prefilled |= seq.choice == 0;
+        live.answered |= reason.is_answer();
         if live.open == 0 {
             self.done(seq.request);
         }
     }
 
     fn done(&mut self, id: RequestId) {
-        let Some(live) = self.live.remove(&id) else { return };
+        let Some(mut live) = self.live.remove(&id) else { return };
         if let Some(deadline) = live.request.deadline {
             self.deadlines.remove(&(deadline, id));
         }
+        live.report.total_ns = self.now.0 - live.submitted.0;
+        // What clients gave up is no measure of how they are served.
+        if live.answered {
+            self.observe(&live);
+        }
         let mut report = live.report;
-        report.total_ns = self.now.0 - live.submitted.0;
+        let cost = &mut report.cost;
+        if live.faulted {
+            // A fault is the house's: what the request used goes to `failed`. What cannot be done is asked for all the same.
+            self.ledger.fail(cost);
+            let none = cost.prefill.map(|_| 0);
+            *cost = RequestCost { prefill: none, decode: none, saved: none, ..RequestCost::default() };
+        } else {
+            self.ended[0] += cost.prefill();
+            self.ended[1] += cost.decode();
+        }
+        self.outbox.events.push((id, Event::Done(Box::new(report))));
+    }
+
+    fn observe(&mut self, live: &Live) {
+        let report = &live.report;
         let h = &mut self.histograms;
         h.total.observe(report.total_ns);
         h.prompt_tokens.observe(u64::from(report.prompt_tokens));
@@ -265,17 +286,6 @@ impl Engine {
                 h.output_token.observe(decode / u64::from(further));
             }
         }
-        let cost = &mut report.cost;
-        if live.faulted {
-            // A fault is the house's: what the request used goes to `failed`. What cannot be done is asked for all the same.
-            self.ledger.fail(cost);
-            let none = cost.prefill.map(|_| 0);
-            *cost = RequestCost { prefill: none, decode: none, saved: none, ..RequestCost::default() };
-        } else {
-            self.ended[0] += cost.prefill();
-            self.ended[1] += cost.decode();
-        }
-        self.outbox.events.push((id, Event::Done(Box::new(report))));
     }
 
     /// What is to be told since the last call.

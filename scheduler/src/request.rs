@@ -75,6 +75,13 @@ pub enum FinishReason {
     Shutdown,
 }
 
+impl FinishReason {
+    /// Whether the choice is what was asked for: nobody gave it up, and nothing failed.
+    pub(crate) fn is_answer(self) -> bool {
+        matches!(self, Self::EndToken(_) | Self::Complete | Self::StopString(_) | Self::Length)
+    }
+}
+
 /// What happens to a request, in order. The last is always [`Event::Done`], exactly once (I6).
 #[derive(Clone, Debug)]
 pub enum Event {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::access::Line;
-use crate::admit::Admitted;
+use crate::admit::{Admitted, ToldUsage};
 use crate::error::ApiError;
 use crate::form::Part;
 use crate::logprobs::{Names, PromptLogprobs, PromptToken};
@@ -165,10 +165,10 @@ pub async fn respond<S: Shape>(
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let id = format!("{}-{}", S::ID_PREFIX, uuid::Uuid::new_v4().simple());
     let envelope = Envelope { id, created, fingerprint: engine.fingerprint.clone(), state: state.clone() };
-    let (stream, include_usage) = (admitted.stream, admitted.include_usage);
+    let (stream, usage) = (admitted.stream, admitted.usage);
     let answer = Answer::start(engine, admitted, line)?;
     if stream {
-        events(envelope, answer, shape, include_usage).await
+        events(envelope, answer, shape, usage).await
     } else {
         whole(&envelope, answer, &shape, &names).await
     }
@@ -209,16 +209,12 @@ async fn events<S: Shape>(
     envelope: Envelope,
     mut answer: Answer,
     shape: S,
-    include_usage: bool,
+    usage: ToldUsage,
 ) -> Result<Response, ApiError> {
     let keep_alive = envelope.state.settings().keep_alive;
     let first = first(&mut answer, keep_alive).await?;
-    let mut feed = Feed { envelope, answer, shape, include_usage, ready: VecDeque::new(), ended: false };
-    for choice in 0..feed.answer.choices() {
-        if let Some(delta) = feed.shape.opening(choice) {
-            feed.push(delta);
-        }
-    }
+    let (ready, opened, ended) = (VecDeque::new(), false, false);
+    let mut feed = Feed { envelope, answer, shape, usage, ready, opened, ended };
     if let Some(piece) = first {
         feed.on_piece(piece);
     }
@@ -254,19 +250,30 @@ struct Feed<S> {
     envelope: Envelope,
     answer: Answer,
     shape: S,
-    include_usage: bool,
+    usage: ToldUsage,
     ready: VecDeque<String>,
+    /// The choices' first chunks were told: with the first piece, for clients time the first token by them.
+    opened: bool,
     ended: bool,
 }
 
 impl<S: Shape> Feed<S> {
     fn push(&mut self, delta: S::Delta) {
-        // With usage asked for, every chunk has the field, and all but the last have null (OpenAI).
-        let usage = self.include_usage.then_some(None);
+        // With usage asked for, every chunk has the field, and all but the last have null (OpenAI), unless it is always told.
+        let usage = match self.usage {
+            ToldUsage::Never => None,
+            ToldUsage::Last => Some(None),
+            ToldUsage::Always => Some(Some(Usage::so_far(self.answer.tokens()))),
+        };
         self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, vec![delta], usage, None));
     }
 
     fn on_piece(&mut self, piece: Piece) {
+        if !std::mem::replace(&mut self.opened, true) {
+            let openings: Vec<_> =
+                (0..self.answer.choices()).filter_map(|choice| self.shape.opening(choice)).collect();
+            openings.into_iter().for_each(|delta| self.push(delta));
+        }
         match piece {
             Piece::More { choice, parts, tokens } => {
                 // One part a chunk: what comes first in the answer comes first in the stream.
@@ -302,7 +309,7 @@ impl<S: Shape> Feed<S> {
                 }
                 None => {
                     self.ended = true;
-                    if self.include_usage {
+                    if self.usage != ToldUsage::Never {
                         let usage = Some(Some(self.envelope.usage(&self.answer)));
                         let none: Vec<S::Delta> = Vec::new();
                         self.ready.push_back(self.envelope.json(S::CHUNK_OBJECT, none, usage, None));

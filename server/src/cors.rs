@@ -20,9 +20,11 @@ const ANY: &str = "*";
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// What pages of these origins may read beside the body and what every page may.
-const SHOWN: [&str; 8] = [
+const SHOWN: [&str; 10] = [
     "x-request-id",
+    "request-id",
     "retry-after",
+    "x-should-retry",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",

@@ -15,12 +15,14 @@ use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
 use frugal_models::source::{self, Folders, Hub, Source};
 
+use crate::misuse::OrMisuse as _;
+
 /// Left free by an automatic cache: activations, tokenizer, connections and answers.
 const RESERVE_BYTES: u64 = 512 << 20;
 
 /// Which model is configured.
 pub(crate) fn source(config: &Config) -> anyhow::Result<Source> {
-    config.model.source.as_deref().map_or(Ok(Source::Default), |text| Ok(Source::parse(text)?))
+    config.model.source.as_deref().map_or(Ok(Source::Default), |text| Source::parse(text).or_misuse())
 }
 
 /// What clients call it.
@@ -70,7 +72,7 @@ pub(crate) fn runner(
         backend,
         threads: threads(config),
         pin: config.cpu.pin,
-        isa: isa(config.cpu.isa)?,
+        isa: isa(config.cpu.isa).or_misuse()?,
         kv,
         lazy,
     };

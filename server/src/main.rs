@@ -10,6 +10,7 @@ mod lifecycle;
 mod load;
 mod loadtest;
 mod logging;
+mod misuse;
 mod notify;
 mod random;
 mod reload;
@@ -30,6 +31,8 @@ use frugal_models::cpu::available_threads;
 use frugal_models::gguf::answer_file_signals;
 use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
 
+use crate::misuse::{Misuse, OrMisuse as _};
+
 /// Usage or configuration is wrong.
 const EXIT_USAGE: u8 = 2;
 /// The inspected model cannot be served.
@@ -44,7 +47,7 @@ fn main() -> ExitCode {
     };
     match run(command, started) {
         Ok(code) => code,
-        Err(error) => fail(&error, 1),
+        Err(error) => fail(&error, if error.is::<Misuse>() { EXIT_USAGE } else { 1 }),
     }
 }
 
@@ -90,7 +93,7 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
 fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
     let mut bar = progress_bar();
     let folders = Folders { cache: None, hub: load::hub(hub) };
-    let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
+    let input = Source::parse(&job.input).or_misuse()?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
     frugal_models::upcycle::upcycle(&input, &job.output, job.experts, job.top_k, job.seed, progress)
         .with_context(|| format!("cannot upcycle {}", job.input))?;
@@ -100,7 +103,7 @@ fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
 fn pack(job: &Pack, hub: &Hub) -> anyhow::Result<()> {
     let mut bar = progress_bar();
     let folders = Folders { cache: None, hub: load::hub(hub) };
-    let input = Source::parse(&job.input)?.obtain(&folders, &mut bar)?;
+    let input = Source::parse(&job.input).or_misuse()?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Pack, done, total });
     frugal_models::pack::pack(&input, &job.output, available_threads(), progress)
         .with_context(|| format!("cannot pack {}", job.input))?;

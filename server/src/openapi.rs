@@ -114,15 +114,15 @@ impl IntoResponses for ModelRefusals {
 
 /// The same refusals, as Anthropic's clients know them.
 fn anthropics(refusals: BTreeMap<String, RefOr<Response>>) -> BTreeMap<String, RefOr<Response>> {
+    let full = refusals.get("503").map(|response| (OVERLOADED.to_string(), response.clone()));
     let translated = |(status, response): (String, RefOr<Response>)| {
-        let status = if status == "503" { OVERLOADED.to_string() } else { status };
         let RefOr::T(mut response) = response else { return (status, response) };
         let schema = RefOr::Ref(Ref::from_schema_name("MessagesErrorResponse"));
         let content = ContentBuilder::new().schema(Some(schema)).build();
         response.content.insert("application/json".to_owned(), content);
         (status, RefOr::T(response))
     };
-    refusals.into_iter().map(translated).collect()
+    refusals.into_iter().chain(full).map(translated).collect()
 }
 
 /// Of Anthropic's endpoint that runs the model.

@@ -30,6 +30,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use crate::lifecycle::{Drain, LOOK_EVERY, Server, Signals, reachable, until_drained, watch_for_hang};
+use crate::misuse::OrMisuse as _;
 use crate::reload::{self, Source};
 use crate::tls::Tls;
 use crate::{load, notify};
@@ -75,13 +76,13 @@ pub(crate) fn allow_descriptors(connections: usize) {
 
 async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let tls = config.tls.as_ref().map(|tls| Tls::new(&tls.pem)).transpose()?;
+    let tls = config.tls.as_ref().map(|tls| Tls::new(&tls.pem)).transpose().or_misuse()?;
     let (listener, address) = listen(SocketAddr::new(config.listen.host, config.listen.port)).await?;
     let admin = match config.listen.admin {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let state = State::operated(settings(config, load::id(config)?), operations(config)?);
+    let state = State::operated(settings(config, load::id(config)?), operations(config).or_misuse()?);
     if !config.listen.host.is_loopback() && config.auth.keys.is_empty() {
         tracing::warn!(%address, "no API key is asked for: whoever reaches this address may use the server");
     }
@@ -197,7 +198,10 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).with_context(of)?);
     let tokens = tokenizer.template_tokens();
     let template = match &config.model.chat_template {
-        Some(source) => Some(ChatTemplate::new(source, tokens).context("cannot use model.chat_template")?),
+        Some(source) => {
+            let template = ChatTemplate::new(source, tokens).context("cannot use model.chat_template");
+            Some(template.or_misuse()?)
+        }
         None => match ChatTemplate::from_gguf(&gguf, tokens) {
             Err(TemplateError::Missing) => None,
             template => Some(template.with_context(of)?),

@@ -244,6 +244,11 @@ impl Answer {
         &self.totals
     }
 
+    /// Tokens of the prompts and of the answer so far.
+    pub fn tokens(&self) -> [u64; 2] {
+        [self.prompts.iter().map(|prompt| prompt.ids.len() as u64).sum(), self.tokens_seen]
+    }
+
     /// The next piece; None once every choice has ended and every account is closed, or after an error.
     ///
     /// Cancelling the future loses nothing.

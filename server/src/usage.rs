@@ -152,6 +152,11 @@ impl Usage {
             cost_details,
         }
     }
+
+    /// Of an answer that is not complete: tokens of prompts and answer, which are all that is known for sure.
+    pub fn so_far([prompt_tokens, completion_tokens]: [u64; 2]) -> Self {
+        Self::new(&Totals { prompt_tokens, completion_tokens, ..Totals::default() }, None)
+    }
 }
 
 /// Whole units of pico-units, as near as a JSON number comes.

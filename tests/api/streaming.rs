@@ -55,6 +55,26 @@ async fn same_either_way(server: &Server, path: &str, ask: &Value) -> Choices {
     whole(&answer)
 }
 
+#[tokio::test]
+async fn usage_is_told_in_every_chunk_if_asked_for() {
+    let server = Server::new().await;
+    for (path, ask) in [
+        ("/v1/chat/completions", json!({"messages": user("Tell me"), "max_tokens": 9, "ignore_eos": true})),
+        ("/v1/completions", json!({"prompt": "Once upon", "max_tokens": 9, "ignore_eos": true})),
+    ] {
+        let told = |usage: bool| json!({"include_usage": usage, "continuous_usage_stats": true});
+        let stream = |usage| with(ask.clone(), &json!({"stream": true, "stream_options": told(usage)}));
+        let chunks = chunks(&server.stream(path, &stream(true)).await);
+        let count = |chunk: &Value, field: &str| chunk["usage"][field].as_u64().unwrap();
+        let so_far: Vec<u64> = chunks.iter().map(|chunk| count(chunk, "completion_tokens")).collect();
+        assert!(so_far.is_sorted() && so_far.contains(&1) && so_far.last() == Some(&9), "{so_far:?}");
+        let [first, .., last] = &chunks[..] else { panic!("{chunks:?}") };
+        assert_eq!(count(first, "prompt_tokens"), count(last, "prompt_tokens"));
+        let without = self::chunks(&server.stream(path, &stream(false)).await);
+        assert!(without.iter().all(|chunk| chunk.get("usage").is_none()), "as in vLLM, it depends on the other");
+    }
+}
+
 /// Characters of `text` from `start`, if none of them is a replacement.
 fn piece(text: &str, start: usize, length: usize) -> Option<String> {
     let piece: String = text.chars().skip(start).take(length).collect();

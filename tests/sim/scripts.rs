@@ -169,6 +169,7 @@ fn what_is_guessed_rightly_is_computed_in_fewer_steps() {
         let account = |a: Account| s.cost.accounts[a as usize].ns;
         assert_eq!(account(Account::Decode), report.cost.decode_ns);
         assert_eq!(account(Account::Draft) > 0, report.rejected_tokens > 0);
+        assert_eq!(s.histograms.inter_token.count() + 1, s.counters.steps, "tokens of a step come together");
         (s.counters.steps, report)
     };
     let (steps, plain) = run(0, &[]);
@@ -259,6 +260,8 @@ fn a_request_can_be_cancelled_in_every_state() {
         assert_eq!(w.report(id).queued_ns.is_none(), id == queued);
     }
     w.finish();
+    let histograms = w.engine.snapshot().histograms;
+    assert_eq!((histograms.total.count(), histograms.prompt_tokens.count()), (0, 0), "nobody was answered");
     let older = w.take(request(0..20, 30));
     let younger = w.take(request(20..40, 30));
     while w.engine.snapshot().counters.preemptions == 0 {
@@ -268,6 +271,8 @@ fn a_request_can_be_cancelled_in_every_state() {
     w.check();
     w.run_to_end();
     assert_eq!(w.report(older).completion_tokens, 30);
+    let histograms = w.engine.snapshot().histograms;
+    assert_eq!((histograms.total.count(), histograms.prompt_tokens.sum()), (1, 20.0));
 }
 
 /// What a fault takes back is paid out of later charges: no account goes down (the world checks it after each step), and once

@@ -201,9 +201,7 @@ pub(super) fn load<B: Backend + 'static>(
         let mut loader = Loader { tensors: &tensors, backend, layer };
         blocks.push(Block::load(&mut loader, &hyper, plan, &places)?);
     }
-    for skipped in layers..layers + hyper.nextn {
-        tensors.skip_block(skipped, layers - 1, &NEXTN);
-    }
+    tensors.skip_blocks(layers..layers + hyper.nextn, layers - 1, &NEXTN);
     tensors.all_used()?;
     // Now that tensors have the heads' size: the metadata alone may claim any.
     let rotary = match &hyper.attention {

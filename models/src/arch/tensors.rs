@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::LoadError;
 use crate::gguf::Gguf;
@@ -67,13 +68,17 @@ impl<'a> Tensors<'a> {
         Ok(Some(values.iter().map(|&v| f32::from_le_bytes(v)).collect()))
     }
 
-    /// Passes over a block whose tensors are called as those used of block `like`, or by one of `more`.
-    pub(super) fn skip_block(&self, block: u32, like: u32, more: &[&str]) {
-        let prefix = format!("blk.{block}.");
+    /// Passes over blocks whose tensors are called as those used of block `like`, or by one of `more`.
+    pub(super) fn skip_blocks(&self, blocks: Range<u32>, like: u32, more: &[&str]) {
         let mut used = self.used.borrow_mut();
         for tensor in self.gguf.tensors() {
-            let Some(kind) = tensor.name.strip_prefix(&prefix) else { continue };
-            if more.contains(&kind) || used.contains(&format!("blk.{like}.{kind}")) {
+            let Some((block, kind)) = tensor.name.strip_prefix("blk.").and_then(|name| name.split_once('.'))
+            else {
+                continue;
+            };
+            if block.parse().is_ok_and(|block| blocks.contains(&block))
+                && (more.contains(&kind) || used.contains(&format!("blk.{like}.{kind}")))
+            {
                 used.insert(tensor.name.clone());
             }
         }

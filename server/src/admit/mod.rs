@@ -45,7 +45,7 @@ pub struct Admitted {
     /// Answer as a stream of server-sent events.
     pub stream: bool,
     /// End the stream with a chunk that holds `usage`.
-    pub include_usage: bool,
+    pub usage: ToldUsage,
     /// Log-probabilities of the answer, with so many alternatives.
     pub logprobs: Option<u32>,
     /// Log-probabilities of the prompt, with so many alternatives.
@@ -151,7 +151,7 @@ impl<'a> Context<'a> {
 #[derive(Debug)]
 struct Common {
     stream: bool,
-    include_usage: bool,
+    usage: ToldUsage,
     /// The field that bounds the output: errors name it.
     output_field: &'static str,
     /// An output that is too long for the context ends with it, instead of being refused.
@@ -182,7 +182,7 @@ impl Common {
     ) -> Result<Self, ApiError> {
         Ok(Self {
             stream,
-            include_usage: true,
+            usage: ToldUsage::Last,
             output_field,
             fit_context: false,
             as_token_ids: false,
@@ -214,7 +214,7 @@ impl Common {
         }
         Ok(Self {
             stream,
-            include_usage: include_usage(fields, stream, cx.settings)?,
+            usage: told_usage(fields, stream, cx.settings)?,
             output_field: "max_tokens",
             fit_context: false,
             as_token_ids: fields.flag("return_tokens_as_token_ids")?,
@@ -327,7 +327,7 @@ impl Common {
             prompts,
             n: self.n,
             stream: self.stream,
-            include_usage: self.include_usage,
+            usage: self.usage,
             logprobs: self.sampling.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             stop_token_ids: self.stop_token_ids,
@@ -340,6 +340,17 @@ impl Common {
             constraint: self.constraint,
         })
     }
+}
+
+/// Which chunks of a stream hold `usage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldUsage {
+    /// None.
+    Never,
+    /// One more behind the last.
+    Last,
+    /// And all others, with the tokens so far (vLLM's `continuous_usage_stats`).
+    Always,
 }
 
 /// Tokens and alternatives that the answer to one prompt may hold.
@@ -374,15 +385,20 @@ pub(crate) fn model(fields: &mut Fields, settings: &Settings) -> Result<(), ApiE
     }
 }
 
-fn include_usage(fields: &mut Fields, stream: bool, settings: &Settings) -> Result<bool, ApiError> {
-    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
+fn told_usage(fields: &mut Fields, stream: bool, settings: &Settings) -> Result<ToldUsage, ApiError> {
+    let Some(mut options) = fields.object("stream_options")? else { return Ok(ToldUsage::Never) };
     if !stream {
         let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled";
         return Err(ApiError::invalid("stream_options", message));
     }
     let include = options.flag("include_usage")?;
+    let always = options.flag("continuous_usage_stats")?;
     options.finish(settings.unknown_fields)?;
-    Ok(include)
+    Ok(match (include, always) {
+        (false, _) => ToldUsage::Never,
+        (true, false) => ToldUsage::Last,
+        (true, true) => ToldUsage::Always,
+    })
 }
 
 /// What the randomness of an answer begins with.

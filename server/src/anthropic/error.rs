@@ -1,7 +1,7 @@
 //! Refusals and failures in Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.
 //!
 //! Whoever refuses (a handler, authentication, a limit) says so in OpenAI's shape; for Anthropic's paths a layer around them all
-//! says it again. Statuses stay, except that overload is 529.
+//! says it again. Statuses stay, except that a full queue is 529: a server that loads or drains stays a 503, which balancers send elsewhere.
 
 use axum::Json;
 use axum::extract::Request;
@@ -16,7 +16,7 @@ use crate::error::ApiError;
 /// Its endpoint, and what lies below.
 const PATH: &str = "/v1/messages";
 
-/// Anthropic's status for 503.
+/// Anthropic's status for a full queue.
 pub(crate) const OVERLOADED: u16 = 529;
 
 /// A refusal or failure.
@@ -75,7 +75,7 @@ pub(crate) async fn translate(request: Request, next: Next) -> Response {
         let (_, body) = Json(Refusal::new(&error)).into_response().into_parts();
         *response.body_mut() = body;
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        if error.status() == StatusCode::SERVICE_UNAVAILABLE {
+        if error.is_overload() {
             *response.status_mut() = StatusCode::from_u16(OVERLOADED).expect("three digits");
         }
     }

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::show::{Show, Times, summary};
 use crate::client::Target;
 use crate::client::sse::{Delta, Events, Usage};
+use crate::misuse::OrMisuse as _;
 
 /// Longest message from a pipe.
 const MESSAGE_BYTES_MAX: u64 = 16 << 20;
@@ -159,7 +160,7 @@ impl Conversation {
         set("stream", Some(true.into()));
         set("stream_options", Some(json!({ "include_usage": true })));
         Ok(Self {
-            target: Target::new("--url", &chat.url, chat.access.ca_file.as_deref())?,
+            target: Target::new("--url", &chat.url, chat.access.ca_file.as_deref()).or_misuse()?,
             api_key: chat.access.api_key.as_ref().map(|key| key.expose().to_owned()),
             fields,
             system: chat.system.clone(),

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::client::Target;
 use crate::client::sse::{Delta, Events, Usage};
+use crate::misuse::OrMisuse as _;
 
 /// Of a failure's words, so many are kept.
 const FAILURE_CHARS_MAX: usize = 300;
@@ -63,7 +64,7 @@ impl Server {
     /// # Errors
     /// If that is no URL, or the server does not say in time.
     pub(super) async fn new(flag: &'static str, url: &str, load: &Load) -> anyhow::Result<Self> {
-        let target = Target::new(flag, url, load.access.ca_file.as_deref())?;
+        let target = Target::new(flag, url, load.access.ca_file.as_deref()).or_misuse()?;
         let api_key = load.access.api_key.as_ref().map(|key| key.expose().to_owned());
         let patience = Duration::from_secs(load.timeout.into());
         let loaded = async {

@@ -498,12 +498,13 @@ pub const METRICS: &[Metric] = &[
     ),
     histogram(
         "vllm:inter_token_latency_seconds",
-        "Between two tokens of a choice.",
+        "Between two steps that gave a choice tokens: what was guessed rightly comes with the token before.",
         Read::Engine(|s, out| out.histogram(&[], &s.histograms.inter_token)),
     ),
     histogram(
         "vllm:e2e_request_latency_seconds",
-        "From submission to the end.",
+        "From submission to the end. This and those below, but for the last, are of requests that were answered: what a client gave up or \
+         a deadline ended is in none.",
         Read::Engine(|s, out| out.histogram(&[], &s.histograms.total)),
     ),
     histogram(

@@ -10,6 +10,9 @@ pub struct StreamOptions {
     /// End the stream with a chunk that holds `usage`.
     #[schema(example = true)]
     pub include_usage: Option<bool>,
+    /// With it, let every other chunk hold the tokens so far (as in vLLM).
+    #[schema(example = true)]
+    pub continuous_usage_stats: Option<bool>,
 }
 
 /// One stop string or several.

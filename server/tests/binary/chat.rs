@@ -157,5 +157,5 @@ fn a_client_without_a_server_or_a_message_says_so() {
     let (code, _, stderr) = say("\n", &[], &[]);
     assert!(code == 1 && stderr.contains("no message on stdin"), "{stderr}");
     let (code, _, stderr) = say("hi", &["--url", "box"], &[]);
-    assert!(code == 1 && stderr.contains("--url box"), "{stderr}");
+    assert!(code == 2 && stderr.contains("--url box"), "{stderr}");
 }

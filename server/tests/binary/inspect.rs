@@ -56,4 +56,6 @@ fn what_is_no_model_is_an_error() {
     let (code, line) = failure(&["inspect", "/nonexistent/model.gguf"], &[]);
     assert_eq!(code, 1);
     assert!(line.contains("no model file /nonexistent/model.gguf"), "{line}");
+    // A file may be there the next time; what is none of a hub's names will not.
+    assert_eq!(failure(&["inspect", "hf:no-owner"], &[]).0, 2);
 }

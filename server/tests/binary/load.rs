@@ -328,8 +328,8 @@ fn a_server_that_fails_in_its_turn_is_named() {
 fn what_cannot_be_loaded_is_refused() {
     let url = standing_in(two_tokens).0;
     for (args, code, words) in [
-        (vec!["--url", "box"], 1, "frugal: --url box is not the URL of a server"),
-        (vec!["--url", &url, "--against", "box"], 1, "frugal: --against box is not the URL of a server"),
+        (vec!["--url", "box"], 2, "frugal: --url box is not the URL of a server"),
+        (vec!["--url", &url, "--against", "box"], 2, "frugal: --against box is not the URL of a server"),
         (vec!["--url", "http://127.0.0.1:1"], 1, "no server answers on http://127.0.0.1:1"),
         (vec!["--url", &url, "--against", "http://127.0.0.1:1"], 1, "name another with --against"),
         (vec!["--ca-file", "f.crt", "--url", &url], 2, "is not https, and shows no certificate"),

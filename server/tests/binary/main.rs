@@ -271,6 +271,17 @@ fn wrong_configuration_ends_with_2() {
     check(&["--set", "log.level=a=b=c", "--port", "0"], &[], "log.level");
     let (code, _, stderr) = output(&["--prot", "1"], &[]);
     assert!(code == 2 && stderr.contains("--port"), "{stderr}");
+    // What shows only when it is used.
+    check(&["--model", "hf:no-owner", "--port", "0"], &[], "hf:no-owner");
+    let elsewhere = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let isa = format!("cpu.isa={elsewhere}");
+    check(&["--model", &model, "--port", "0", "--set", &isa], &[], "which this processor does not have");
+    let template = std::env::temp_dir().join(format!("frugal-template-{}.jinja", std::process::id()));
+    std::fs::write(&template, "{% for").expect("a file");
+    let set = format!("model.chat_template={}", template.display());
+    check(&["--model", &model, "--port", "0", "--set", &set], &[], "cannot use model.chat_template");
+    std::fs::remove_file(&template).expect("our file");
 }
 
 #[test]
@@ -390,7 +401,7 @@ fn a_model_of_the_hub_is_served_from_the_cache() {
     let wanted = format!("cannot get hf:o/m-GGUF:Q8_0: HF_HUB_OFFLINE is set, and {folder} does not have it");
     assert_eq!(error, format!("frugal: {wanted}"));
     let (code, error) = failure(&["--port", "0", "--model", "hf:m-GGUF"], &env);
-    assert!(code == 1 && error.contains("hf:m-GGUF: the repository has no owner"), "{error}");
+    assert!(code == 2 && error.contains("hf:m-GGUF: the repository has no owner"), "{error}");
     let (code, error) = failure(&["upcycle", "hf:o/m-GGUF", "/nonexistent/out.gguf"], &env);
     assert!(
         code == 1 && error.contains("cannot upcycle hf:o/m-GGUF") && error.contains("qwen3moe"),

@@ -173,7 +173,7 @@ fn what_cannot_be_a_certificate_is_named_at_start() {
     let check = |problem: &str| {
         let env = files.env();
         let (code, error) = failure(&port, &env.each_ref().map(|(name, value)| (*name, value.as_str())));
-        assert!(code == 1 && error.contains(problem), "{error}");
+        assert!(code == 2 && error.contains(problem), "{error}");
     };
     files.renew();
     let key = std::fs::read_to_string(files.path("tls.key")).expect("a file");

@@ -74,9 +74,13 @@ fn models<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<(&'a str, u32), 
     models
 }
 
+/// Files of images' encoders, of what guided a quantization and of heads that predict further tokens lie beside models.
 fn is_model(name: &str) -> bool {
-    let base = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
-    is_gguf(&base) && !base.contains("mmproj") && !base.contains("imatrix")
+    let name = name.to_ascii_lowercase();
+    let (folder, base) = name.rsplit_once('/').unwrap_or(("", &name));
+    let drafts = folder.split('/').any(|part| part == "mtp")
+        || ["mtp-", "dspark-", "dflash-"].iter().any(|head| base.starts_with(head));
+    is_gguf(base) && !drafts && !base.contains("mmproj") && !base.contains("imatrix")
 }
 
 /// Whether `tag` is a word of the path.
@@ -118,7 +122,7 @@ fn list<'a, 'b: 'a>(models: impl Iterator<Item = &'a Model<'b>>) -> String {
 mod tests {
     use super::*;
 
-    const REPO: [&str; 12] = [
+    const REPO: [&str; 14] = [
         "BF16/M-BF16-00001-of-00002.gguf",
         "BF16/M-BF16-00002-of-00002.gguf",
         "M-IQ4_NL.gguf",
@@ -130,6 +134,8 @@ mod tests {
         "config.json",
         "imatrix_unsloth.gguf",
         "mmproj-BF16.gguf",
+        "MTP/model-Q4_K_M.gguf",
+        "mtp-model-Q4_K_M.gguf",
         "old/M.Q5_K_M.GGUF",
     ];
 
