@@ -159,7 +159,7 @@ void gathered(const char *name, void (*kernel)(const float *, const void *, cons
     Buffer<u32> ids(any.indexes(tokens * k, experts));
     ids[0] = experts - 1;
     ids[tokens * k - 1] = 0;
-    emulate::launch(name, kernel, dim3{div_ceil(rows, 4), tokens * k}, dim3{128}, 0, x.at, w.at, ids.at, y.at, rows, cols, k, slots ? k : 1);
+    emulate::launch(name, kernel, dim3{tokens * k, div_ceil(rows, 4)}, dim3{128}, 0, x.at, w.at, ids.at, y.at, rows, cols, k, slots ? k : 1);
     for (size_t pair = 0; pair < tokens * k; pair++)
         for (size_t r = 0; r < rows; r++) {
             double want = 0.0;

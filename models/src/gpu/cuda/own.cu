@@ -689,9 +689,9 @@ extern "C" __global__ void __launch_bounds__(256) experts_f16(
 // One warp per (row of the matrix, pair of token and slot): x [tokens, x_slots, cols], w [experts, rows, cols].
 template <typename W>
 __device__ __forceinline__ void gather(const float *x, const W *w, const u32 *ids, float *y, int rows, int cols, int k, int x_slots) {
-    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    int row = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
-    int pair = blockIdx.y;
+    int pair = blockIdx.x;
     const float *from = x + (i64)(x_slots == 1 ? pair / k : pair) * cols;
     const W *weight = w + ((i64)ids[pair] * rows + row) * cols;
     float sum = 0.0f;

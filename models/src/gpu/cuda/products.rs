@@ -333,7 +333,8 @@ impl CudaKernels {
             Arg::Int(k as i32),
             Arg::Int(slots as i32),
         ];
-        self.own.launch(name, (weight.rows.div_ceil(4), tokens * k, 1), (128, 1), 0, &args)?;
+        // Pairs in the first direction: only there may be more than 65,535.
+        self.own.launch(name, (tokens * k, weight.rows.div_ceil(4), 1), (128, 1), 0, &args)?;
         Ok(y)
     }
 
