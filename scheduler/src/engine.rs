@@ -277,6 +277,9 @@ impl Engine {
         h.generation_tokens.observe(u64::from(report.completion_tokens));
         h.longest_choice.observe(u64::from(live.longest));
         h.output_limit.observe(u64::from(live.output_max));
+        if let Some(planned) = live.first_planned {
+            h.queue.observe(planned.0 - live.submitted.0);
+        }
         if let (Some(planned), Some(first)) = (live.first_planned, live.first_token) {
             h.prefill.observe(first.0 - planned.0);
             let decode = self.now.0 - first.0;

@@ -324,7 +324,6 @@ impl Engine {
             live.report.queued_ns = Some(now.0 - live.submitted.0);
             live.report.cached_tokens = hit;
             self.outbox.scheduled.push(seq.request);
-            self.histograms.queue.observe(now.0 - live.submitted.0);
             self.counters.prompt_tokens += u64::from(seq.prompt_len);
             self.counters.cached_tokens += u64::from(hit);
             if self.options.prefix_cache && seq.scored.is_none() {

@@ -59,9 +59,6 @@ struct Body {
     code: Option<&'static str>,
 }
 
-/// Code of a full queue.
-const OVERLOADED: &str = "overloaded";
-
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
         let body = Body { message, kind, param: None, code };
@@ -199,7 +196,7 @@ impl ApiError {
     /// 503: come back in so many seconds.
     pub fn overloaded(retry_after_s: u32) -> Self {
         let message = "The server is overloaded; please try again later";
-        let mut error = Self::server(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, message);
+        let mut error = Self::server(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
         error.retry_after_s = Some(retry_after_s.max(1));
         error
     }
@@ -245,11 +242,6 @@ impl ApiError {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status
-    }
-
-    /// Whether the server has no room for more, now.
-    pub(crate) fn is_overload(&self) -> bool {
-        self.body.code == Some(OVERLOADED)
     }
 
     /// For people.

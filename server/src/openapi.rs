@@ -15,7 +15,7 @@ use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Response, Respo
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use crate::anthropic::answer::MessageEvent;
-use crate::anthropic::error::{OVERLOADED, Refusal};
+use crate::anthropic::error::Refusal;
 use crate::error::ErrorResponse;
 use crate::responses::events::Numbered;
 
@@ -114,7 +114,6 @@ impl IntoResponses for ModelRefusals {
 
 /// The same refusals, as Anthropic's clients know them.
 fn anthropics(refusals: BTreeMap<String, RefOr<Response>>) -> BTreeMap<String, RefOr<Response>> {
-    let full = refusals.get("503").map(|response| (OVERLOADED.to_string(), response.clone()));
     let translated = |(status, response): (String, RefOr<Response>)| {
         let RefOr::T(mut response) = response else { return (status, response) };
         let schema = RefOr::Ref(Ref::from_schema_name("MessagesErrorResponse"));
@@ -122,7 +121,7 @@ fn anthropics(refusals: BTreeMap<String, RefOr<Response>>) -> BTreeMap<String, R
         response.content.insert("application/json".to_owned(), content);
         (status, RefOr::T(response))
     };
-    refusals.into_iter().chain(full).map(translated).collect()
+    refusals.into_iter().map(translated).collect()
 }
 
 /// Of Anthropic's endpoint that runs the model.

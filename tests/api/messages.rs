@@ -427,7 +427,7 @@ async fn overload_and_time_out_have_anthropics_words() {
     assert_eq!((reply.status.as_u16(), &reply.json["error"]["type"]), (504, &json!("timeout_error")));
     let server = Server::new().await;
     server.handle.drain(std::time::Duration::ZERO);
-    // A balancer sends it to a server that is not about to end.
+    // Which a balancer sends to a server that is not about to end.
     let reply = server.post(MESSAGES, &request()).await;
     assert_eq!((reply.status.as_u16(), &reply.json["error"]["type"]), (503, &json!("overloaded_error")));
 }

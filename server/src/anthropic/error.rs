@@ -1,7 +1,8 @@
 //! Refusals and failures in Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`.
 //!
 //! Whoever refuses (a handler, authentication, a limit) says so in OpenAI's shape; for Anthropic's paths a layer around them all
-//! says it again. Statuses stay, except that a full queue is 529: a server that loads or drains stays a 503, which balancers send elsewhere.
+//! says it again. Statuses stay: Anthropic's own 529 for overload would be to its clients what 503 is, and balancers know how to send a
+//! 503 elsewhere.
 
 use axum::Json;
 use axum::extract::Request;
@@ -15,9 +16,6 @@ use crate::error::ApiError;
 
 /// Its endpoint, and what lies below.
 const PATH: &str = "/v1/messages";
-
-/// Anthropic's status for a full queue.
-pub(crate) const OVERLOADED: u16 = 529;
 
 /// A refusal or failure.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -75,9 +73,6 @@ pub(crate) async fn translate(request: Request, next: Next) -> Response {
         let (_, body) = Json(Refusal::new(&error)).into_response().into_parts();
         *response.body_mut() = body;
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        if error.is_overload() {
-            *response.status_mut() = StatusCode::from_u16(OVERLOADED).expect("three digits");
-        }
     }
     response
 }
