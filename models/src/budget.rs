@@ -2,7 +2,8 @@
 //!
 //! Works with and without a grammar: what the grammar allows is passed on except while the mark is forced. It is not forced
 //! amid a character, whose bytes may be several tokens: no grammar takes it there, and no text has it.
-//! Reasoning is counted from the prompt's end if that is amid reasoning, else from the opening mark on.
+//! Reasoning is counted from the prompt's end if that is amid reasoning, else from the opening mark on. It opens an answer or is none:
+//! behind other text its mark is a word like any other. Harmony's reasoning is a message among others, and may come after one.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,6 +16,9 @@ use crate::tokenizer::Tokenizer;
 /// Tokens over the budget for a character to end: it has at most so many bytes more.
 const CHARACTER_TOKENS: u32 = 3;
 
+/// What a message of harmony begins with.
+const CHANNEL: &str = "<|channel|>";
+
 /// How many reasoning tokens each choice may spend.
 pub struct Budget {
     tokenizer: Arc<Tokenizer>,
@@ -22,6 +26,8 @@ pub struct Budget {
     tokens: u32,
     open: String,
     close: String,
+    /// Other text may come before the opening mark.
+    anywhere: bool,
     /// The closing mark, and a token at a time of what is forced.
     forced: Vec<TokenId>,
     begun: bool,
@@ -40,8 +46,9 @@ impl Budget {
         let forced = tokenizer.encode_special(close).ok().filter(|forced| !forced.is_empty())?;
         let all = (0..tokenizer.vocab_size() as u32).map(TokenId).collect::<TokenSet>();
         let anything = Arc::new(Next { tokens: all, may_end: true });
+        let anywhere = open.starts_with(CHANNEL);
         let (open, close) = (open.to_owned(), close.to_owned());
-        Some(Self { tokenizer, inner, tokens, open, close, forced, begun, anything })
+        Some(Self { tokenizer, inner, tokens, open, close, anywhere, forced, begun, anything })
     }
 }
 
@@ -92,6 +99,7 @@ impl Grammar for Budget {
             tokens: self.tokens,
             open: self.open.clone(),
             close: self.close.clone(),
+            anywhere: self.anywhere,
             forced: self.forced.clone(),
             begun: self.begun,
             anything: self.anything.clone(),
@@ -156,21 +164,35 @@ impl Matcher for Follower {
             return Ok(progress);
         }
         self.tail.extend(self.budget.tokenizer.raw_bytes(token));
-        let mark = if self.place == Place::Before { &self.budget.open } else { &self.budget.close };
-        let found = self.tail.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
+        let before = self.place == Place::Before;
+        let mark = if before { &self.budget.open } else { &self.budget.close };
+        let at = self.tail.windows(mark.len()).position(|bytes| bytes == mark.as_bytes());
+        let opens = self.budget.anywhere || opens(&self.tail, mark.as_bytes());
+        let found = at.is_some() && (opens || !before);
         self.place = match (self.place, found) {
             (Place::Before, true) => Place::Within(0),
+            (Place::Before, false) if !opens => Place::After,
             (Place::Within(_), true) => Place::After,
             (Place::Within(spent), false) => Place::Within(spent + 1),
             (place, _) => place,
         };
         let amid = amid_character(&self.tail);
+        if before {
+            let space = self.tail.len() - self.tail.trim_ascii_start().len();
+            self.tail.drain(..space);
+        }
         // Of an unfinished character there are at most three bytes.
         let keep = if found { 0 } else { mark.len().saturating_sub(1).max(3) };
         self.tail.drain(..self.tail.len().saturating_sub(keep));
         self.force(amid);
         Ok(progress)
     }
+}
+
+/// Whether a text begins with the mark, or may yet come to: white space may stand before it.
+fn opens(text: &[u8], mark: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    text.starts_with(mark) || mark.starts_with(text)
 }
 
 /// Whether the text ends with the beginning of a character.
@@ -190,14 +212,14 @@ mod tests {
     const CLOSE: TokenId = TokenId(5);
 
     fn tokenizer() -> Arc<Tokenizer> {
-        // The last three are the bytes of é, and all of ï and its first one again.
+        // The last ones are the bytes of é, all of ï and its first one again, and a line's end.
         let tokens =
-            ["a", "b", "<", "<end>", "<think>", "</think>", "Ã", "©", "¯Ã"].map(str::to_owned).to_vec();
+            ["a", "b", "<", "<end>", "<think>", "</think>", "Ã", "©", "¯Ã", "Ċ"].map(str::to_owned).to_vec();
         let spec = TokenizerSpec {
             model: "gpt2".to_owned(),
             pre: "gpt-2".to_owned(),
             tokens,
-            types: Some(vec![1, 1, 1, 3, 3, 3, 1, 1, 1]),
+            types: Some(vec![1, 1, 1, 3, 3, 3, 1, 1, 1, 1]),
             ids: SpecialIds { eos: Some(3), ..SpecialIds::default() },
             ..TokenizerSpec::default()
         };
@@ -229,15 +251,31 @@ mod tests {
             forced(&[0, 1, CLOSE.0, 0, 0, 0], 2, true),
             [false, false, true, false, false, false, false]
         );
-        // Opened by the model; what comes before is not counted.
-        assert_eq!(
-            forced(&[0, 0, 0, THINK.0, 1, CLOSE.0], 1, false),
-            [false, false, false, false, false, true, false]
-        );
+        // Opened by the model, at once or behind white space.
+        assert_eq!(forced(&[THINK.0, 1, CLOSE.0], 1, false), [false, false, true, false]);
+        assert_eq!(forced(&[9, 9, THINK.0, 1, CLOSE.0], 1, false), [false, false, false, false, true, false]);
+        // An answer that mentions the mark does not reason.
+        assert_eq!(forced(&[0, THINK.0, 1, 1, 1], 1, false), [false; 6]);
+        assert_eq!(forced(&[2, 0, THINK.0, 1, 1], 1, false), [false; 6]);
         // Nothing to spend.
         assert_eq!(forced(&[CLOSE.0, 0], 0, true), [true, false, false]);
         // Closed in time: never forced, also not by a second opening.
         assert_eq!(forced(&[0, CLOSE.0, THINK.0, 0, 0, 0], 2, true), [false; 7]);
+    }
+
+    #[test]
+    fn harmony_may_reason_behind_a_message() {
+        // A mark of two tokens, which no token of the vocabulary is.
+        let follow = |open: &str, tokens: &[u32]| {
+            let mut budget = Budget::new(tokenizer(), None, 1, ("ab", "</think>"), false).unwrap();
+            budget.anywhere = open.starts_with(CHANNEL);
+            let mut matcher = budget.matcher();
+            tokens.iter().for_each(|token| assert_eq!(matcher.advance(TokenId(*token)), Ok(Progress::Open)));
+            !matcher.next().wait().unwrap().tokens.contains(TokenId(0))
+        };
+        let tokens = [1, 1, 0, 1, 1];
+        assert!(follow("<|channel|>analysis<|message|>", &tokens) && !follow("<think>", &tokens));
+        assert!(follow("<think>", &[9, 0, 1, 1]), "a mark in two pieces");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod pairs;
 mod permits;
 mod reader;
 mod scan;
+mod shown;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! Chat templates: Jinja from the model file, from messages to the text that a model was trained on.
 //!
-//! Law: whatever messages contain, the control tokens in a [`Rendered`] are those that the template wrote, and its
-//! text pieces hold the messages' own characters. See `guard` for how.
+//! Law: whatever messages contain, the control tokens in a [`Rendered`] are those that the template wrote, or the server in a
+//! [`Note`], and its text pieces hold the messages' own characters. See `guard` for how.
 //!
 //! A template comes with the model file, so it is bounded: in instructions, in output, in recursion; and a panic of the
 //! engine is an error. What it may hold in variables while it runs, how deeply that is nested, and the time of one
@@ -11,6 +11,7 @@ mod clock;
 mod filters;
 mod guard;
 mod messages;
+mod python;
 
 use std::collections::HashSet;
 use std::io;
@@ -19,9 +20,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind, Template};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use self::guard::Guard;
+use self::messages::Wants;
+pub use self::messages::arguments_text;
 use crate::gguf::{Gguf, GgufError};
 
 /// Where model files keep it.
@@ -115,7 +118,7 @@ pub struct TemplateTokens {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chat<'a> {
     /// JSON objects with at least `role` and what goes with it (`content`, `tool_calls` ...). Arguments of calls may be
-    /// JSON text, as in OpenAI's API, or objects, as templates want them.
+    /// JSON text, as in OpenAI's API, or objects: templates get what they want.
     pub messages: &'a [Json],
     /// As in OpenAI's API. Templates see none where there are none.
     pub tools: &'a [Json],
@@ -123,6 +126,22 @@ pub struct Chat<'a> {
     pub kwargs: Option<&'a Map<String, Json>>,
     /// Whether the text is to end where the assistant's answer begins.
     pub add_generation_prompt: bool,
+}
+
+/// What a model is told at the end of the system's message, because its template has no place for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Note<'a> {
+    /// Ordinary text.
+    pub text: &'a str,
+    /// What follows it. Control tokens in it are such: it is not a request's.
+    pub marked: &'a str,
+}
+
+/// Where a note, as templates get it, is put.
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    System(&'a str),
+    User(&'a str),
 }
 
 /// A part of a rendering.
@@ -159,6 +178,7 @@ pub struct ChatTemplate {
     variables: HashSet<String>,
     environment: Environment<'static>,
     guard: Guard,
+    wants: Wants,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -189,6 +209,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(python::print);
+        environment.add_filter("string", python::string);
         environment.add_filter("tojson", filters::tojson);
         environment.add_test("iterable", filters::is_iterable);
         environment.add_test("sequence", filters::is_sequence);
@@ -198,8 +220,18 @@ impl ChatTemplate {
         let names = |template: Template<'_, '_>| caught(|| Ok(template.undeclared_variables(false))).ok();
         let variables = environment.get_template(NAME).ok().and_then(names).unwrap_or_default();
         let mark = |text: Option<String>| text.map(|text| guard.mark(&text));
-        let source = source.into();
-        Ok(Self { bos: mark(tokens.bos), eos: mark(tokens.eos), source, variables, environment, guard })
+        let (bos, eos, wants) = (mark(tokens.bos), mark(tokens.eos), Wants::default());
+        let mut template = Self { bos, eos, wants, source: source.into(), variables, environment, guard };
+        template.wants = template.tried();
+        Ok(template)
+    }
+
+    /// What it wants of messages and tools.
+    fn tried(&self) -> Wants {
+        Wants::of(&self.source, self.reads_tools(), |messages, tools| {
+            let chat = Chat { messages, tools, kwargs: None, add_generation_prompt: true };
+            self.run(&chat, None, UNIX_EPOCH).map(|rendered| rendered.text())
+        })
     }
 
     /// The template in a model file.
@@ -215,6 +247,11 @@ impl ChatTemplate {
     /// Names that the template reads and does not define: what may be given to [`ChatTemplate::render`].
     pub fn variables(&self) -> &HashSet<String> {
         &self.variables
+    }
+
+    /// Whether it tells the model of tools.
+    pub fn reads_tools(&self) -> bool {
+        self.variables.contains("tools")
     }
 
     /// As it was written.
@@ -236,6 +273,47 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn render_at(&self, chat: &Chat<'_>, now: SystemTime) -> Result<Rendered, TemplateError> {
+        self.shaped(chat, None, now)
+    }
+
+    /// The same with a note. Where the template refuses a system's message and the chat has none, the note stands before what the
+    /// user says first.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_noted(&self, chat: &Chat<'_>, note: &Note<'_>) -> Result<Rendered, TemplateError> {
+        let text = Json::from(note.text);
+        let text = self.guard.shield(&text).as_str().unwrap_or_default().to_owned();
+        let note = text + &self.guard.mark(note.marked);
+        let now = SystemTime::now();
+        match self.shaped(chat, Some(Place::System(&note)), now) {
+            Err(error @ (TemplateError::Raised(_) | TemplateError::Render { .. }))
+                if !chat.messages.iter().any(|message| is_of(message, "system")) =>
+            {
+                self.shaped(chat, Some(Place::User(&note)), now).map_err(|_| error)
+            }
+            rendered => rendered,
+        }
+    }
+
+    /// Renders in the form that the template wants.
+    fn shaped(
+        &self,
+        chat: &Chat<'_>,
+        note: Option<Place<'_>>,
+        now: SystemTime,
+    ) -> Result<Rendered, TemplateError> {
+        let (messages, tools) = (self.wants.messages(chat.messages)?, self.wants.tools(chat.tools));
+        self.run(&Chat { messages: &messages, tools: &tools, ..*chat }, note, now)
+    }
+
+    /// Renders what is in that form.
+    fn run(
+        &self,
+        chat: &Chat<'_>,
+        note: Option<Place<'_>>,
+        now: SystemTime,
+    ) -> Result<Rendered, TemplateError> {
         let mut context: Map<String, Json> = Map::new();
         context.insert("documents".to_owned(), Json::Null);
         for (key, value) in chat.kwargs.into_iter().flatten() {
@@ -244,8 +322,8 @@ impl ChatTemplate {
             }
             context.insert(key.clone(), self.guard.shield(value));
         }
-        let messages = messages::with_objects(chat.messages)?;
-        let messages = messages.iter().map(|message| self.guard.shield(message)).collect();
+        let mut messages = chat.messages.iter().map(|message| self.guard.shield(message)).collect();
+        note.into_iter().for_each(|note| note.put(chat.messages, &mut messages));
         let tools = chat.tools.iter().map(|tool| self.guard.shield(tool)).collect();
         context.extend([
             ("messages".to_owned(), Json::Array(messages)),
@@ -269,6 +347,33 @@ impl ChatTemplate {
         let text = String::from_utf8_lossy(&out.0);
         Ok(Rendered { pieces: self.guard.pieces(&text) })
     }
+}
+
+impl Place<'_> {
+    /// Puts the note into `shielded`, which is `messages` as templates get them.
+    fn put(self, messages: &[Json], shielded: &mut Vec<Json>) {
+        match self {
+            Self::System(note) => match shielded.first_mut() {
+                Some(first) if messages.first().is_some_and(|message| is_of(message, "system")) => {
+                    let said = first.get("content").and_then(Json::as_str).unwrap_or_default();
+                    let said = if said.is_empty() { note.to_owned() } else { format!("{said}\n\n{note}") };
+                    first["content"] = said.into();
+                }
+                _ => shielded.insert(0, json!({"role": "system", "content": note})),
+            },
+            Self::User(note) => {
+                let first = messages.iter().position(|message| is_of(message, "user"));
+                if let Some(first) = first.and_then(|at| shielded.get_mut(at)) {
+                    let said = first.get("content").and_then(Json::as_str).unwrap_or_default();
+                    first["content"] = format!("{note}\n\n{said}").into();
+                }
+            }
+        }
+    }
+}
+
+fn is_of(message: &Json, role: &str) -> bool {
+    message.get("role").is_some_and(|value| value == role)
 }
 
 /// Runs the engine. It has faults, among them that of nothing in reverse, `''[::-1]`: those panics are errors.

@@ -61,6 +61,37 @@ async fn the_prompt_is_what_the_template_renders() {
 }
 
 #[tokio::test]
+async fn what_clients_add_to_messages_is_taken_where_it_changes_nothing() {
+    let server = Server::new().await;
+    let tokens = |message: Value| {
+        let server = &server;
+        async move {
+            let answer = server.chat(&with(request(), &json!({"messages": [message]}))).await;
+            answer["usage"]["prompt_tokens"].as_u64().unwrap()
+        }
+    };
+    let plain = tokens(json!({"role": "user", "content": "Hi"})).await;
+    for kind in ["text", "message"] {
+        assert_eq!(tokens(json!({"type": kind, "role": "user", "content": "Hi"})).await, plain, "{kind}");
+    }
+    let part = |control: Value| json!({"type": "text", "text": "Hi", "cache_control": control});
+    for control in [json!({"type": "ephemeral"}), json!({"type": "ephemeral", "ttl": "1h"}), json!(null)] {
+        assert_eq!(tokens(json!({"role": "user", "content": [part(control)]})).await, plain);
+    }
+    for (name, message) in [
+        ("messages[0].type", json!({"type": "image", "role": "user", "content": "Hi"})),
+        (
+            "messages[0].content[0].cache_control.type",
+            json!({"role": "user", "content": [part(json!({"type": "forever"}))]}),
+        ),
+    ] {
+        let ask = with(request(), &json!({"messages": [message]}));
+        let reply = server.post("/v1/chat/completions", &ask).await;
+        assert_eq!((reply.status.as_u16(), &reply.json["error"]["param"]), (400, &json!(name)));
+    }
+}
+
+#[tokio::test]
 async fn seeds_decide_and_choices_differ() {
     let server = Server::new().await;
     let seeded =

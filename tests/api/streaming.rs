@@ -71,7 +71,10 @@ async fn usage_is_told_in_every_chunk_if_asked_for() {
         let [first, .., last] = &chunks[..] else { panic!("{chunks:?}") };
         assert_eq!(count(first, "prompt_tokens"), count(last, "prompt_tokens"));
         let without = self::chunks(&server.stream(path, &stream(false)).await);
-        assert!(without.iter().all(|chunk| chunk.get("usage").is_none()), "as in vLLM, it depends on the other");
+        assert!(
+            without.iter().all(|chunk| chunk.get("usage").is_none()),
+            "as in vLLM, it depends on the other"
+        );
     }
 }
 

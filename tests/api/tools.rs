@@ -176,6 +176,72 @@ async fn a_template_without_tools_is_told_of_them() {
     assert_eq!(server.chat(&none).await["usage"]["prompt_tokens"], without["usage"]["prompt_tokens"]);
 }
 
+/// As DeepSeek's: calls of earlier turns, and not a word of tools.
+const DEEPSEEK: &str = "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.system = m.content %}{% endif %}{% endfor %}\
+    {{ ns.system }}{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% endif %}{% if m.tool_calls %}<A><｜tool▁calls▁begin｜>{% for call in m.tool_calls %}\
+    <｜tool▁call▁begin｜>{{ call.function.name + '<｜tool▁sep｜>' + call.function.arguments }}<｜tool▁call▁end｜>{% endfor %}<｜tool▁calls▁end｜>{% endif %}\
+    {% if m.role == 'tool' %}<R>{{ m.content }}{% endif %}{% endfor %}<A>";
+
+async fn templated(source: &str) -> Server {
+    Setup { template_source: Some(source.to_owned()), ..Setup::default() }.start().await
+}
+
+async fn prompt(server: &Server, ask: &Value) -> String {
+    server.ask("/apply-template", ask).await["prompt"].as_str().unwrap().to_owned()
+}
+
+/// Someone asks, a function is called twice, and its results are there.
+fn called(arguments: &str) -> Value {
+    let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "time", "arguments": arguments}});
+    json!([
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "tool_calls": [call("c1"), call("c2")]},
+        {"role": "tool", "tool_call_id": "c1", "content": "noon"},
+        {"role": "tool", "tool_call_id": "c2", "content": "one"},
+    ])
+}
+
+#[tokio::test]
+async fn a_template_with_calls_and_without_tools_is_told_of_them_in_its_own_words() {
+    let server = templated(DEEPSEEK).await;
+    let messages = called("{\"days\": 7}");
+    let without = prompt(&server, &json!({"messages": messages})).await;
+    let call = "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{\"days\": 7}<｜tool▁call▁end｜>";
+    let turns = format!("<U>When?<A><｜tool▁calls▁begin｜>{call}{call}<｜tool▁calls▁end｜><R>noon<R>one<A>");
+    assert_eq!(without, turns);
+    let with = prompt(&server, &json!({"messages": messages, "tools": tools()})).await;
+    let note = with.strip_suffix(&turns).expect("the turns are the template's");
+    let example = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function name<｜tool▁sep｜>{\"argument\": \"value\"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+    assert!(note.ends_with(example) && note.contains(&tools()[1].to_string()), "{note}");
+    assert!(!note.contains("<tool_call>"), "{note}");
+}
+
+#[tokio::test]
+async fn calls_are_written_out_for_templates_without_them() {
+    // As Mixtral's: turns alternate, and there is no system.
+    let source = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}\
+                  [{{ m.role }}]{{ m.content }}{% endfor %}";
+    let server = templated(source).await;
+    for (arguments, shown) in
+        [("{\"days\": 7}", "{\"days\": 7}"), (" ", "{}"), ("{\"d", "{\"INVALID_JSON\":\"{\\\"d\"}")]
+    {
+        let call = format!("<tool_call>\n{{\"name\": \"time\", \"arguments\": {shown}}}\n</tool_call>");
+        let turns = format!(
+            "When?[assistant]{call}\n{call}[user]<tool_response>\nnoon\n</tool_response>\n<tool_response>\none\n</tool_response>"
+        );
+        let ask = json!({"messages": called(arguments)});
+        assert_eq!(prompt(&server, &ask).await, format!("[user]{turns}"));
+        let told = prompt(&server, &with(ask, &json!({"tools": tools()}))).await;
+        assert!(
+            told.starts_with("[user]You can call") && told.ends_with(&format!("</tool_call>\n\n{turns}")),
+            "{told}"
+        );
+    }
+    let system = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]);
+    let reply = server.post("/apply-template", &json!({"messages": system, "tools": tools()})).await;
+    assert_eq!((reply.status.as_u16(), &reply.json["error"]["param"]), (400, &json!("messages")));
+}
+
 #[tokio::test]
 async fn what_was_called_goes_back_into_the_prompt() {
     let server = server().await;

@@ -190,6 +190,47 @@ fn glm_renders_as_jinja2() {
     assert_eq!(expect.as_object().unwrap().len(), 12);
 }
 
+fn gpt_oss() -> &'static ChatTemplate {
+    &LOADED.iter().find(|loaded| loaded.family.name == "gpt-oss").unwrap().template
+}
+
+#[test]
+fn gpt_oss_keeps_its_reasoning_between_calls() {
+    let call = json!({"type": "function", "id": "c", "function": {"name": "add", "arguments": "{}"}});
+    let rendered = |content: Json| {
+        let messages = json!([
+            {"role": "user", "content": "Add."},
+            {"role": "assistant", "content": content, "reasoning_content": "I add.", "tool_calls": [call]},
+            {"role": "tool", "content": "3", "tool_call_id": "c"},
+        ]);
+        render(gpt_oss(), &json!({"messages": messages})).unwrap().text()
+    };
+    let called = "<|end|><|start|>assistant to=functions.add<|channel|>commentary json<|message|>{}<|call|>";
+    for (content, thought) in
+        [(json!(null), "I add."), (json!(""), "I add."), (json!("One moment."), "I add.\nOne moment.")]
+    {
+        let wanted = format!("<|start|>assistant<|channel|>analysis<|message|>{thought}{called}");
+        let rendered = rendered(content);
+        assert!(rendered.contains(&wanted), "{rendered}");
+    }
+}
+
+#[test]
+fn gpt_oss_takes_tools_without_description() {
+    let tools = |more: Json| json!([{"type": "function", "function": more}]);
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    for function in [json!({"name": "add"}), json!({"name": "add", "description": null})] {
+        let request = json!({"messages": messages, "tools": tools(function)});
+        let rendered = render(gpt_oss(), &request).unwrap().text();
+        assert!(rendered.contains("// \ntype add = () => any;"), "{rendered}");
+    }
+    // Others are told what the request says.
+    let qwen = LOADED.iter().find(|loaded| loaded.family.name == "qwen3").unwrap();
+    let request = json!({"messages": messages, "tools": tools(json!({"name": "add"}))});
+    let rendered = render(&qwen.template, &request).unwrap().text();
+    assert!(rendered.contains(r#"{"type": "function", "function": {"name": "add"}}"#), "{rendered}");
+}
+
 /// A request whose every text that a user may choose is `of` something.
 fn request(mut of: impl FnMut() -> String) -> Json {
     let arguments = json!({of(): of(), "city": of()}).to_string();

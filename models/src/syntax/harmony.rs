@@ -9,16 +9,17 @@ use super::Marks;
 pub(super) const CHANNEL: &str = "<|channel|>";
 pub(super) const MESSAGE: &str = "<|message|>";
 pub(super) const CONSTRAIN: &str = "<|constrain|>";
-const START: &str = "<|start|>";
+pub(super) const START: &str = "<|start|>";
 const END: &str = "<|end|>";
+pub(super) const CALL: &str = "<|call|>";
 
-pub(super) const MARKS: &[&str] = &[CHANNEL, MESSAGE, CONSTRAIN, START, END, "<|call|>", "<|return|>"];
+pub(super) const MARKS: &[&str] = &[CHANNEL, MESSAGE, CONSTRAIN, START, END, CALL, "<|return|>"];
 
 /// What encloses a message that is reasoning.
 pub(super) const REASONING: Marks = Marks { open: "<|channel|>analysis<|message|>", close: END };
 
 /// What a message's text ends at. A new header without an end is what small models write.
-pub(super) const ENDS: &[&str] = &[END, START, CHANNEL, "<|call|>", "<|return|>"];
+pub(super) const ENDS: &[&str] = &[END, START, CHANNEL, CALL, "<|return|>"];
 
 /// Where a message's text goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +30,13 @@ pub(super) enum Kind {
     Call(String),
 }
 
-/// What stands before [`MESSAGE`].
-pub(super) fn kind(header: &str) -> Kind {
+/// What stands before [`MESSAGE`]. Without tools nothing is a call.
+pub(super) fn kind(header: &str, tools: bool) -> Kind {
     let recipient = header.split_once("to=").map(|(_, rest)| {
         let end = rest.find(|c: char| c.is_whitespace() || c == '<').unwrap_or(rest.len());
         &rest[..end]
     });
-    if let Some(name) = recipient.and_then(|to| to.strip_prefix("functions.")) {
+    if let Some(name) = recipient.and_then(|to| to.strip_prefix("functions.")).filter(|_| tools) {
         return Kind::Call(name.to_owned());
     }
     match header.rsplit_once(CHANNEL).map_or(header, |(_, channel)| channel).trim_start() {

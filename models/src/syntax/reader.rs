@@ -165,7 +165,10 @@ impl Reader {
             State::Function | State::Unmarked => {
                 self.tell(false, &format!("{}{rest}", pairs::FUNCTION), parts);
             }
-            State::Header if !rest.contains(harmony::CHANNEL) => self.tell(false, rest.trim_start(), parts),
+            // What no header has begun in was never to become one.
+            State::Header if ![harmony::CHANNEL, harmony::START].iter().any(|mark| rest.contains(mark)) => {
+                self.tell(false, rest.trim_start(), parts);
+            }
             _ => {}
         }
         let space = std::mem::take(&mut self.space);
@@ -207,7 +210,7 @@ impl Reader {
             State::Skip(mark) => self.skip(mark, last),
             State::Header => match self.seek(harmony::MESSAGE) {
                 Some(at) => {
-                    let kind = harmony::kind(&self.held[..at]);
+                    let kind = harmony::kind(&self.held[..at], !self.tools.is_empty());
                     self.begin(&kind, parts);
                     self.go(at + harmony::MESSAGE.len(), State::Message(kind))
                 }
@@ -296,8 +299,13 @@ impl Reader {
         };
         // Models forget the mark before it.
         let function = (self.calls == Some(Calls::Pairs(pairs::Style::Function))).then_some(pairs::FUNCTION);
+        // Kimi calls amid its reasoning, and does not close it.
+        let section = match self.calls {
+            Some(Calls::Section(Section { open, numbered: true, .. })) => Some(open),
+            _ => None,
+        };
         let marks: &[Option<&'static str>] = match reasoning {
-            true => &[thinking.map(|m| m.close)],
+            true => &[thinking.map(|m| m.close), section],
             false => &[open, function],
         };
         let (upto, mark) = find(&self.held, marks, last);
@@ -305,6 +313,10 @@ impl Reader {
         self.tell(reasoning, &text, parts);
         let Some((which, len)) = mark else { return false };
         let state = match (reasoning, which) {
+            (true, 1) => {
+                self.reasoned = true;
+                self.opened()
+            }
             (true, _) => {
                 // Spaces before a mark are the form's; before a call, that is seen when it is one.
                 self.space.clear();
@@ -450,11 +462,13 @@ impl Reader {
         self.go(0, State::Text { reasoning: false })
     }
 
-    /// Tells what stood between a call's marks, if it is one.
+    /// Tells what stood between a call's marks, if it is one, or several.
     fn tell_pairs(&mut self, style: pairs::Style, body: &str, parts: &mut Vec<Part>) -> bool {
-        let Some((name, arguments)) = style.read(body, &self.tools) else { return false };
-        self.tell_call(name, None, parts);
-        parts.push(Part::Arguments(arguments));
+        let Some(calls) = style.read(body, &self.tools) else { return false };
+        for (name, arguments) in calls {
+            self.tell_call(name, None, parts);
+            parts.push(Part::Arguments(arguments));
+        }
         true
     }
 
@@ -483,8 +497,10 @@ impl Reader {
             Kind::Content => self.tell(false, &text, parts),
             Kind::Call(_) => self.tell_arguments(&text, parts),
         }
-        let Some((_, len)) = mark else { return false };
-        self.go(len, State::Header)
+        let Some((which, len)) = mark else { return false };
+        // What begins a header stays with it.
+        let begins = [harmony::START, harmony::CHANNEL].contains(&harmony::ENDS[which]);
+        self.go(if begins { 0 } else { len }, State::Header)
     }
 
     /// Tells text, less white space that may turn out to be the form's.

@@ -125,6 +125,21 @@ fn each_family_calls_in_its_own_words() {
 }
 
 #[test]
+fn what_a_model_is_shown_is_read_as_a_call() {
+    for template in
+        [HERMES, CODER, GLM, MISTRAL, INLINE, LLAMA, DEEPSEEK, DEEPSEEK_V31, KIMI, HARMONY, GRANITE]
+    {
+        let shown = Syntax::of_template(template).shown("weather", "city", "Rome").unwrap();
+        let read = read(template, &shown);
+        let [(name, _, arguments)] = read.calls.as_slice() else { panic!("{shown}: {read:?}") };
+        let arguments: serde_json::Value = serde_json::from_str(arguments).unwrap();
+        assert_eq!((name.as_str(), arguments), ("weather", json!({"city": "Rome"})), "{shown}");
+        assert_eq!((read.content.as_str(), read.reasoning.as_str()), ("", ""), "{shown}");
+    }
+    assert_eq!(Syntax::of_template("").shown("a", "b", "c"), None);
+}
+
+#[test]
 fn ids_and_typed_arguments_come_from_the_text() {
     let kimi = "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{\"days\": 2}\
                 <|tool_call_end|><|tool_calls_section_end|>";
@@ -225,6 +240,64 @@ fn a_function_without_the_mark_before_it_is_a_call() {
     assert_eq!(parts, [Part::Content("a".to_owned())]);
     reader.push("k>", &mut parts);
     assert_eq!(parts, [Part::Content("a \n<function=weak>".to_owned())]);
+}
+
+#[test]
+fn tags_that_are_missing_and_functions_side_by_side_are_calls() {
+    let both = vec![call("weather", r#"{"city":"Rome","days":3}"#), call("time", "{}")];
+    for answer in [
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n<function=time>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n<parameter=days>\n3\n</function>\n<function=time>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=weather><parameter=city>Rome<parameter=days>3</parameter><function=time></tool_call>",
+    ] {
+        assert_eq!(read(CODER, answer), Read { calls: both.clone(), ..Read::default() }, "{answer}");
+    }
+    let city = |city: &str| vec![call("weather", &json!({"city": city}).to_string())];
+    for (answer, wanted) in [
+        // The end is missing, and everything behind it.
+        ("<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</tool_call>", city("Rome")),
+        // With its end, a value may have other tags.
+        (
+            "<tool_call>\n<function=weather>\n<parameter=city>\na</function>b\n</parameter>\n</function>\n</tool_call>",
+            city("a</function>b"),
+        ),
+    ] {
+        assert_eq!(read(CODER, answer).calls, wanted, "{answer}");
+    }
+    let glm = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome<arg_key>days</arg_key><arg_value>3</tool_call>";
+    assert_eq!(read(GLM, glm).calls, [call("weather", r#"{"city":"Rome","days":3}"#)]);
+}
+
+#[test]
+fn harmony_cut_in_a_header_shows_none_of_it() {
+    let said = "<|channel|>final<|message|>Yes.";
+    for cut in ["", "<|end|><|start|>", "<|end|><|start|>assistant", "<|start|>assistant", "<|channel|>fin"] {
+        let wanted = Read { content: "Yes.".to_owned(), ..Read::default() };
+        assert_eq!(read(HARMONY, &format!("{said}{cut}")), wanted, "{cut}");
+    }
+}
+
+#[test]
+fn harmony_calls_nothing_without_tools() {
+    for header in ["<|channel|>commentary to=functions.time json", "to=functions.time<|channel|>commentary"] {
+        let answer = format!("{header}<|message|>{{}}<|call|>");
+        let read = read_for(Arc::default(), HARMONY, false, [answer.as_str()].into_iter());
+        assert_eq!(read, Read { content: "{}".to_owned(), ..Read::default() }, "{header}");
+    }
+}
+
+#[test]
+fn kimi_calls_amid_its_reasoning() {
+    let template = "<|tool_calls_section_begin|> <think></think>";
+    let section = "<|tool_calls_section_begin|><|tool_call_begin|>functions.time:0<|tool_call_argument_begin|>{}\
+                   <|tool_call_end|><|tool_calls_section_end|>";
+    let calls = vec![("time".to_owned(), Some("functions.time:0".to_owned()), "{}".to_owned())];
+    let wanted = Read { reasoning: "Hm.".to_owned(), calls, ..Read::default() };
+    let answer = format!("Hm. {section}");
+    assert_eq!(read_pieces(template, true, [answer.as_str()].into_iter()), wanted);
+    assert_eq!(read(template, &format!("<think>{answer}")), wanted);
+    let untold = read_for(Arc::default(), template, true, [answer.as_str()].into_iter());
+    assert_eq!((untold.reasoning, untold.calls), (answer, vec![]));
 }
 
 #[test]
@@ -385,6 +458,9 @@ fn fragments() -> impl Strategy<Value = String> {
         "```",
         "<|python_tag|>",
         "<|tool_call|>",
+        "<|tool_calls_section_begin|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_argument_begin|>",
         "<arg_key>",
         "</arg_key>",
         "<arg_value>",
@@ -399,6 +475,7 @@ proptest! {
         answer in fragments(),
         template in prop::sample::select(&[
             HERMES, CODER, GLM, MISTRAL, INLINE, LLAMA, DEEPSEEK, DEEPSEEK_V31, KIMI, HARMONY, GRANITE, "",
+            "<|tool_calls_section_begin|> </think>",
         ][..]),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         reasoning: bool,

@@ -52,6 +52,18 @@ pub(super) fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
 }
 
+/// As Python's `repr`: an exponent has a sign and at least two digits.
+pub(super) fn float(value: f64) -> String {
+    if !value.is_finite() {
+        return value.to_string().to_ascii_lowercase();
+    }
+    let text = Json::from(value).to_string();
+    let Some((mantissa, exponent)) = text.split_once('e') else { return text };
+    let sign = if exponent.starts_with('-') { '-' } else { '+' };
+    let digits = exponent.trim_start_matches(['-', '+']);
+    format!("{mantissa}e{sign}{digits:0>2}")
+}
+
 /// Python's layout: its separators, its floats, and lines as `indent` asks.
 struct Python<'a> {
     item: &'a str,
@@ -132,13 +144,8 @@ impl Formatter for Python<'_> {
         Ok(())
     }
 
-    /// As Python's `repr`: an exponent has a sign and at least two digits.
     fn write_f64<W: ?Sized + io::Write>(&mut self, out: &mut W, value: f64) -> io::Result<()> {
-        let text = Json::from(value).to_string();
-        let Some((mantissa, exponent)) = text.split_once('e') else { return out.write_all(text.as_bytes()) };
-        let sign = if exponent.starts_with('-') { '-' } else { '+' };
-        let digits = exponent.trim_start_matches(['-', '+']);
-        write!(out, "{mantissa}e{sign}{digits:0>2}")
+        out.write_all(float(value).as_bytes())
     }
 
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {

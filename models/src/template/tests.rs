@@ -59,6 +59,22 @@ fn values_print_as_in_python() {
 }
 
 #[test]
+fn lists_and_numbers_print_as_in_python() {
+    let argument =
+        json!({"type": ["string", "null"], "n": [1, 1e-7, true, null, {}], "t": "it's \"\n", "u": "it's"});
+    let source = "{% set x = arguments %}{{ x.type }} {{ x.type | string }} {{ x }} {{ x.n[1] }} {{ x.n[1] | string }} {{ 'a' | string }} {{ 2 | string }}";
+    let shown =
+        r#"{'type': ['string', 'null'], 'n': [1, 1e-07, True, None, {}], 't': 'it\'s "\n', 'u': "it's"}"#;
+    let rendered = render_with(source, &[], json!({"arguments": argument})).unwrap();
+    assert_eq!(rendered.text(), format!("['string', 'null'] ['string', 'null'] {shown} 1e-07 1e-07 a 2"));
+    // A list that holds a list twice, and so on, is long.
+    let nested = "{% set ns = namespace(x=['aaaaaaaa']) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    for print in ["{{ ns.x }}", "{{ ns.x | string | length }}"] {
+        assert_eq!(render(&format!("{nested}{print}"), &[]), Err(TemplateError::TooLong));
+    }
+}
+
+#[test]
 fn none_is_not_iterable_and_text_is() {
     let source = "{{ tools is iterable }} {{ 'a' is iterable }} {{ messages is iterable }} {{ 1 is iterable }} {{ x is iterable }} \
                   {{ tools is sequence }} {{ 'a' is sequence }} {{ messages is sequence }} {{ messages[0] is sequence }} {{ 1 is sequence }}";
@@ -174,4 +190,85 @@ fn a_model_without_template_says_so() {
     let error = ChatTemplate::from_gguf(&gguf, tokens()).unwrap_err();
     assert_eq!(error, TemplateError::Missing);
     assert!(error.to_string().contains(TEMPLATE_KEY));
+}
+
+/// As DeepSeek R1's distilled models publish it, in what matters here: only a message without content has calls, and arguments are text.
+const R1: &str = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<U>' + m['content'] }}{% endif %}\
+    {% if m['role'] == 'assistant' and m['content'] is none %}{% for tool in m['tool_calls'] %}\
+    {{ '<A>' + '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n' + tool['function']['arguments'] + '\\n' + '```' + '<｜tool▁call▁end｜>' }}\
+    {% endfor %}{% endif %}\
+    {% if m['role'] == 'assistant' and m['content'] is not none %}{{ '<A>' + m['content'] + '<end>' }}{% endif %}\
+    {% if m['role'] == 'tool' %}{{ '<T>' + m['content'] }}{% endif %}{% endfor %}";
+
+fn calls(content: Json, arguments: &str) -> Json {
+    let call =
+        json!({"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}});
+    json!({"role": "assistant", "content": content, "tool_calls": [call]})
+}
+
+#[test]
+fn templates_that_want_text_and_no_content_get_them() {
+    let call = |arguments: &str| {
+        format!(
+            "<A><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{arguments}\n```<｜tool▁call▁end｜>"
+        )
+    };
+    for (arguments, shown) in [
+        (r#"{"city":"Oslo"}"#, r#"{"city":"Oslo"}"#),
+        (" ", "{}"),
+        ("{\"ci", "{\"INVALID_JSON\":\"{\\\"ci\"}"),
+    ] {
+        for content in [json!(null), json!("")] {
+            check(R1, &[user("a"), calls(content, arguments)], &format!("<U>a{}", call(shown)));
+        }
+    }
+    // What is said beside a call comes before it.
+    check(
+        R1,
+        &[user("a"), calls(json!("Let me see."), "{}")],
+        &format!("<U>a<A>Let me see.<end>{}", call("{}")),
+    );
+    check(R1, &[user("a"), json!({"role": "assistant", "content": ""})], "<U>a<A><end>");
+}
+
+#[test]
+fn content_beside_calls_is_null_only_where_a_template_takes_it() {
+    let calling = "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}";
+    let each = |content: &str| format!("{{% for m in messages %}}{content}{calling}{{% endfor %}}");
+    // Adding to null fails, printing it is not meant.
+    for source in [each("{{ '<' + m.content }}"), each("{{ '<' }}{{ m.content }}")] {
+        check(&source, &[user("a"), calls(json!(null), "{}")], "<a<{}");
+    }
+    let source = each("{% if m.content is none %}-{% else %}<{{ m.content }}{% endif %}");
+    check(
+        &source,
+        &[calls(json!(null), "{}"), calls(json!(""), "{}"), calls(json!("b"), "{}")],
+        "-{}<{}<b{}",
+    );
+    check(&source, &[json!({"role": "assistant", "content": "", "tool_calls": []})], "<");
+}
+
+#[test]
+fn a_note_stands_with_the_system_or_before_what_the_user_says() {
+    let note = Note { text: "See <s>: ", marked: "<|user|>x" };
+    let noted = |source: &str, messages: &[Json]| {
+        let template = ChatTemplate::new(source, tokens()).unwrap();
+        template.render_noted(&Chat { messages, ..Default::default() }, &note)
+    };
+    let plain = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    let system = json!({"role": "system", "content": "Be brief."});
+    let rendered = noted(plain, &[user("a")]).unwrap();
+    assert_eq!(rendered.text(), "[system]See <s>: <|user|>x[user]a");
+    let control = |piece: &Piece| matches!(piece, Piece::Control(_));
+    let controls: Vec<_> = rendered.pieces().iter().filter(|piece| control(piece)).collect();
+    assert_eq!(controls, [&Piece::Control("<|user|>".to_owned())], "the note's own, not the request's");
+    let both = noted(plain, &[system.clone(), user("a")]).unwrap();
+    assert_eq!(both.text(), "[system]Be brief.\n\nSee <s>: <|user|>x[user]a");
+    // As Mixtral's.
+    let strict = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}\
+                  [{{ m.role }}]{{ m.content }}{% endfor %}";
+    assert_eq!(noted(strict, &[user("a")]).unwrap().text(), "[user]See <s>: <|user|>x\n\na");
+    let refused = Err(TemplateError::Raised("alternate".to_owned()));
+    assert_eq!(noted(strict, &[system, user("a")]), refused);
+    assert_eq!(noted(strict, &[user("a"), user("b")]), refused);
 }

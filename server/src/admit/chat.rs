@@ -2,8 +2,9 @@
 //!
 //! - `developer` is `system` under its newer name; templates know the older one.
 //! - A list of text parts is their texts, joined by newlines (as in vLLM and llama.cpp).
+//! - `cache_control` promises nothing, as in messages: every prefix is cached while there is room.
 //! - `name` reaches the template, and most templates do not use it.
-//! - An assistant's message may lack its content.
+//! - An assistant's message may lack its content, which is no text, or null beside calls.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use std::sync::Arc;
 use frugal_models::constraint::ConstraintSpec;
 use frugal_models::step::TokenId;
 use frugal_models::syntax::{Answers, GrammarError, grammar};
-use frugal_models::template::{Chat, ChatTemplate, Piece, Rendered};
+use frugal_models::template::{Chat, ChatTemplate, Note, Piece, Rendered};
 use serde_json::{Map, Value};
 
 use super::constraint::Asked;
 use super::fields::{Fields, mistyped};
 use super::reasoning::{self, Reasoning};
 use super::tools::{self, Tools};
-use super::{Admitted, Budgeted, Common, Context, Prompt, constraint, unencodable};
+use super::{Admitted, Budgeted, Common, Context, Prompt, constraint, messages, unencodable};
 use crate::error::ApiError;
 use crate::form::{Form, ModelForm};
 use crate::settings::Caller;
@@ -28,6 +29,9 @@ const PROMPT_FIELD: &str = "messages";
 
 /// Longest `name`, as OpenAI has it.
 const NAME_CHARS: usize = 64;
+
+/// What a message may call itself: some clients say it, and it says nothing.
+const MESSAGE_TYPES: &[&str] = &["text", "message"];
 
 /// Reads, checks, renders and tokenizes a request.
 pub fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Admitted, ApiError> {
@@ -117,18 +121,22 @@ pub(crate) fn render(
     rendered(cx, &chat, PROMPT_FIELD)
 }
 
-/// No longer than a prompt may be. A template without tools is told of them in words.
+/// No longer than a prompt may be. Of tools that the template says nothing of the model is told in words.
 fn rendered(cx: &Context<'_>, chat: &Chat<'_>, field: &str) -> Result<Rendered, ApiError> {
     let template = template(cx, field)?;
-    let messages;
-    let mut chat = *chat;
-    if !cx.engine.form.syntax.has_calls() {
-        messages = tools::written_out(chat.messages.to_vec(), chat.tools);
-        chat = Chat { messages: &messages, tools: &[], ..chat };
-    }
-    let rendered = template
-        .render(&chat)
-        .map_err(|e| ApiError::invalid(field, format!("The model's chat template refused: {e}")))?;
+    let syntax = &cx.engine.form.syntax;
+    let written = (!syntax.has_calls()).then(|| tools::written_out(chat.messages));
+    let chat = Chat { messages: written.as_deref().unwrap_or(chat.messages), ..*chat };
+    let says_nothing = !(syntax.has_calls() && template.reads_tools());
+    let rendered = match chat.tools {
+        [_, ..] if says_nothing => {
+            let (text, marked) = tools::note(chat.tools, syntax);
+            template.render_noted(&Chat { tools: &[], ..chat }, &Note { text: &text, marked: &marked })
+        }
+        _ => template.render(&chat),
+    };
+    let rendered =
+        rendered.map_err(|e| ApiError::invalid(field, format!("The model's chat template refused: {e}")))?;
     cx.check_text(field, rendered.pieces().iter().map(piece_bytes).sum())?;
     Ok(rendered)
 }
@@ -251,14 +259,16 @@ fn one_message(
             return Err(ApiError::invalid(&name, format!("Missing required parameter: '{name}'")));
         }
     };
-    let content = match content(&mut fields, cx)? {
-        Some(text) => text,
-        None if role == "assistant" => String::new(),
-        None => return Err(fields.missing("content")),
-    };
+    if fields.has("type") {
+        fields.word("type", MESSAGE_TYPES)?;
+    }
+    let content = content(&mut fields, cx)?;
+    if content.is_none() && role != "assistant" {
+        return Err(fields.missing("content"));
+    }
     let mut rendered = Map::new();
     rendered.insert("role".to_owned(), role.into());
-    rendered.insert("content".to_owned(), content.into());
+    rendered.insert("content".to_owned(), content.as_deref().unwrap_or_default().into());
     if let Some(name) = fields.string("name")? {
         if name.chars().count() > NAME_CHARS {
             let message = format!("'{path}.name' has more than {NAME_CHARS} characters");
@@ -272,6 +282,8 @@ fn one_message(
     if role == "assistant" {
         let calls = tools::calls(&mut fields, announced, cx.settings.unknown_fields)?;
         if !calls.is_empty() {
+            // Templates tell null from no text beside calls.
+            rendered.insert("content".to_owned(), content.into());
             rendered.insert("tool_calls".to_owned(), calls.into());
         }
         if let Some(reasoning) = fields.string("reasoning_content")? {
@@ -325,6 +337,7 @@ fn text_of_parts(path: &str, parts: Vec<Value>, cx: &Context<'_>) -> Result<Stri
         texts.push(
             text.ok_or_else(|| ApiError::invalid(&name, format!("Missing required parameter: '{name}'")))?,
         );
+        messages::cache_control(&mut part, cx.settings.unknown_fields)?;
         part.finish(cx.settings.unknown_fields)?;
     }
     Ok(texts.join("\n"))

@@ -90,7 +90,7 @@ fn common(fields: &mut Fields, cx: &Context<'_>) -> Result<Common, ApiError> {
 }
 
 /// `{"type": "ephemeral"}`, for so long.
-fn cache_control(fields: &mut Fields, policy: UnknownFields) -> Result<(), ApiError> {
+pub(super) fn cache_control(fields: &mut Fields, policy: UnknownFields) -> Result<(), ApiError> {
     let Some(mut control) = fields.object("cache_control")? else { return Ok(()) };
     control.word("type", &["ephemeral"])?;
     if control.has("ttl") {

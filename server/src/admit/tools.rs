@@ -1,6 +1,7 @@
 //! `tools` and what goes with them: functions that the model may call, and what was called before.
 //!
-//! - A model whose template knows no tools is told of them in a system message, and calls them in the Hermes form.
+//! - A model whose template does not tell it of tools is told of them in a system message. It calls them in the form that its template
+//!   has calls of earlier turns in, or else in the Hermes form.
 //! - `required`, a named function, `strict` and `parallel_tool_calls: false` are enforced by a grammar; a schema that is not strict
 //!   and cannot be enforced stands for any object.
 //! - With `tool_choice: "none"` the model is not told of tools, so it does not call them.
@@ -9,8 +10,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use frugal_models::syntax::Tool;
-use serde_json::{Map, Value, json};
+use frugal_models::syntax::{Syntax, Tool};
+use frugal_models::template::arguments_text;
+use serde_json::{Value, json};
 
 use super::fields::{Fields, mistyped};
 use crate::error::ApiError;
@@ -295,51 +297,61 @@ pub(super) fn answered(fields: &mut Fields, announced: &HashSet<String>) -> Resu
     }
 }
 
-/// Messages for a template that knows no tools: they are described to the system, and calls and results are written out.
-pub(super) fn written_out(messages: Vec<Value>, told: &[Value]) -> Vec<Value> {
-    let mut messages: Vec<Value> = messages.into_iter().map(one_written_out).collect();
-    if told.is_empty() {
-        return messages;
-    }
+/// How a model is told of tools that its template does not tell it of: the text, and an example of a call in its syntax behind it.
+pub(super) fn note(told: &[Value], syntax: &Syntax) -> (String, String) {
     let functions: Vec<String> = told.iter().map(Value::to_string).collect();
-    let note = format!(
+    let text = format!(
         "You can call functions. Their signatures, one a line, as JSON:\n<tools>\n{}\n</tools>\n\
-         To call one, answer with nothing but its name and arguments as a JSON object between tags, once for each call:\n\
-         <tool_call>\n{{\"name\": \"function name\", \"arguments\": {{\"argument\": \"value\"}}}}\n</tool_call>",
+         To call one, answer with nothing but its name and arguments in this form, once for each call:\n",
         functions.join("\n")
     );
-    match messages.first_mut().and_then(Value::as_object_mut) {
-        Some(first) if first.get("role").is_some_and(|role| role == "system") => {
-            let text = first.get("content").and_then(Value::as_str).unwrap_or_default();
-            let text = if text.is_empty() { note } else { format!("{text}\n\n{note}") };
-            first.insert("content".to_owned(), text.into());
-        }
-        _ => messages.insert(0, json!({"role": "system", "content": note})),
-    }
-    messages
+    let example = syntax.with_calls().shown("function name", "argument", "value").unwrap_or_default();
+    (text, example)
 }
 
-fn one_written_out(message: Value) -> Value {
-    let Value::Object(mut message) = message else { return message };
-    let text = |message: &Map<String, Value>| {
-        message.get("content").and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    if message.get("role").is_some_and(|role| role == "tool") {
-        let content = format!("<tool_response>\n{}\n</tool_response>", text(&message));
+/// Messages for a template that knows no calls: calls and results are written out. Results in a row are one message, because some
+/// templates refuse two of a user in a row.
+pub(super) fn written_out(messages: &[Value]) -> Vec<Value> {
+    let mut out: Vec<Value> = Vec::with_capacity(messages.len());
+    let mut result_before = false;
+    for message in messages {
+        let result = is_result(message);
+        let written = one_written_out(message);
+        match out.last_mut().filter(|_| result && result_before) {
+            Some(last) => last["content"] = format!("{}\n{}", content(last), content(&written)).into(),
+            None => out.push(written),
+        }
+        result_before = result;
+    }
+    out
+}
+
+fn is_result(message: &Value) -> bool {
+    message.get("role").is_some_and(|role| role == "tool")
+}
+
+fn content(message: &Value) -> &str {
+    message.get("content").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn one_written_out(message: &Value) -> Value {
+    if is_result(message) {
+        let content = format!("<tool_response>\n{}\n</tool_response>", content(message));
         return json!({"role": "user", "content": content});
     }
-    if let Some(Value::Array(calls)) = message.remove("tool_calls") {
-        let mut content = text(&message);
-        for call in &calls {
-            let function = &call["function"];
-            let arguments = function["arguments"].as_str().unwrap_or_default();
-            let separator = if content.is_empty() { "" } else { "\n" };
-            let name = &function["name"];
-            content += &format!(
-                "{separator}<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"
-            );
-        }
-        message.insert("content".to_owned(), content.into());
+    let Some(calls) = message.get("tool_calls").and_then(Value::as_array) else { return message.clone() };
+    let mut content = content(message).to_owned();
+    for call in calls {
+        let function = &call["function"];
+        let arguments = arguments_text(function["arguments"].as_str().unwrap_or_default());
+        let separator = if content.is_empty() { "" } else { "\n" };
+        let name = &function["name"];
+        content += &format!(
+            "{separator}<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"
+        );
     }
-    Value::Object(message)
+    let mut message = message.clone();
+    message["content"] = content.into();
+    message.as_object_mut().and_then(|fields| fields.remove("tool_calls"));
+    message
 }

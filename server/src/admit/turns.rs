@@ -17,10 +17,13 @@ impl Assistant {
         self.calls.push(json!({"id": id, "type": "function", "function": function}));
     }
 
-    /// As one message; texts are joined by newlines, as chat joins parts.
+    /// As one message; texts are joined by newlines, as chat joins parts. Calls alone have no content, which templates tell from no text.
     pub(super) fn rendered(self) -> Value {
         let mut message = json!({"role": "assistant", "content": self.texts.join("\n")});
         if !self.calls.is_empty() {
+            if self.texts.is_empty() {
+                message["content"] = Value::Null;
+            }
             message["tool_calls"] = self.calls.into();
         }
         if !self.thoughts.is_empty() {

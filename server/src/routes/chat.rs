@@ -139,6 +139,9 @@ pub struct JsonSchema {
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequestMessage {
+    /// Says nothing to the model.
+    #[serde(rename = "type")]
+    pub kind: Option<ChatMessageKind>,
     /// Whose it is.
     pub role: Role,
     /// What it says; only an assistant's message may lack it.
@@ -155,6 +158,16 @@ pub struct RequestMessage {
     /// Only of an assistant: null, as answers have it.
     #[schema(value_type = Option<String>)]
     pub refusal: Option<()>,
+}
+
+/// What messages may call themselves.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChatMessageKind {
+    /// After what it holds.
+    Text,
+    /// After what it is.
+    Message,
 }
 
 /// A call that was made.
@@ -280,6 +293,9 @@ pub struct TextPart {
     /// The text.
     #[schema(example = "Hello!")]
     pub text: String,
+    /// `{"type": "ephemeral"}`, perhaps with a `ttl` of `5m` or `1h`: changes nothing.
+    #[schema(value_type = Option<Object>)]
+    pub cache_control: Option<serde_json::Value>,
 }
 
 /// What parts may be.
