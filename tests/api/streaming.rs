@@ -67,7 +67,7 @@ async fn usage_is_told_in_every_chunk_if_asked_for() {
         let chunks = chunks(&server.stream(path, &stream(true)).await);
         let count = |chunk: &Value, field: &str| chunk["usage"][field].as_u64().unwrap();
         let so_far: Vec<u64> = chunks.iter().map(|chunk| count(chunk, "completion_tokens")).collect();
-        assert!(so_far.is_sorted() && so_far.contains(&1) && so_far.last() == Some(&9), "{so_far:?}");
+        assert!(so_far.is_sorted() && so_far[0] < 9 && so_far.last() == Some(&9), "{so_far:?}");
         let [first, .., last] = &chunks[..] else { panic!("{chunks:?}") };
         assert_eq!(count(first, "prompt_tokens"), count(last, "prompt_tokens"));
         let without = self::chunks(&server.stream(path, &stream(false)).await);
