@@ -189,7 +189,7 @@ impl Engine {
             output_max,
             longest: 0,
             faulted: false,
-            answered: false,
+            answered: true,
             share,
             report: Report { prompt_tokens: prompt_len, predicted, cost, ..Report::default() },
         };
@@ -239,7 +239,7 @@ impl Engine {
         live.open -= 1;
         live.longest = live.longest.max(seq.output);
         live.prefilled |= seq.choice == 0;
-        live.answered |= reason.is_answer();
+        live.answered &= reason.is_answer();
         if live.open == 0 {
             self.done(seq.request);
         }

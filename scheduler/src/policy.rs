@@ -236,7 +236,7 @@ impl Engine {
         let older = self.running.range(..id).next().is_some();
         let Some(seq) = self.seqs.get_mut(&id) else { return false };
         let limit = if hit { seq.hit_max() } else { 0 };
-        seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, limit);
+        seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, limit, seq.prompt_len);
         let want = seq.remaining().min(sketch.prompt_budget);
         // Beside older ones it starts only if it can be computed and each of them grow by a block, lest it be thrown out again.
         let room = !older || self.kv.leaves(&seq.kv, seq.len(), self.running.len() as u32);

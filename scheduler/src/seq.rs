@@ -86,7 +86,7 @@ pub(crate) struct Live {
     pub(crate) longest: u32,
     /// Any choice ended in a fault.
     pub(crate) faulted: bool,
-    /// Any choice came to an end of its own.
+    /// Every choice that ended came to an end of its own.
     pub(crate) answered: bool,
     /// Whether blocks are shared at all.
     pub(crate) share: bool,

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::ApiError;
 
 /// From here a body counts as large: tokenizing it takes tens of milliseconds.
-const LARGE_BYTES: usize = 64 << 10;
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
 
 /// Seconds after which a client that found the queue full may come back.
 const RETRY_AFTER_S: u32 = 1;

@@ -416,6 +416,8 @@ async fn what_is_not_honoured_is_named() {
             "stream_options.include_obfuscation",
         ),
         (json!({"metadata": {"a": 1}}), "metadata"),
+        (json!({"safety_identifier": "x".repeat(513)}), "safety_identifier"),
+        (json!({"user": "x".repeat(1 << 20)}), "user"),
         (json!({"background": true, "store": false}), "background"),
         (json!({"background": true, "stream": true}), "background"),
         (json!({"conversation": "conv_1"}), "conversation"),

@@ -49,15 +49,16 @@ impl KvCache {
         self.kinds.contains(&GroupKind::State)
     }
 
-    /// Takes the longest cached prefix of at most `limit` tokens for a sequence that holds nothing; the positions taken.
+    /// Takes the longest cached prefix of at most `limit` tokens for a sequence that holds nothing and whose prompt has `prompt` tokens; the
+    /// positions taken.
     ///
     /// Every group must be able to go on from there: `Full` with all blocks, `Window` with those the next query sees,
     /// `State` with a checkpoint exactly there (pinned, for [`Self::restore`]).
-    pub(crate) fn adopt(&mut self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32) -> u32 {
+    pub(crate) fn adopt(&mut self, kv: &mut SeqKv, tokens: &[TokenId], limit: u32, prompt: u32) -> u32 {
         assert!(!kv.holds_blocks() && kv.pins.is_empty(), "a sequence starts with empty hands");
         let (blocks, path) = self.longest_hit(kv, tokens, limit);
         let end = blocks as u32 * self.block_tokens;
-        kv.forks = [blocks, path, limit as usize / self.block_tokens as usize];
+        kv.forks = [blocks, path, (prompt.saturating_sub(1) / self.block_tokens) as usize];
         if blocks == 0 {
             return 0;
         }

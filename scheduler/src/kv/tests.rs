@@ -70,7 +70,7 @@ impl World {
                 let root = Key::root(&self.geometry.digest, Scope::Domain([domain; 32]));
                 let kv = SeqKv::new(&self.geometry, root);
                 let mut seq = Seq { tokens: text(which, len), domain, computed: 0, kv };
-                seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, len - 1);
+                seq.computed = self.kv.adopt(&mut seq.kv, &seq.tokens, len - 1, len);
                 self.judge_hit(&seq);
                 if self.kv.fit(&seq.kv, seq.computed, 1, 0) == 0 {
                     return self.kv.abandon(&mut seq.kv);
@@ -222,7 +222,7 @@ fn eviction_eats_prefixes_from_their_ends() {
     world.run(&whole(1, 6));
     let root = Key::root(&world.geometry.digest, Scope::Domain([0; 32]));
     let mut again = SeqKv::new(&world.geometry, root);
-    assert_eq!(world.kv.adopt(&mut again, &text(0, 30), 30), 6, "the first two are still there");
+    assert_eq!(world.kv.adopt(&mut again, &text(0, 30), 30, 30), 6, "the first two are still there");
     world.kv.abandon(&mut again);
     world.check();
 }
@@ -234,7 +234,7 @@ fn pass(world: &mut World, domain: u8, own: u32, common: u32, len: u32) -> u32 {
     let tokens = (0..len).map(|i| TokenId(if i < common { i } else { i + 1000 * own })).collect();
     let kv = SeqKv::new(&world.geometry, root);
     let mut seq = Seq { tokens, domain, computed: 0, kv };
-    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, len - 1);
+    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, len - 1, len);
     world.judge_hit(&seq);
     let hit = seq.computed;
     while seq.computed < len {
@@ -264,7 +264,7 @@ fn the_end_of_a_prompt_is_kept_for_a_next_turn_that_drops_the_answer() {
     let mut world = World::new(&GROUPS);
     let root = Key::root(&world.geometry.digest, Scope::Domain([0; 32]));
     let mut seq = Seq { tokens: text(0, 20), domain: 0, computed: 0, kv: SeqKv::new(&world.geometry, root) };
-    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, 19);
+    seq.computed = world.kv.adopt(&mut seq.kv, &seq.tokens, 0, 20);
     // An answer far longer than a window.
     seq.tokens.extend((0..50).map(|i| TokenId(2000 + i)));
     while seq.computed < 70 {
@@ -275,7 +275,7 @@ fn the_end_of_a_prompt_is_kept_for_a_next_turn_that_drops_the_answer() {
     let mut next = SeqKv::new(&world.geometry, root);
     let mut tokens = text(0, 20);
     tokens.extend((0..20).map(|i| TokenId(5000 + i)));
-    assert_eq!(world.kv.adopt(&mut next, &tokens, 39), 18);
+    assert_eq!(world.kv.adopt(&mut next, &tokens, 39, 40), 18);
     world.kv.abandon(&mut next);
     world.check();
 }

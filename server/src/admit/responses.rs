@@ -30,11 +30,14 @@ use crate::responses::items::Item;
 use crate::responses::store::{Found, Turns};
 use crate::settings::{Caller, UnknownFields};
 use crate::state::State;
+use crate::text::LARGE_BYTES;
 
 const PROMPT_FIELD: &str = "input";
 const PREVIOUS: &str = "previous_response_id";
 const INCLUDE: &str = "include";
 const METADATA: &str = "metadata";
+/// What names an item that is kept.
+const REFERENCE: &[u8] = b"item_reference";
 
 /// What OpenAI allows of `metadata`: pairs, and characters of a key and of a value.
 const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
@@ -65,9 +68,9 @@ pub(crate) fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Reques
         metadata: metadata(&mut fields)?,
         parallel_tool_calls: tools.parallel,
         previous_response_id,
-        prompt_cache_key: fields.string("prompt_cache_key")?,
+        prompt_cache_key: label(&mut fields, "prompt_cache_key")?,
         reasoning: asked_reasoning,
-        safety_identifier: fields.string("safety_identifier")?,
+        safety_identifier: label(&mut fields, "safety_identifier")?,
         service_tier: "default",
         store,
         temperature: common.sampling.temperature,
@@ -77,7 +80,7 @@ pub(crate) fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Reques
         top_logprobs: common.sampling.logprobs.unwrap_or(0),
         top_p: common.sampling.top_p,
         truncation: "disabled",
-        user: fields.string("user")?,
+        user: label(&mut fields, "user")?,
     };
     fields.finish(policy)?;
     let conversation = Conversation { field: PROMPT_FIELD, messages, tools: tools.tools, reasoning };
@@ -285,6 +288,34 @@ fn reasoning(fields: &mut Fields, cx: &Context<'_>) -> Result<(AskedReasoning, R
 }
 
 /// `metadata`: repeated and kept with the response.
+/// What is repeated in the answer and means nothing here: as long as a value of `metadata`, for it is kept.
+fn label(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
+    let label = fields.string(name)?;
+    let (.., most) = METADATA_MAX;
+    if label.as_ref().is_some_and(|label| label.chars().count() > most) {
+        return Err(ApiError::invalid(name, format!("'{name}' must have at most {most} characters")));
+    }
+    Ok(label)
+}
+
+/// Bytes that a request makes its server read: its own, and what it goes on from.
+pub(crate) fn weight(state: &State, caller: Caller, body: &[u8]) -> usize {
+    #[derive(serde::Deserialize)]
+    struct Continued {
+        previous_response_id: Option<String>,
+    }
+    if body.len() >= LARGE_BYTES {
+        return body.len();
+    }
+    let store = state.responses();
+    // What is wrong with the body is told later.
+    let id = serde_json::from_slice::<Continued>(body).ok().and_then(|body| body.previous_response_id);
+    let before = id.and_then(|id| store.find(&(caller.domain, id), Instant::now()));
+    let refers = body.windows(REFERENCE.len()).any(|part| part == REFERENCE);
+    let referred = if refers { store.owned(caller.domain) } else { 0 };
+    body.len() + before.map_or(0, |found| found.weight()) + referred
+}
+
 fn metadata(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let pairs = match fields.take(METADATA) {
         None => return Ok(Map::new()),

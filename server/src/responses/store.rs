@@ -1,7 +1,7 @@
 //! Responses that can be retrieved and continued: bounded in number and bytes, each for a while, each for its API key.
 //!
 //! - Where there is too much, the oldest response of the key that has most of it goes: no key takes another's room while it has more
-//!   itself. What runs in the background is not counted before it ends: the engine's queue bounds it.
+//!   itself. What runs in the background is not counted before it ends: the engine's queue bounds it. The turns that it goes on from are.
 //! - A conversation is the turns it consists of. Responses share turns, so a conversation goes on when its earlier responses are gone,
 //!   and a turn takes room until the last response that has it is gone.
 //! - An item is found by its id as long as a response is kept that was given it or has it as output.
@@ -122,6 +122,15 @@ pub(crate) enum Found {
 }
 
 impl Found {
+    /// Bytes of what it is an answer to, about.
+    pub(crate) fn weight(&self) -> usize {
+        let (before, last) = match self {
+            Self::Running(running) => (&running.before, running.input.len()),
+            Self::Ended(ended) => (&ended.before, ended.turn.items.bytes.len()),
+        };
+        before.iter().map(|turn| turn.items.bytes.len()).sum::<usize>() + last
+    }
+
     /// What it is an answer to.
     pub(crate) fn input_items(&self) -> serde_json::Result<Vec<Item>> {
         let (before, last, inputs) = match self {
@@ -187,9 +196,9 @@ impl Inner {
             true => owner.ended.len(),
             false => owner.bytes.load(Ordering::Relaxed),
         };
-        // Of those who have alike, whose is the oldest.
-        let oldest = |owner: &Owner| Some((share(owner), Reverse(*owner.ended.first()?)));
-        self.owners.values().filter_map(oldest).max().map(|(_, Reverse(age))| age)
+        // Of those who have alike, whose is the oldest. Who has most of it in what still runs has nothing to give, and nobody else does.
+        let rank = |owner: &Owner| (share(owner), owner.ended.first().copied().map(Reverse));
+        self.owners.values().map(rank).max().and_then(|(_, oldest)| oldest).map(|Reverse(age)| age)
     }
 
     /// A response and all that leads to it goes.
@@ -247,7 +256,8 @@ impl Store {
         inner.next += 1;
         let owner = inner.owners.entry(key.0).or_default();
         owner.ended.insert(age);
-        let body = Charged::new(response.body.clone(), OVERHEAD, &owner.bytes);
+        let overhead = OVERHEAD + response.before.len() * size_of::<Arc<Turn>>();
+        let body = Charged::new(response.body.clone(), overhead, &owner.bytes);
         inner.items.extend(response.turn.ids.iter().map(|id| (key.0, id.clone(), age)));
         inner.ages.insert(key.clone(), age);
         let expires = now + self.limits.keep;
@@ -263,6 +273,11 @@ impl Store {
         let id: Arc<str> = item.into();
         let (_, _, age) = inner.items.range((domain, id.clone(), 0)..=(domain, id, u64::MAX)).next_back()?;
         inner.ended.get(age).map(|stored| stored.response.turn.clone())
+    }
+
+    /// Bytes of all that a key has.
+    pub(crate) fn owned(&self, domain: Domain) -> usize {
+        self.inner().owners.get(&domain).map_or(0, |owner| owner.bytes.load(Ordering::Relaxed))
     }
 
     /// What there is of an id.
@@ -434,6 +449,22 @@ mod tests {
         // What is larger than everything is not kept, and nothing is left of it.
         store.put(key(0, "d"), ended(&store, Vec::new(), &"x".repeat(20_000)), now);
         assert_eq!(store.size(now), (0, 0));
+    }
+
+    #[test]
+    fn what_one_key_holds_in_what_runs_is_not_made_up_for_by_others() {
+        let limits = StoreLimits { bytes: 20_000, ..StoreLimits::default() };
+        let (store, now) = (Store::new(limits), Instant::now());
+        store.put(key(1, "b"), of(&store, 1, Turns::new(), &item("b", "short")), now);
+        // A long conversation whose next turn runs.
+        let held: Turns = (0..4).map(|_| store.turn([0; 32], &[&item("msg", &"x".repeat(6000))])).collect();
+        store.put(key(0, "a"), of(&store, 0, held.clone(), &item("a", "short")), now);
+        assert!(store.size(now).1 > 20_000 && !is_there(&store, &key(0, "a"), now));
+        assert!(is_there(&store, &key(1, "b"), now));
+        store.put(key(1, "c"), of(&store, 1, Turns::new(), &item("c", "short")), now);
+        assert!(is_there(&store, &key(1, "b"), now) && is_there(&store, &key(1, "c"), now));
+        drop(held);
+        assert!(store.size(now).1 < 2000);
     }
 
     #[test]

@@ -52,6 +52,17 @@ pub(crate) async fn read<T: Send + 'static>(
     request: Request,
     admit: fn(&State, Caller, &[u8]) -> Result<T, ApiError>,
 ) -> Result<(T, Place), ApiError> {
+    read_weighed(state, caller, request, |_, _, body| body.len(), admit).await
+}
+
+/// [`read`] of a body that makes more work than its own bytes: `weight` says how many there are.
+pub(crate) async fn read_weighed<T: Send + 'static>(
+    state: &State,
+    caller: Option<Extension<Caller>>,
+    request: Request,
+    weight: fn(&State, Caller, &[u8]) -> usize,
+    admit: fn(&State, Caller, &[u8]) -> Result<T, ApiError>,
+) -> Result<(T, Place), ApiError> {
     let caller = caller.map(|Extension(caller)| caller).unwrap_or_default();
     // No field is to blame: that a prompt is too long is not known yet.
     let refusal = |error| from_submit(error, "");
@@ -61,7 +72,7 @@ pub(crate) async fn read<T: Send + 'static>(
     }
     let body = state.bodies().read(request, &state.settings().limits).await?;
     let place = handle.reserve(caller.tenant).map_err(refusal)?;
-    let (shared, bytes) = (state.clone(), body.len());
+    let (shared, bytes) = (state.clone(), weight(state, caller, &body));
     state.text().run(bytes, move || Ok((admit(&shared, caller, &body)?, place))).await
 }
 

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::chat::{ChatToolChoice, FormatKind, ToolKind};
-use super::read;
+use super::read_weighed;
 use crate::access::Line;
 use crate::admit;
 use crate::error::ApiError;
@@ -463,7 +463,8 @@ async fn responses(
     caller: Option<Extension<Caller>>,
     request: Request,
 ) -> Result<HttpResponse, ApiError> {
-    let (mut request, place) = read(&state, caller, request, admit::responses::admit).await?;
+    let (mut request, place) =
+        read_weighed(&state, caller, request, admit::responses::weight, admit::responses::admit).await?;
     request.admitted.place = Some(place);
     respond(&state, request, line).await
 }

@@ -223,10 +223,15 @@ async fn input_items(
     let key = key(caller, id)?;
     let found = state.responses().find(&key, Instant::now());
     let found = found.ok_or_else(|| ApiError::response_not_found(&key.1))?;
-    let mut items = found.input_items().map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "a stored turn is not what was stored");
-        ApiError::internal("The response's items could not be read")
-    })?;
+    let weight = found.weight();
+    // A conversation may be long.
+    let read = move || {
+        found.input_items().map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "a stored turn is not what was stored");
+            ApiError::internal("The response's items could not be read")
+        })
+    };
+    let mut items = state.text().run(weight, read).await?;
     if newest_first {
         items.reverse();
     }
