@@ -176,9 +176,10 @@ impl FormReader {
         self.tell(before, read, parts);
     }
 
-    /// OpenAI's word for the end: `tool_calls` instead of `stop` if there was a call.
-    pub fn reason(&self, reason: &'static str) -> &'static str {
+    /// OpenAI's word for the end: `tool_calls` instead of `stop` if there was a call, and none that a stop string `cut`.
+    pub fn reason(&self, reason: &'static str, cut: bool) -> &'static str {
         match reason {
+            "stop" if cut && self.reader.ended_amid_call() => reason,
             "stop" if self.reader.calls() > 0 && !self.form.named => "tool_calls",
             reason => reason,
         }

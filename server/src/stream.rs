@@ -414,7 +414,8 @@ impl Answer {
         }
         match outcome(reason, &self.stops) {
             Ok(mut ending) => {
-                ending.reason = form.map_or(ending.reason, |form| form.reason(ending.reason));
+                let cut = matches!(reason, FinishReason::StopString(_));
+                ending.reason = form.map_or(ending.reason, |form| form.reason(ending.reason, cut));
                 self.reasons.push(ending.reason);
                 self.ready.push_back(Ok(Piece::Finish { choice, ending }));
             }

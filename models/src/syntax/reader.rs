@@ -54,6 +54,8 @@ pub struct Reader {
     /// Reasoning has come to its end.
     reasoned: bool,
     called: usize,
+    /// The answer's end came before that of its last call's arguments, as far as marks and JSON tell.
+    amid_call: bool,
     /// So much of what is held is known not to have the mark that ends it ([`Self::seek`]).
     sought: usize,
 }
@@ -133,6 +135,7 @@ impl Reader {
             content: false,
             reasoned: false,
             called: 0,
+            amid_call: false,
             sought: 0,
         }
     }
@@ -140,6 +143,11 @@ impl Reader {
     /// Calls so far.
     pub fn calls(&self) -> usize {
         self.called
+    }
+
+    /// Whether an answer that came to its end did so amid a call.
+    pub fn ended_amid_call(&self) -> bool {
+        self.amid_call
     }
 
     /// Whether what comes next is reasoning, as far as is known.
@@ -157,6 +165,11 @@ impl Reader {
     pub fn finish(&mut self, parts: &mut Vec<Part>) {
         while self.step(true, parts) {}
         let rest = std::mem::take(&mut self.held);
+        self.amid_call = match &self.state {
+            State::Object { call, .. } => call.named,
+            State::Arguments { .. } | State::Value(_) | State::Message(Kind::Call(_)) => true,
+            _ => false,
+        };
         match std::mem::replace(&mut self.state, State::Text { reasoning: false }) {
             State::Object { behind: Behind::Further(_), .. } => {}
             State::Object { call, .. } if !call.named => self.tell(false, &(call.raw + &rest), parts),

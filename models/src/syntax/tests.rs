@@ -278,6 +278,30 @@ fn harmony_cut_in_a_header_shows_none_of_it() {
 }
 
 #[test]
+fn it_is_known_whether_an_answer_ended_amid_a_call() {
+    let read = |template: &str, answer: &str| {
+        let tools = [Tool { name: "time".to_owned(), parameters: None, strict: false }];
+        let mut reader = Reader::new(Syntax::of_template(template), tools.into(), false);
+        reader.push(answer, &mut Vec::new());
+        reader.finish(&mut Vec::new());
+        (reader.calls(), reader.ended_amid_call())
+    };
+    for (template, cut, rest) in [
+        (HERMES, "<tool_call>\n{\"name\": \"time\", \"arguments\": {\"a\": ", "1}}\n</tool_call>"),
+        (
+            DEEPSEEK_V31,
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>time<｜tool▁sep｜>{\"a\": ",
+            "1}<｜tool▁call▁end｜>",
+        ),
+        (HARMONY, "<|channel|>commentary to=functions.time <|message|>{\"a\": ", "1}<|call|>"),
+    ] {
+        assert_eq!(read(template, cut), (1, true), "{cut}");
+        assert_eq!(read(template, &format!("{cut}{rest}")), (1, false), "{cut}{rest}");
+    }
+    assert_eq!(read(HERMES, "There is no call."), (0, false));
+}
+
+#[test]
 fn harmony_calls_nothing_without_tools() {
     for header in ["<|channel|>commentary to=functions.time json", "to=functions.time<|channel|>commentary"] {
         let answer = format!("{header}<|message|>{{}}<|call|>");
