@@ -11,13 +11,11 @@ use std::sync::Arc;
 
 use crate::mask::{Grammar, Matcher, Next, PendingNext, Progress, TokenSet};
 use crate::step::TokenId;
+use crate::syntax::CHANNEL;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens over the budget for a character to end: it has at most so many bytes more.
 const CHARACTER_TOKENS: u32 = 3;
-
-/// What a message of harmony begins with.
-const CHANNEL: &str = "<|channel|>";
 
 /// How many reasoning tokens each choice may spend.
 pub struct Budget {

@@ -21,6 +21,7 @@ mod tests;
 use serde_json::Value;
 
 pub use self::grammar::{Answers, GrammarError, grammar};
+pub(crate) use self::harmony::CHANNEL;
 pub use self::reader::{Part, Reader};
 
 /// A function that the model may call.

@@ -22,7 +22,7 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Bounds prompt chunks such that a step with decode rows is expected to take no longer; None for no bound.
     pub max_stall: Option<Duration>,
-    /// Prompt tokens per step that the bound above leaves in any case; at least 1.
+    /// Prompt tokens per step that bounds in time leave in any case; at least 1.
     pub chunk_min: u32,
     /// Most draft tokens of a sequence in a step; 0 for no speculation. With a runner whose results are not the same bits in every batch a
     /// draft may, as any other row of its step, now and then change a token.
@@ -35,7 +35,7 @@ pub struct EngineOptions {
     pub startup: Duration,
     /// Picojoules measured in that time, charged to it as well; None if nothing measures.
     pub startup_energy: Option<u128>,
-    /// Work pending for so long without a commit is a stall.
+    /// Work pending for so long without a commit is a stall. Prompt chunks are bounded such that a step is expected to take an eighth of it.
     pub stall_timeout: Duration,
     /// Text of tokens, for stop strings.
     pub token_bytes: Arc<TokenBytes>,

@@ -62,7 +62,9 @@ pub struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
-    prompt_tokens_details: PromptDetails,
+    /// Absent while the answer goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptDetails>,
     /// Of a chat whose model marks its reasoning, or that was asked for with a prediction.
     #[serde(skip_serializing_if = "Option::is_none")]
     completion_tokens_details: Option<CompletionDetails>,
@@ -146,16 +148,17 @@ impl Usage {
             prompt_tokens: totals.prompt_tokens,
             completion_tokens: totals.completion_tokens,
             total_tokens: totals.prompt_tokens + totals.completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens: totals.cached_tokens },
+            prompt_tokens_details: Some(PromptDetails { cached_tokens: totals.cached_tokens }),
             completion_tokens_details: CompletionDetails::new(totals),
             cost: cost_details.as_ref().map(CostDetails::cost),
             cost_details,
         }
     }
 
-    /// Of an answer that is not complete: tokens of prompts and answer, which are all that is known for sure.
+    /// Of an answer that goes on: tokens of prompts and answer, which are all that is known.
     pub fn so_far([prompt_tokens, completion_tokens]: [u64; 2]) -> Self {
-        Self::new(&Totals { prompt_tokens, completion_tokens, ..Totals::default() }, None)
+        let totals = Totals { prompt_tokens, completion_tokens, ..Totals::default() };
+        Self { prompt_tokens_details: None, ..Self::new(&totals, None) }
     }
 }
 

@@ -70,6 +70,9 @@ async fn usage_is_told_in_every_chunk_if_asked_for() {
         assert!(so_far.is_sorted() && so_far[0] < 9 && so_far.last() == Some(&9), "{so_far:?}");
         let [first, .., last] = &chunks[..] else { panic!("{chunks:?}") };
         assert_eq!(count(first, "prompt_tokens"), count(last, "prompt_tokens"));
+        // What is not known yet is not told.
+        let details = [first, last].map(|chunk| chunk["usage"].get("prompt_tokens_details").is_some());
+        assert_eq!(details, [false, true]);
         let without = self::chunks(&server.stream(path, &stream(false)).await);
         assert!(
             without.iter().all(|chunk| chunk.get("usage").is_none()),

@@ -308,7 +308,7 @@ fn words(gguf: &Gguf, configured: Option<&str>, problems: &mut Vec<Problem>) -> 
             let variables = template.variables();
             let thinking = THINKING.iter().filter(|&&name| variables.contains(name));
             Some(TemplateFacts {
-                tools: variables.contains("tools"),
+                tools: template.reads_tools(),
                 thinking: thinking.map(|&name| name.to_owned()).collect(),
             })
         }

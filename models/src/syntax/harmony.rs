@@ -6,7 +6,8 @@
 
 use super::Marks;
 
-pub(super) const CHANNEL: &str = "<|channel|>";
+/// What a message begins with.
+pub(crate) const CHANNEL: &str = "<|channel|>";
 pub(super) const MESSAGE: &str = "<|message|>";
 pub(super) const CONSTRAIN: &str = "<|constrain|>";
 pub(super) const START: &str = "<|start|>";

@@ -229,7 +229,7 @@ impl KvCache {
             if let (Some(blocks), true) = (pin.publish, good) {
                 self.publish(kv, tokens, blocks - 1, pin.group, pin.block);
             }
-            self.pools[pin.group].release(pin.block, Worth::Some);
+            self.pools[pin.group].release(pin.block, Worth::Much);
         }
     }
 
@@ -267,7 +267,7 @@ impl KvCache {
             let gone = first.saturating_sub(table.first).min(table.blocks.len() as u32);
             for (index, block) in (table.first..).zip(table.blocks.drain(..gone as usize)) {
                 let likely = kept.iter().any(|range| range.contains(&index));
-                self.pools[group].release(block, if likely { Worth::Some } else { Worth::Little });
+                self.pools[group].release(block, if likely { Worth::Much } else { Worth::Little });
             }
             table.first += gone;
         }
@@ -285,7 +285,7 @@ impl KvCache {
         assert!(kv.pins.is_empty(), "pins are let go at commit");
         for (group, table) in kv.tables.iter_mut().enumerate() {
             for block in table.blocks.drain(..).rev() {
-                self.pools[group].release(block, Worth::Some);
+                self.pools[group].release(block, Worth::Much);
             }
             table.first = 0;
         }
@@ -294,7 +294,7 @@ impl KvCache {
     /// Undoes [`Self::adopt`].
     pub(crate) fn abandon(&mut self, kv: &mut SeqKv) {
         for pin in std::mem::take(&mut kv.pins) {
-            self.pools[pin.group].release(pin.block, Worth::Some);
+            self.pools[pin.group].release(pin.block, Worth::Much);
         }
         self.release(kv);
     }

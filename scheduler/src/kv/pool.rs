@@ -26,7 +26,7 @@ type Stamp = (Worth, u64);
 pub(crate) enum Worth {
     Little,
     #[default]
-    Some,
+    Much,
 }
 
 /// How many blocks are where.

@@ -287,7 +287,6 @@ fn reasoning(fields: &mut Fields, cx: &Context<'_>) -> Result<(AskedReasoning, R
     Ok((asked, reasoning))
 }
 
-/// `metadata`: repeated and kept with the response.
 /// What is repeated in the answer and means nothing here: as long as a value of `metadata`, for it is kept.
 fn label(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
     let label = fields.string(name)?;
@@ -316,6 +315,7 @@ pub(crate) fn weight(state: &State, caller: Caller, body: &[u8]) -> usize {
     body.len() + before.map_or(0, |found| found.weight()) + referred
 }
 
+/// `metadata`: repeated and kept with the response.
 fn metadata(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let pairs = match fields.take(METADATA) {
         None => return Ok(Map::new()),

@@ -122,21 +122,23 @@ pub(crate) enum Found {
 }
 
 impl Found {
+    /// Turns, and then so many items of a list.
+    fn input(&self) -> (&Turns, &Bytes, usize) {
+        match self {
+            Self::Running(running) => (&running.before, &running.input, usize::MAX),
+            Self::Ended(ended) => (&ended.before, &ended.turn.items.bytes, ended.inputs),
+        }
+    }
+
     /// Bytes of what it is an answer to, about.
     pub(crate) fn weight(&self) -> usize {
-        let (before, last) = match self {
-            Self::Running(running) => (&running.before, running.input.len()),
-            Self::Ended(ended) => (&ended.before, ended.turn.items.bytes.len()),
-        };
-        before.iter().map(|turn| turn.items.bytes.len()).sum::<usize>() + last
+        let (before, last, _) = self.input();
+        before.iter().map(|turn| turn.items.bytes.len()).sum::<usize>() + last.len()
     }
 
     /// What it is an answer to.
     pub(crate) fn input_items(&self) -> serde_json::Result<Vec<Item>> {
-        let (before, last, inputs) = match self {
-            Self::Running(running) => (&running.before, &running.input, usize::MAX),
-            Self::Ended(ended) => (&ended.before, &ended.turn.items.bytes, ended.inputs),
-        };
+        let (before, last, inputs) = self.input();
         let mut items = Vec::new();
         for turn in before {
             items.extend(turn.items()?);
