@@ -6,7 +6,6 @@
 
 pub use frugal_kernels::math::RopeStyle;
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::step::{BlockCopy, BlockTable, RowWork, StepInput, StepStats, TokenId};
@@ -241,6 +240,8 @@ pub trait Backend: Send {
     type Tensor;
     /// A matrix `[out, in]`, a stack `[experts, out, in]`, or an embedding table, in the backend's own layout.
     type Weight: Send + Sync;
+    /// Where what is read lies on the host, if it was elsewhere.
+    type Room: Default + Send;
     /// F32 values: norms, biases, factors.
     type Vector: Send + Sync;
     /// The experts and weights of each token.
@@ -335,8 +336,12 @@ pub trait Backend: Send {
     /// The rows of `x` at these indices, which are tokens of the batch unless `x` was selected itself:
     /// `[indices, width]`.
     fn select(&mut self, x: &Self::Tensor, indices: &[u32]) -> Result<Self::Tensor, BackendError>;
-    /// Brings a tensor to the host, unless it is there: `rows * width` values, row-major.
-    fn read<'a>(&mut self, x: &'a Self::Tensor) -> Result<Cow<'a, [f32]>, BackendError>;
+    /// Brings a tensor to the host, unless it is there: `rows * width` values, row-major. `room` is where they may lie.
+    fn read<'a>(&mut self, x: &'a Self::Tensor, room: &'a mut Self::Room) -> Result<&'a [f32], BackendError>;
+    /// [`Self::read`], for those who keep what they get.
+    fn values(&mut self, x: &Self::Tensor) -> Result<Vec<f32>, BackendError> {
+        Ok(self.read(x, &mut Self::Room::default())?.to_vec())
+    }
 
     /// Whether there can be another step after one that failed.
     ///

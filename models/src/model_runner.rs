@@ -184,7 +184,7 @@ pub fn cuda_devices() -> Result<usize, String> {
     #[cfg(feature = "cuda")]
     return match crate::gpu::GpuDevice::count()? {
         0 => Ok(0),
-        count => crate::gpu::GpuDevice::too_old(0).map_or(Ok(count), Err),
+        count => crate::gpu::GpuDevice::unfit(0).map_or(Ok(count), Err),
     };
     #[cfg(not(feature = "cuda"))]
     Err(NO_CUDA.to_owned())
@@ -271,8 +271,9 @@ pub struct ModelRunner<B: Backend> {
     invariance: Invariance,
     /// One per thread.
     samplers: Vec<Mutex<Sampler>>,
-    /// Outputs whose logits are held at once.
+    /// Outputs whose logits are held at once, and where.
     piece: usize,
+    room: B::Room,
     pending: Option<Arc<StepInput>>,
 }
 
@@ -280,9 +281,9 @@ impl<B: Backend> ModelRunner<B> {
     /// `model` was loaded into `backend`, whose cache is as `geometry` says.
     pub fn new(backend: B, model: Box<dyn Model<B>>, geometry: Geometry, invariance: Invariance) -> Self {
         let samplers = (0..backend.workers()).map(|_| Mutex::default()).collect();
-        let pending = None;
+        let (pending, room) = (None, B::Room::default());
         let piece = (LOGITS_MAX / geometry.vocab.max(1) as usize).max(1);
-        Self { backend, model, geometry, invariance, samplers, piece, pending }
+        Self { backend, model, geometry, invariance, samplers, piece, room, pending }
     }
 
     fn run(&mut self, step: &StepInput) -> Result<StepOutput, BackendError> {
@@ -319,10 +320,10 @@ impl<B: Backend> ModelRunner<B> {
                     self.model.logits(&mut self.backend, &some)?
                 }
             };
-            let logits = self.backend.read(&logits)?;
+            let logits = self.backend.read(&logits, &mut self.room)?;
             assert_eq!(logits.len(), part.len() * vocab, "a row of logits per output");
             // What one row asked for, in order, by one thread; a row whose outputs are in two pieces goes on where it was.
-            let (mut items, mut results, mut logits) = (Vec::new(), rows.iter_mut().enumerate(), &*logits);
+            let (mut items, mut results, mut logits) = (Vec::new(), rows.iter_mut().enumerate(), logits);
             for run in part.chunk_by(|a, b| a.0 == b.0) {
                 let (own, others) = logits.split_at(run.len() * vocab);
                 logits = others;

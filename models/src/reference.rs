@@ -12,7 +12,6 @@ use crate::kv::{KvStore, Pages};
 use crate::quant::{self, Format};
 use crate::step::StepStats;
 use crate::weights::TensorView;
-use std::borrow::Cow;
 
 /// See the module.
 #[derive(Debug)]
@@ -111,6 +110,7 @@ impl ReferenceBackend {
 impl Backend for ReferenceBackend {
     type Tensor = Rows;
     type Weight = FileWeight;
+    type Room = ();
     type Vector = Vec<f32>;
     type Routing = Routed;
 
@@ -327,8 +327,8 @@ impl Backend for ReferenceBackend {
         Ok(Rows { width: x.width, values: values.collect(), selected })
     }
 
-    fn read<'a>(&mut self, x: &'a Rows) -> Result<Cow<'a, [f32]>, BackendError> {
-        Ok(Cow::Borrowed(&x.values))
+    fn read<'a>(&mut self, x: &'a Rows, (): &'a mut ()) -> Result<&'a [f32], BackendError> {
+        Ok(&x.values)
     }
 
     fn take_stats(&mut self) -> Result<StepStats, BackendError> {

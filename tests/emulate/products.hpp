@@ -21,6 +21,9 @@ inline Kernels own_kernels(const formats::Format &f) {
     OWN(q5_0);
     OWN(q5_1);
     OWN(q8_0);
+    OWN(iq4_nl);
+    OWN(iq4_xs);
+    OWN(mxfp4);
     OWN(q2_k);
     OWN(q3_k);
     OWN(q4_k);
@@ -44,6 +47,16 @@ inline void expanded(const formats::Format &f, unsigned blocks) {
         double want = f.value(block, at), minimum = f.minimum ? f.minimum(block, at) : 0.0;
         near("y", i, widen(y[i]), want, half_step(want) + 1e-6 * (std::fabs(want) + std::fabs(minimum)));
     }
+}
+
+// BF16 stacks as halves (CudaKernels::shared).
+inline void expanded_bf16(unsigned count) {
+    CASE("%u values", count);
+    Buffer<bf16> w(count);
+    Buffer<u16> y(count);
+    for (size_t i = 0; i < count; i++) w[i] = bf16{u16(float_bits(any.within(i % 3 ? 1.0f : 70000.0f)) >> 16)};
+    LAUNCH(expand_bf16, dim3{div_ceil(count, 256)}, dim3{256}, 0, w.at, y.at, count);
+    for (size_t i = 0; i < count; i++) same("y", i, y[i], nearest_half(widen(w[i])));
 }
 
 // Rows of Q8_1 as the kernels that round make them, and nothing that may be read behind their columns.
@@ -76,8 +89,8 @@ inline Product product(const formats::Format &f, const u8 *w, const u8 *x, unsig
             p.want += v;
             p.size += std::fabs(v) * 1e-6;
         }
-        // A block's minimum takes off the rounded sum of its values.
-        if (f.minimum) p.size += std::fabs(f.minimum(block, first)) * (half_step(r.sum) + 1e-5 * (std::fabs(r.sum) + r.scale * 127));
+        // What a block's minimum takes off is summed apart.
+        if (f.minimum) p.size += std::fabs(f.minimum(block, first)) * 1e-6 * r.scale * 127 * 32;
     }
     return p;
 }
@@ -182,6 +195,7 @@ inline void all() {
         for (unsigned rows : {2u, 7u, 8u, 9u, 32u}) dense(f, rows, rows == 8 ? 8 : 3, rows == 7 ? wide : once);
     }
 
+    for (unsigned count : {1u, 255u, 600u}) expanded_bf16(count);
     on_tensor_cores({1, 32, 1, 1}, {0});
     on_tensor_cores({2, 64, 3, 1}, routing::chosen({0, 2, 1}));
     on_tensor_cores({127, 96, 4, 2}, routing::chosen({7, 8, 0, 9}));

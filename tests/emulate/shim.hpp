@@ -49,6 +49,16 @@ inline int __vsub4(int a, int b) {
     for (int i = 0; i < 32; i += 8) all |= ((unsigned(a) >> i) - (unsigned(b) >> i) & 255) << i;
     return int(all);
 }
+// Byte i of the result is the one of the eight of x and y, x's first, that nibble i of `of` says.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned of) {
+    uint64_t both = uint64_t(y) << 32 | x;
+    unsigned all = 0;
+    for (int i = 0; i < 4; i++) all |= unsigned(both >> 8 * (of >> 4 * i & 7) & 255) << 8 * i;
+    return all;
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
+}
 inline int __dp4a(int a, int b, int sum) {
     for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int8_t(b >> i);
     return sum;

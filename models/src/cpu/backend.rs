@@ -1,7 +1,5 @@
 //! [`Backend`] on the processor: checks shapes, counts work, and calls what computes.
 
-use std::borrow::Cow;
-
 use super::attention::Attend;
 use super::experts::Assigned;
 use super::{CpuBackend, CpuRouting, CpuTensor, CpuVector, CpuWeight, math};
@@ -12,6 +10,7 @@ use crate::weights::TensorView;
 impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Weight = CpuWeight;
+    type Room = ();
     type Vector = CpuVector;
     type Routing = CpuRouting;
 
@@ -199,8 +198,8 @@ impl Backend for CpuBackend {
         Ok(CpuTensor::new(indices.len(), x.width, out, Some(tokens)))
     }
 
-    fn read<'a>(&mut self, x: &'a CpuTensor) -> Result<Cow<'a, [f32]>, BackendError> {
-        Ok(Cow::Borrowed(x.values()))
+    fn read<'a>(&mut self, x: &'a CpuTensor, (): &'a mut ()) -> Result<&'a [f32], BackendError> {
+        Ok(x.values())
     }
 
     fn workers(&self) -> usize {

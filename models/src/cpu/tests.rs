@@ -117,7 +117,7 @@ fn check_rows(width: usize, values: &[f32], op: impl Fn(&mut CpuBackend, CpuTens
             let x = put(&mut b, width, rows);
             b.begin(&batch).unwrap();
             let out = op(&mut b, x, &batch);
-            all.extend_from_slice(&b.read(&out).unwrap());
+            all.extend_from_slice(&b.values(&out).unwrap());
         }
         bits(&all)
     };

@@ -1,6 +1,5 @@
 //! The operations of an architecture, in terms of kernels.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -8,11 +7,12 @@ use candle_core::{DType, Tensor};
 use super::device::{GpuDevice, Memory};
 use super::error::{GpuError, contract};
 use super::index::StepIndex;
-use super::kernels::{Angles, Attention, Forms, Kernels, Operand, RouteBias};
+use super::kernels::{Angles, Attention, Forms, HostRoom, Kernels, Operand, RouteBias};
 use super::pages::Pages;
-use super::weight::{GpuWeight, floats};
+use super::weight::{GpuWeight, floats, held_bytes};
 use crate::backend::{AttendSpec, Backend, BackendError, Batch, Gated, Rope, RouteSpec, Router, WorkMeter};
 use crate::cpu::Pool;
+use crate::gguf::Gguf;
 use crate::kv::{GroupLayout, PageType};
 use crate::step::StepStats;
 use crate::weights::TensorView;
@@ -117,6 +117,12 @@ impl GpuBackend {
         self.kernels.synchronize()?;
         let Some(Memory { total, free }) = self.kernels.memory()? else { return Ok(None) };
         Ok(Some((total / 100 * u64::from(percent)).saturating_sub(total - free)))
+    }
+
+    /// Bytes of a model's weights on the device, about: of what it computes with, not of the table of embeddings where that is another
+    /// tensor than the head.
+    pub fn held_bytes(&self, gguf: &Gguf) -> u64 {
+        held_bytes(gguf, self.kernels.form())
     }
 
     /// Bytes read and written per second by a copy of one large tensor.
@@ -228,6 +234,7 @@ fn own(error: candle_core::Error) -> BackendError {
 impl Backend for GpuBackend {
     type Tensor = GpuTensor;
     type Weight = GpuWeight;
+    type Room = HostRoom;
     type Vector = Tensor;
     type Routing = GpuRouting;
 
@@ -299,8 +306,7 @@ impl Backend for GpuBackend {
         let product = || -> candle_core::Result<Tensor> {
             let rows = x.values.dim(0)?;
             let x = x.values.reshape((rows, heads, head_dim))?;
-            let first = x.narrow(2, 0, weight.cols)?.transpose(0, 1)?.contiguous()?;
-            let out = self.kernels.product_each(&first, weight)?.transpose(0, 1)?;
+            let out = self.kernels.product_each(&x.narrow(2, 0, weight.cols)?.contiguous()?, weight)?;
             let rest = x.narrow(2, weight.cols, head_dim - weight.cols)?;
             let out = if head_dim > weight.cols { Tensor::cat(&[out, rest], 2)? } else { out };
             out.contiguous()?.reshape((rows, heads * (weight.rows + head_dim - weight.cols)))
@@ -460,8 +466,8 @@ impl Backend for GpuBackend {
         Ok(GpuTensor { values: select().map_err(own)?, forms: Forms::default(), selected: Some(selected) })
     }
 
-    fn read<'a>(&mut self, x: &'a GpuTensor) -> Result<Cow<'a, [f32]>, BackendError> {
-        x.values.flatten_all().and_then(|v| v.to_vec1()).map(Cow::Owned).map_err(own)
+    fn read<'a>(&mut self, x: &'a GpuTensor, room: &'a mut HostRoom) -> Result<&'a [f32], BackendError> {
+        self.kernels.read(&x.values, room).map_err(own)
     }
 
     fn recover(&mut self) -> Result<(), BackendError> {

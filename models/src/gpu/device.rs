@@ -76,7 +76,7 @@ impl GpuDevice {
     /// If there is none, or its driver or kernels do not load.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: usize) -> Result<Self, GpuError> {
-        if let Some(why) = Self::too_old(ordinal) {
+        if let Some(why) = Self::unfit(ordinal) {
             return Err(GpuError::Absent(format!("cuda:{ordinal}: {why}")));
         }
         let opened = super::cuda::open(ordinal);
@@ -103,10 +103,11 @@ impl GpuDevice {
         CudaContext::device_count().map(|n| usize::try_from(n).unwrap_or(0)).map_err(|e| e.to_string())
     }
 
-    /// Why the kernels do not run on NVIDIA's GPU of this number, if they do not: it is older than they are made for.
+    /// Why the kernels do not run on NVIDIA's GPU of this number, if that is known.
     #[cfg(feature = "cuda")]
-    pub fn too_old(ordinal: usize) -> Option<String> {
-        use candle_core::cuda_backend::cudarc::driver::{result::device, sys::CUdevice_attribute};
+    pub fn unfit(ordinal: usize) -> Option<String> {
+        use candle_core::cuda_backend::cudarc::driver::{result, result::device, sys::CUdevice_attribute};
+        result::init().ok()?;
         let attribute = |which| {
             let gpu = device::get(i32::try_from(ordinal).ok()?).ok()?;
             // SAFETY: the device is the driver's, the attribute one of its own.
@@ -115,11 +116,8 @@ impl GpuDevice {
         };
         let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        let old = major < super::cuda::CAPABILITY_MIN;
-        let needed = super::cuda::CAPABILITY_MIN;
-        old.then(|| {
-            format!("the NVIDIA GPU has compute capability {major}.{minor}, and the kernels need {needed}.0")
-        })
+        let why = super::capability::unfit(10 * major + minor, option_env!("CUDA_COMPUTE_CAP"))?;
+        Some(format!("the NVIDIA GPU has {why}"))
     }
 
     /// By which NVIDIA's GPU of this number is known to every tool; of a part of one (MIG), the part's.

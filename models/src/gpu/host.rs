@@ -88,8 +88,7 @@ impl Kernels for HostKernels {
     fn product(&self, x: &Operand<'_>, weight: &GpuWeight) -> Result<Tensor> {
         match &weight.store {
             Store::Quantized(q) => QMatMul::QTensor(q.clone()).forward(x.values),
-            Store::Dense(dense) => dense_product(x.values, &dense.squeeze(0)?),
-            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
+            _ => dense_product(x.values, &weight.values(&Device::Cpu)?.squeeze(0)?),
         }
     }
 
@@ -124,12 +123,7 @@ impl Kernels for HostKernels {
 /// Products with chosen matrices of a stack: x `[T, 1, cols]` or `[T, K, cols]`, ids u32 `[T, K]`; to `[T, K, rows]`.
 fn gather(x: &Tensor, weight: &GpuWeight, ids: &Tensor) -> Result<Tensor> {
     let (tokens, k) = ids.dims2()?;
-    let stack = match &weight.store {
-        Store::Quantized(q) => q.dequantize(&Device::Cpu)?,
-        Store::Dense(dense) => dense.clone(),
-        Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
-    };
-    let stack = stack.reshape((weight.experts, weight.rows, weight.cols))?;
+    let stack = weight.values(&Device::Cpu)?;
     let x = x.broadcast_as((tokens, k, weight.cols))?.contiguous()?;
     let mut rows = Vec::with_capacity(tokens * k);
     for (t, chosen) in ids.to_vec2::<u32>()?.into_iter().enumerate() {

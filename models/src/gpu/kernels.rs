@@ -6,13 +6,13 @@
 
 use std::cell::OnceCell;
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops;
 
 use super::device::Memory;
 use super::index::{GroupIndex, StepIndex};
 use super::pages::LayerPages;
-use super::weight::{GpuWeight, Store};
+use super::weight::GpuWeight;
 use crate::backend::{Activation, AttendSpec, Gated, RopeStyle, RouteSpec};
 use crate::reference;
 
@@ -46,6 +46,16 @@ impl Forms {
     pub(super) fn rounded(rounded: Option<Tensor>) -> Self {
         Self { rounded: rounded.map(OnceCell::from).unwrap_or_default(), halves: OnceCell::new() }
     }
+}
+
+/// Where what is read from a device lies on the host. It is kept from step to step: logits are so large that new memory for them would
+/// cost more than the copy.
+#[derive(Default)]
+pub struct HostRoom {
+    values: Vec<f32>,
+    /// What the GPU writes to by itself.
+    #[cfg(feature = "cuda")]
+    pub(super) pinned: Option<candle_core::cuda_backend::cudarc::driver::PinnedHostSlice<f32>>,
 }
 
 /// Rotation of one kind of head.
@@ -112,15 +122,9 @@ pub(super) trait Kernels: Send {
         self.product(&Operand { values: &inner, forms: &Forms::default() }, ffn.down)
     }
 
-    /// Each matrix of a stack with rows of its own: x `[matrices, T, cols]` to `[matrices, T, rows]`.
+    /// Each matrix of a stack with rows of its own: x `[T, matrices, cols]` to `[T, matrices, rows]`.
     fn product_each(&self, x: &Tensor, weight: &GpuWeight) -> Result<Tensor> {
-        let stack = match &weight.store {
-            Store::Quantized(q) => q.dequantize(x.device())?,
-            Store::Dense(dense) => dense.to_dtype(DType::F32)?,
-            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
-        };
-        let stack = stack.reshape((weight.experts, weight.rows, weight.cols))?;
-        x.matmul(&stack.transpose(1, 2)?.contiguous()?)
+        product_each_dense(x, &weight.values(x.device())?)
     }
 
     /// RMS norm of groups of `weight`'s length within rows of x `[T, width]`; what is left of a row stays.
@@ -205,6 +209,12 @@ pub(super) trait Kernels: Send {
         }
     }
 
+    /// A tensor's values, on the host.
+    fn read<'a>(&self, x: &Tensor, room: &'a mut HostRoom) -> Result<&'a [f32]> {
+        room.values = x.flatten_all()?.to_vec1()?;
+        Ok(&room.values)
+    }
+
     /// Waits until all is done that was asked for, so that its errors are known.
     fn synchronize(&self) -> Result<()>;
 
@@ -223,6 +233,12 @@ pub(super) fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let largest = x.abs()?.max_keepdim(1)?.maximum(f64::from(f32::MIN_POSITIVE))?;
     let y = x.broadcast_div(&largest)?.to_dtype(DType::F16)?.matmul(&weight_of)?;
     y.to_dtype(DType::F32)?.broadcast_mul(&largest)
+}
+
+/// [`Kernels::product_each`] with matrices in F32, `[matrices, rows, cols]`.
+pub(super) fn product_each_dense(x: &Tensor, stack: &Tensor) -> Result<Tensor> {
+    let x = x.transpose(0, 1)?.contiguous()?;
+    x.matmul(&stack.transpose(1, 2)?.contiguous()?)?.transpose(0, 1)?.contiguous()
 }
 
 /// [`Kernels::route`] by the reference's rule, on the host: ids stay there, weights go to the device of the logits.

@@ -17,6 +17,8 @@
 //! | `device.rs` | which device there is, and its memory |
 
 mod backend;
+#[cfg(any(feature = "cuda", test))]
+mod capability;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
@@ -40,6 +42,6 @@ pub(crate) use pages::element;
 pub use backend::{GpuBackend, GpuRouting, GpuTensor};
 pub use device::GpuDevice;
 pub use error::GpuError;
+pub use kernels::HostRoom;
 pub use selftest::selftest;
 pub use weight::GpuWeight;
-pub(crate) use weight::held_bytes;

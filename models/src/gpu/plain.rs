@@ -71,11 +71,12 @@ impl Kernels for PlainKernels {
     }
 
     fn product_each(&self, x: &Tensor, weight: &GpuWeight) -> Result<Tensor> {
-        if x.dim(0)? != weight.experts {
+        if x.dim(1)? != weight.experts {
             bail!("{:?} for {} matrices", x.dims(), weight.experts);
         }
-        let products = (0..weight.experts).map(|at| product(&x.get(at)?, weight, at));
-        Tensor::stack(&products.collect::<Result<Vec<_>>>()?, 0)
+        let products =
+            (0..weight.experts).map(|at| product(&x.narrow(1, at, 1)?.squeeze(1)?.contiguous()?, weight, at));
+        Tensor::stack(&products.collect::<Result<Vec<_>>>()?, 1)
     }
 
     fn combine(&self, x: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {

@@ -63,14 +63,14 @@ fn check<O: Op>(op: &O, b: &mut GpuBackend) -> Result<Check, GpuError> {
     let of = |e: BackendError| GpuError::Device(format!("{}: {e}", op.name()));
     let run = op.prepare(b).map_err(of)?;
     let result = run(b).map_err(of)?;
-    let ours = b.read(&result).map_err(of)?.into_owned();
+    let ours = b.values(&result).map_err(of)?;
     let error = match op.compared() {
         false => None,
         true => {
             let mut reference = op.reference()?;
             let run = op.prepare(&mut reference).map_err(of)?;
             let result = run(&mut reference).map_err(of)?;
-            Some(distance(&ours, &reference.read(&result).map_err(of)?))
+            Some(distance(&ours, &reference.values(&result).map_err(of)?))
         }
     };
     let micros = mean_micros(b, &run).map_err(of)?;
@@ -142,11 +142,11 @@ mod tests {
     fn check_once<O: Op>(op: &O, b: &mut GpuBackend) -> f64 {
         let run = op.prepare(b).unwrap();
         let result = run(b).unwrap();
-        let ours = b.read(&result).unwrap().into_owned();
+        let ours = b.values(&result).unwrap();
         let mut reference = op.reference().unwrap();
         let run = op.prepare(&mut reference).unwrap();
         let result = run(&mut reference).unwrap();
-        distance(&ours, &reference.read(&result).unwrap())
+        distance(&ours, &reference.values(&result).unwrap())
     }
 
     #[test]

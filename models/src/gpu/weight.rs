@@ -4,17 +4,18 @@
 //! |---|---|
 //! | Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K to Q6_K | the same bytes |
 //! | F32 F16 BF16 | a dense tensor of that type (F32 on candle's CPU device, to be exact there) |
-//! | IQ4_NL MXFP4 | Q8_0 of the same values: codes are small integers, a block's scale is a half or a power of two |
-//! | IQ4_XS | Q8_0, its scales rounded to half precision |
+//! | IQ4_NL IQ4_XS MXFP4 | in stacks the same bytes; apart, Q8_0 |
 //!
 //! Kernels that want matrices apart get each as a tensor of its own, with rows of zeros up to a multiple of eight: candle's products of
-//! quantized rows on Metal work on as many as eight at once, some of them without asking how many there are.
+//! quantized rows on Metal work on as many as eight at once, some of them without asking how many there are. Those are candle's products,
+//! so what candle has no type for is Q8_0 of the same values: codes are small integers, a block's scale is a half or a power of two
+//! (IQ4_XS: rounded to half precision).
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, bail};
 use half::f16;
 
 use super::error::{GpuError, contract};
@@ -26,6 +27,8 @@ use crate::weights::TensorView;
 /// A matrix or a stack of them.
 pub struct GpuWeight {
     pub(super) store: Store,
+    /// In the file.
+    pub(super) ty: GgmlType,
     pub(super) cols: usize,
     pub(super) rows: usize,
     pub(super) experts: usize,
@@ -36,12 +39,14 @@ pub struct GpuWeight {
 pub(super) enum Store {
     /// `[rows, cols]`, or `[experts, rows, cols]` if there is more than one.
     Quantized(Arc<QTensor>),
+    /// Blocks that candle has no type for, as they are in the file: u8, and [`BEHIND`] more.
+    Blocks(Tensor),
     /// `[experts, rows, cols]`.
     Dense(Tensor),
     /// One after the other.
     Apart(Vec<Matrix>),
     /// Rows in the file's format on the host, to look up.
-    Table { ty: GgmlType, bytes: Vec<u8> },
+    Table(Vec<u8>),
 }
 
 /// One matrix of a weight whose matrices are held apart.
@@ -54,6 +59,8 @@ pub(super) enum Matrix {
 
 /// Rows of a quantized matrix that is held apart are a multiple of it.
 const ROWS: usize = 8;
+/// Zero bytes behind blocks: kernels read whole words around what is not aligned.
+const BEHIND: usize = 4;
 
 impl GpuWeight {
     /// Brings a weight to the device.
@@ -67,10 +74,10 @@ impl GpuWeight {
         let shape = (view.experts, view.rows, view.cols);
         let (store, bytes) = match kind(view.ty) {
             Kind::Same(ty) => (Store::Quantized(qtensor(view.data, ty, shape, device)?), view.data.len()),
-            Kind::AsQ8_0 => {
-                let bytes = to_q8_0(view)?;
-                tracing::debug!(tensor = view.name, format = ?view.ty, "held as Q8_0");
-                (Store::Quantized(qtensor(&bytes, GgmlDType::Q8_0, shape, device)?), bytes.len())
+            Kind::Ours => {
+                let len = view.data.len() + BEHIND;
+                let bytes = Tensor::from_vec([view.data, &[0; BEHIND]].concat(), len, device)?;
+                (Store::Blocks(bytes), view.data.len())
             }
             Kind::Dense(dtype) => {
                 let dtype = if device.is_cpu() { DType::F32 } else { dtype };
@@ -83,6 +90,7 @@ impl GpuWeight {
         };
         Ok(Self {
             store,
+            ty: view.ty,
             cols: view.cols,
             rows: view.rows,
             experts: view.experts,
@@ -104,7 +112,7 @@ impl GpuWeight {
         };
         let matrix = |view: &TensorView| match kind(view.ty) {
             Kind::Same(ty) => padded(view.data, ty),
-            Kind::AsQ8_0 => padded(&to_q8_0(view)?, GgmlDType::Q8_0),
+            Kind::Ours => padded(&to_q8_0(view)?, GgmlDType::Q8_0),
             // Converted on the host, so that the device never holds it in F32.
             Kind::Dense(dtype) => {
                 let dtype = if device.is_cpu() { DType::F32 } else { dtype };
@@ -117,29 +125,45 @@ impl GpuWeight {
             Matrix::Dense(dense) => dense.elem_count() * dense.dtype().size_in_bytes(),
         };
         let matrix_bytes = all.first().map_or(0, bytes) as u64;
-        Ok(Self { store: Store::Apart(all), cols, rows, experts, matrix_bytes })
+        Ok(Self { store: Store::Apart(all), ty: view.ty, cols, rows, experts, matrix_bytes })
     }
 
     /// A table that stays on the host.
     pub(super) fn table(view: &TensorView) -> Self {
-        let store = Store::Table { ty: view.ty, bytes: view.data.to_vec() };
-        let (cols, rows) = (view.cols, view.rows);
-        Self { store, cols, rows, experts: 1, matrix_bytes: view.data.len() as u64 }
+        let (store, cols, rows) = (Store::Table(view.data.to_vec()), view.cols, view.rows);
+        Self { store, ty: view.ty, cols, rows, experts: 1, matrix_bytes: view.data.len() as u64 }
     }
 
     /// Rows of a table, in F32.
     pub(super) fn look_up(&self, rows: impl ExactSizeIterator<Item = usize>) -> Result<Vec<f32>, GpuError> {
-        let Store::Table { ty, bytes } = &self.store else {
+        let Store::Table(bytes) = &self.store else {
             return Err(contract("embed", "the weight is no table"));
         };
-        let row_bytes = ty.row_bytes(self.cols);
+        let row_bytes = self.ty.row_bytes(self.cols);
         let mut all = vec![0.0; rows.len() * self.cols];
         for (row, to) in rows.zip(all.chunks_exact_mut(self.cols)) {
             let from = bytes.get(row * row_bytes..(row + 1) * row_bytes);
             let from = from.ok_or_else(|| contract("embed", format!("token {row} of {}", self.rows)))?;
-            (quant::format(*ty).dequantize)(from, to);
+            (quant::format(self.ty).dequantize)(from, to);
         }
         Ok(all)
+    }
+
+    /// All values in F32, `[experts, rows, cols]`: slow where the device has no word for their format.
+    pub(super) fn values(&self, device: &Device) -> candle_core::Result<Tensor> {
+        let shape = (self.experts, self.rows, self.cols);
+        match &self.store {
+            Store::Quantized(q) => q.dequantize(device)?.reshape(shape),
+            Store::Blocks(bytes) => {
+                let mut values = vec![0.0; self.experts * self.rows * self.cols];
+                let bytes = bytes.to_vec1::<u8>()?;
+                let blocks = &bytes[..bytes.len().saturating_sub(BEHIND)];
+                (quant::format(self.ty).dequantize)(blocks, &mut values);
+                Tensor::from_vec(values, shape, device)
+            }
+            Store::Dense(dense) => dense.to_dtype(DType::F32),
+            Store::Apart(_) | Store::Table(_) => bail!("a weight that is held for something else"),
+        }
     }
 
     pub(super) fn matrix_bytes(&self) -> u64 {
@@ -153,7 +177,8 @@ impl GpuWeight {
 
 enum Kind {
     Same(GgmlDType),
-    AsQ8_0,
+    /// candle has no word for it.
+    Ours,
     Dense(DType),
 }
 
@@ -172,17 +197,16 @@ fn kind(ty: GgmlType) -> Kind {
         GgmlType::Q4_K => Kind::Same(GgmlDType::Q4K),
         GgmlType::Q5_K => Kind::Same(GgmlDType::Q5K),
         GgmlType::Q6_K => Kind::Same(GgmlDType::Q6K),
-        GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => Kind::AsQ8_0,
+        GgmlType::IQ4_NL | GgmlType::IQ4_XS | GgmlType::MXFP4 => Kind::Ours,
     }
 }
 
-/// Bytes of a model's weights on a device, about: of what it computes with, not of the table of embeddings where that is another tensor
-/// than the head.
-pub(crate) fn held_bytes(gguf: &Gguf) -> u64 {
+/// See `GpuBackend::held_bytes`.
+pub(super) fn held_bytes(gguf: &Gguf, form: Form) -> u64 {
     let apart = gguf.tensor("output.weight").is_some();
     let computed = gguf.tensors().iter().filter(|t| !(apart && t.name == "token_embd.weight"));
     let held = |t: &TensorInfo| match t.ty().map(kind) {
-        Some(Kind::AsQ8_0) => t.elements() / 32 * 34,
+        Some(Kind::Ours) if form == Form::Apart => t.elements() / 32 * 34,
         _ => t.bytes().unwrap_or(0),
     };
     computed.map(held).fold(0, u64::saturating_add)

@@ -107,7 +107,7 @@ impl Case {
             let sinks = self.sinks.as_ref().map(|s| vector(b, s));
             b.begin(&batch).unwrap();
             let out = b.attend(&q, &k, v.as_ref(), sinks.as_ref(), &self.spec, &batch).unwrap();
-            let values = b.read(&out).unwrap().into_owned();
+            let values = b.values(&out).unwrap();
             attended.work.push(b.take_stats().unwrap());
             let places = rows
                 .iter()
@@ -289,7 +289,7 @@ fn blocks_are_copied_before_the_step() {
         b.begin(&batch).unwrap();
         let x = put(b, 16, values);
         let out = b.attend(&x, &x, Some(&x), None, &case.spec, &batch).unwrap();
-        b.read(&out).unwrap().into_owned()
+        b.values(&out).unwrap()
     };
     let (past, new) = (random.values(5 * 16), random.values(16));
     attend(&mut b, &past, 0, 3, Vec::new());

@@ -54,12 +54,12 @@ impl Stack {
         let x = put(b, width, x);
         b.begin(&batch).unwrap();
         let out = self.run(b, &x, &batch);
-        let (mut values, all) = (b.read(&out).unwrap().into_owned(), b.take_stats().unwrap());
+        let (mut values, all) = (b.values(&out).unwrap(), b.take_stats().unwrap());
         b.begin(&batch).unwrap();
         let some: Vec<u32> = (0..batch.tokens.len() as u32).step_by(2).collect();
         let some = b.select(&x, &some).unwrap();
         let out = self.run(b, &some, &batch);
-        values.extend_from_slice(&b.read(&out).unwrap());
+        values.extend_from_slice(&b.values(&out).unwrap());
         (values, [all, b.take_stats().unwrap()])
     }
 }
@@ -100,7 +100,7 @@ fn clamps_and_biases_are_where_they_belong() {
     let xt = put(&mut b, 6, &x);
     b.begin(&batch).unwrap();
     let out = stack.run(&mut b, &xt, &batch);
-    let found = b.read(&out).unwrap().into_owned();
+    let found = b.values(&out).unwrap();
     let [gate, up, down] = stack.parts.each_ref().map(Stored::values);
     let biases = stack.biases.unwrap().map(|b| widen(&b));
     let biased = |x: &[f64], w: &[f32], bias: &[f64]| -> Vec<f64> {

@@ -180,7 +180,7 @@ fn forward(b: &mut CpuBackend, w: &Weights, sizes: &Sizes, batch: &Batch) -> Vec
     let x = b.select(&x, &batch.outputs).unwrap();
     let x = b.rms_norm(&x, &w.norm, 1e-5).unwrap();
     let logits = b.linear(&x, &[&w.head]).unwrap().remove(0);
-    b.read(&logits).unwrap().into_owned()
+    b.values(&logits).unwrap()
 }
 
 fn sequences(random: &mut Random, lengths: &[usize], vocab: usize) -> Vec<Vec<u32>> {

@@ -26,7 +26,7 @@ proptest! {
             let exact: Vec<f64> = x.chunks_exact(cols).flat_map(|x| product(&widen(x), &values)).collect();
             // Rounding activations to 8 bits: relative to the products' size, not to what cancels.
             let size = (cols as f64).sqrt() / exact.iter().fold(1e-3_f64, |m, v| m.max(v.abs()));
-            assert_close(&b.read(out).unwrap(), &exact, tolerance * size.max(1.0))?;
+            assert_close(&b.values(out).unwrap(), &exact, tolerance * size.max(1.0))?;
         }
     }
 }
@@ -38,7 +38,7 @@ fn heads(b: &mut impl Backend, stored: &Stored, x: &[f32], rest: usize) -> (Vec<
     let x_tensor = put(b, width, x);
     b.begin(&batch(x.len() / width)).unwrap();
     let out = b.per_head(&x_tensor, &w).unwrap();
-    (b.read(&out).unwrap().into_owned(), b.take_stats().unwrap())
+    (b.values(&out).unwrap(), b.take_stats().unwrap())
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn elementwise(b: &mut impl Backend, width: usize, [x, bias, gate]: [&[f32]; 3])
     b.gate(&mut y, &by, &gate).unwrap();
     b.scale(&mut y, -1.7).unwrap();
     b.add(&mut y, &by, 0.5).unwrap();
-    (b.read(&y).unwrap().into_owned(), b.take_stats().unwrap())
+    (b.values(&y).unwrap(), b.take_stats().unwrap())
 }
 
 #[test]

@@ -132,6 +132,7 @@ impl CudaKernels {
         if count == 0 || count > GRID_MAX {
             bail!("paged attention over {count} rows");
         }
+        self.lost()?;
         let Some(values) = &call.pages.values else { bail!("paged attention without values") };
         let longest = spans.iter().map(SpanPlace::context).max().unwrap_or(0);
         let dtype = pages.dtype();
@@ -239,6 +240,7 @@ impl CudaKernels {
         let (heads, dim) = (spec.heads as usize, spec.key_dim as usize);
         let dtype = call.pages.keys.dtype();
         let Some(v) = call.v else { bail!("flash attention without values") };
+        self.lost()?;
         let own = |t: &Tensor| t.narrow(0, span.begin, span.len)?.to_dtype(dtype)?.contiguous();
         let (keys, values) = match span.start {
             0 => (own(call.k)?, own(v)?),

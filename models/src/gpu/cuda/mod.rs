@@ -13,20 +13,17 @@ use std::collections::HashMap;
 
 use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::cuda_backend::{CudaDevice, WrapErr as _};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
 use super::device::Memory;
 use super::error::GpuError;
-use super::kernels::{Angles, Attention, Forms, Kernels, Operand, RouteBias};
+use super::kernels::{Angles, Attention, Forms, HostRoom, Kernels, Operand, RouteBias};
 use super::weight::GpuWeight;
 use crate::backend::{Activation, Gated, Gating, GroupScore, RopeStyle, RouteSpec};
 use launch::{Address, Arg, Own, address, address_or_null, unwritten};
 
 /// Up to so many rows a norm's result is rounded at once for products of integers.
 const ROUNDED_ROWS: usize = 63;
-
-/// Tensor cores on 16 x 8 x 16 halves and copies in the background (own.cu): Ampere and later.
-pub(super) const CAPABILITY_MIN: i32 = 8;
 
 /// A GPU that was opened.
 pub(super) struct Opened {
@@ -79,6 +76,16 @@ fn keep_freed_memory(device: &CudaDevice) -> Result<()> {
 impl CudaKernels {
     fn stream(&self) -> *mut std::ffi::c_void {
         self.device.cuda_stream().cu_stream().cast()
+    }
+
+    /// What went wrong so far, without waiting: launchers that are not ours end the process where they meet an error.
+    fn lost(&self) -> Result<()> {
+        // SAFETY: the stream is open.
+        #[expect(unsafe_code, reason = "a driver call")]
+        match unsafe { sys::cuStreamQuery(self.device.cuda_stream().cu_stream()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            state => state.result().w(),
+        }
     }
 
     fn flat(
@@ -181,6 +188,10 @@ impl Kernels for CudaKernels {
 
     fn product(&self, x: &Operand<'_>, weight: &GpuWeight) -> Result<Tensor> {
         self.dense(x, weight)
+    }
+
+    fn product_each(&self, x: &Tensor, weight: &GpuWeight) -> Result<Tensor> {
+        self.per_matrix(x, weight)
     }
 
     fn feed_forward(&self, x: &Operand<'_>, ffn: &Gated<'_, GpuWeight, Tensor>) -> Result<Tensor> {
@@ -290,6 +301,28 @@ impl Kernels for CudaKernels {
         self.flat("add_scaled", x, |z, total| {
             vec![Arg::At(x_at), Arg::At(y_at), Arg::At(z), Arg::Long(total), Arg::Float(factor)]
         })
+    }
+
+    fn read<'a>(&self, x: &Tensor, room: &'a mut HostRoom) -> Result<&'a [f32]> {
+        let x = x.contiguous()?;
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { bail!("a tensor of the host") };
+        let (begin, len) = (layout.start_offset(), x.elem_count());
+        let from = storage.as_cuda_slice::<f32>()?.slice(begin..begin + len);
+        let stream = self.device.cuda_stream();
+        if room.pinned.as_ref().is_none_or(|pinned| pinned.len() < len) {
+            // Not write-combined, as the library would have it: that is for what the host never reads.
+            // SAFETY: what is read of it was written to before.
+            #[expect(unsafe_code, reason = "memory that is not yet written")]
+            let pinned =
+                unsafe { stream.context().alloc_pinned_with_flags(len.next_power_of_two(), 0) }.w()?;
+            room.pinned = Some(pinned);
+        }
+        let room = room.pinned.as_mut().map(|pinned| pinned.as_mut_slice()).transpose().w()?;
+        let Some(to) = room.and_then(|room| room.get_mut(..len)) else { bail!("no room for {len} values") };
+        stream.memcpy_dtoh(&from, &mut *to).w()?;
+        stream.synchronize().w()?;
+        Ok(to)
     }
 
     fn synchronize(&self) -> Result<()> {

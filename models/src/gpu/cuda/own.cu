@@ -61,7 +61,7 @@ __device__ __forceinline__ void round_block(float v, u8 *block, int lane) {
     ((signed char *)block)[4 + lane] = most == 0.0f ? 0 : (signed char)roundf(v / scale);
     if (lane == 0) {
         narrow(scale, (u16 *)block);
-        narrow(sum, (u16 *)block + 1);
+        narrow(fminf(fmaxf(sum, -65504.0f), 65504.0f), (u16 *)block + 1); // the largest half: infinity less infinity is no number
     }
 }
 
@@ -353,6 +353,11 @@ struct Weights {
 };
 __device__ __forceinline__ int word(const u8 *from) { return *(const int *)from; }
 __device__ __forceinline__ int word2(const u8 *from) { return ((const u16 *)from)[0] | (u32)((const u16 *)from)[1] << 16; }
+// At any address; words around it are read.
+__device__ __forceinline__ int word1(const u8 *from) {
+    const u32 *at = (const u32 *)((size_t)from & ~(size_t)3);
+    return __funnelshift_r(at[0], at[1], 8 * ((size_t)from & 3));
+}
 __device__ __forceinline__ float half_at(const u8 *from) { return widen(*(const u16 *)from); }
 // Four bits as the fifth bits of four bytes.
 __device__ __forceinline__ int fifth(u32 bits) { return ((bits & 15) * 0x00204081u & 0x01010101u) << 4; }
@@ -402,6 +407,48 @@ struct Q8_0 {
 #pragma unroll
         for (int i = 0; i < 8; i++) w.q[i] = word2(b + 2 + 4 * i);
         factors(w, half_at(b), 0.0f);
+    }
+};
+// 16 bytes of nibbles as `nibbles` has them, each looked up among the table's 16 bytes: a nibble's lower bits choose one of each half of
+// the table, then its upper bit one of these.
+__device__ __forceinline__ void look_up(const u8 *from, int (*read)(const u8 *), const u32 (&table)[4], Weights &w) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 v = read(from + 4 * i), of[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            u32 four = v >> 16 * h, lower = four & 0x7777;
+            of[h] = __byte_perm(__byte_perm(table[0], table[1], lower), __byte_perm(table[2], table[3], lower), 0x3210 | (four & 0x8888) >> 1);
+        }
+        w.q[i] = __byte_perm(of[0], of[1], 0x6420);
+        w.q[i + 4] = __byte_perm(of[0], of[1], 0x7531);
+    }
+}
+#define NON_LINEAR {0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u}
+struct IQ4_NL {
+    static const int BLOCK = 32, BYTES = 18, MINS = 0;
+    static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
+        const u32 table[4] = NON_LINEAR;
+        look_up(b + 2, word2, table, w);
+        factors(w, half_at(b), 0.0f);
+    }
+};
+struct IQ4_XS {
+    static const int BLOCK = 256, BYTES = 136, MINS = 0;
+    static __device__ __forceinline__ void decode(const u8 *b, int sub, Weights &w) {
+        const u32 table[4] = NON_LINEAR;
+        look_up(b + 8 + 16 * sub, word, table, w);
+        int scale = (b[4 + sub / 2] >> 4 * (sub % 2) & 15) | (*(const u16 *)(b + 2) >> 2 * sub & 3) << 4;
+        factors(w, half_at(b) * (scale - 32), 0.0f);
+    }
+};
+struct MXFP4 {
+    static const int BLOCK = 32, BYTES = 17, MINS = 0;
+    static __device__ __forceinline__ void decode(const u8 *b, int, Weights &w) {
+        const u32 table[4] = {0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu};
+        look_up(b + 1, word1, table, w);
+        u32 e = b[0]; // 2^(e - 128), subnormal below 2
+        factors(w, __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
     }
 };
 struct Q2_K {
@@ -508,12 +555,19 @@ __device__ __forceinline__ void expand(const u8 *w, u16 *y, i64 blocks) {
 #pragma unroll
     for (int i = 0; i < 4; i++) to[i] = make_uint4(halves[4 * i], halves[4 * i + 1], halves[4 * i + 2], halves[4 * i + 3]);
 }
+extern "C" __global__ void expand_bf16(const bf16 *w, u16 *y, i64 total) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) narrow(widen(w[i]), y + i);
+}
 #define EXPAND(name, F) extern "C" __global__ void name(const u8 *w, u16 *y, i64 blocks) { expand<F>(w, y, blocks); }
 EXPAND(expand_q4_0, Q4_0)
 EXPAND(expand_q4_1, Q4_1)
 EXPAND(expand_q5_0, Q5_0)
 EXPAND(expand_q5_1, Q5_1)
 EXPAND(expand_q8_0, Q8_0)
+EXPAND(expand_iq4_nl, IQ4_NL)
+EXPAND(expand_iq4_xs, IQ4_XS)
+EXPAND(expand_mxfp4, MXFP4)
 EXPAND(expand_q2_k, Q2_K)
 EXPAND(expand_q3_k, Q3_K)
 EXPAND(expand_q4_k, Q4_K)
@@ -564,9 +618,10 @@ __device__ __forceinline__ void experts_int(const u8 *w, const u8 *x, const u32 
             int both = block[0], q[8];
 #pragma unroll
             for (int i = 0; i < 8; i++) q[i] = block[i + 1];
-            float scale = widen((u16)both), total = widen((u16)(both >> 16));
+            // The block's own sum of values, behind its scale, is a half: one too large is infinite. Codes' sums are not.
+            float scale = widen((u16)both);
             int ones[2] = {0, 0};
-            if (F::MINS == 2)
+            if (F::MINS)
 #pragma unroll
                 for (int i = 0; i < 8; i++) ones[i / 4] = __dp4a(0x01010101, q[i], ones[i / 4]);
 #pragma unroll
@@ -575,8 +630,7 @@ __device__ __forceinline__ void experts_int(const u8 *w, const u8 *x, const u32 
 #pragma unroll
                 for (int i = 0; i < 8; i++) dot[i / 4] = __dp4a(a[r].q[i], q[i], dot[i / 4]);
                 float v = scale * (a[r].d[0] * dot[0] + a[r].d[1] * dot[1]);
-                if (F::MINS == 1) v -= a[r].m[0] * total;
-                if (F::MINS == 2) v -= scale * (a[r].m[0] * ones[0] + a[r].m[1] * ones[1]);
+                if (F::MINS) v -= scale * (a[r].m[0] * ones[0] + a[r].m[1] * ones[1]);
                 sum[r][p] += v;
             }
         }
@@ -600,6 +654,9 @@ EXPERTS_INT(experts_q4_1, Q4_1)
 EXPERTS_INT(experts_q5_0, Q5_0)
 EXPERTS_INT(experts_q5_1, Q5_1)
 EXPERTS_INT(experts_q8_0, Q8_0)
+EXPERTS_INT(experts_iq4_nl, IQ4_NL)
+EXPERTS_INT(experts_iq4_xs, IQ4_XS)
+EXPERTS_INT(experts_mxfp4, MXFP4)
 EXPERTS_INT(experts_q2_k, Q2_K)
 EXPERTS_INT(experts_q3_k, Q3_K)
 EXPERTS_INT(experts_q4_k, Q4_K)

@@ -2,28 +2,30 @@
 //!
 //! | rows | weights | kernel |
 //! |---|---|---|
-//! | 1 | quantized | candle's `mul_mat_vec_*_q8_1_cuda1`: integers |
+//! | 1 | quantized, a type of candle's | candle's `mul_mat_vec_*_q8_1_cuda1`: integers |
 //! | up to 32 | quantized | `experts_q*` of own.cu: eight rows share the weights |
-//! | up to 63 | quantized | candle's `mul_mat_*`: integers in tiles |
+//! | up to 63 | quantized, a type of candle's | candle's `mul_mat_*`: integers in tiles; of other types `experts_*` |
 //! | from 64 | quantized | expanded to halves, then cuBLAS on tensor cores |
 //! | any | float | cuBLAS |
 //! | few pairs per expert | quantized stacks | `experts_q*` of own.cu: integers, eight pairs of an expert share its weights |
-//! | many pairs per expert | quantized or half stacks | expanded to halves, then `experts_f16` of own.cu |
+//! | many pairs per expert | stacks but F32 | expanded to halves, then `experts_f16` of own.cu |
 //! | other | float stacks | `gather_*` of own.cu |
+//! | each head's own | stacks | as of experts, each row's heads the pairs; many rows of F32 by cuBLAS |
 //!
 //! For integers a left side is rounded to Q8_1 once, for halves divided by its rows' largest values once, for all its products.
 
 use std::cell::OnceCell;
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::f16;
 
 use super::CudaKernels;
 use super::launch::{Address, Arg, address, address_or_null, unwritten};
 use crate::backend::{Activation, Gated};
-use crate::gpu::kernels::{Forms, Kernels as _, Operand, dense_product};
+use crate::gpu::kernels::{Forms, Kernels as _, Operand, dense_product, product_each_dense};
 use crate::gpu::weight::{GpuWeight, Store};
+use crate::quant::GgmlType;
 
 /// From so many rows on a product is one of halves.
 const HALVES_ROWS: usize = 64;
@@ -63,12 +65,11 @@ fn kind(activation: Activation) -> Arg {
 
 impl CudaKernels {
     /// Quantized weights as halves: `[experts, rows, cols]`.
-    fn expanded(&self, q: &QTensor, weight: &GpuWeight) -> Result<Tensor> {
+    fn expanded(&self, weight: &GpuWeight) -> Result<Tensor> {
         let y = unwritten::<f16>(&self.device, (weight.experts, weight.rows, weight.cols))?;
         let blocks = y.elem_count() / 32;
-        let args =
-            [Arg::At(Address(q.device_ptr()? as u64)), Arg::At(address(&y)?), Arg::Long(blocks as i64)];
-        self.own.launch_flat(own_kernels(q.dtype())?.1, blocks, &args)?;
+        let args = [Arg::At(blocks_at(weight)?), Arg::At(address(&y)?), Arg::Long(blocks as i64)];
+        self.own.launch_flat(own_kernels(weight.ty)?.1, blocks, &args)?;
         Ok(y)
     }
 
@@ -126,17 +127,17 @@ impl CudaKernels {
             bail!("a product of {:?} with {} columns", x.values.dims(), weight.cols);
         }
         match &weight.store {
-            Store::Quantized(q) if rows >= HALVES_ROWS => {
-                self.halves_product(x, &self.expanded(q, weight)?.squeeze(0)?)
+            Store::Quantized(_) | Store::Blocks(_) if rows >= HALVES_ROWS => {
+                self.halves_product(x, &self.expanded(weight)?.squeeze(0)?)
             }
-            Store::Quantized(q) => {
+            Store::Quantized(_) | Store::Blocks(_) => {
                 let rounded = once(&x.forms.rounded, || self.round(x.values, None))?;
-                self.integers(rounded, q, rows, weight)
+                self.integers(rounded, rows, weight)
             }
             // As many rows as there may be: a model's own halves are no protection from values that a half cannot hold.
             Store::Dense(dense) if dense.dtype() == DType::F16 => self.halves_product(x, &dense.squeeze(0)?),
             Store::Dense(dense) => dense_product(x.values, &dense.squeeze(0)?),
-            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
+            Store::Apart(_) | Store::Table(_) => bail!("a weight that is held for something else"),
         }
     }
 
@@ -158,27 +159,31 @@ impl CudaKernels {
     }
 
     /// Products of at most 63 rows of Q8_1.
-    fn integers(&self, rounded: &Tensor, q: &QTensor, rows: usize, weight: &GpuWeight) -> Result<Tensor> {
+    fn integers(&self, rounded: &Tensor, rows: usize, weight: &GpuWeight) -> Result<Tensor> {
         let y = unwritten::<f32>(&self.device, (rows, weight.rows))?;
         let padded = weight.cols.next_multiple_of(PADDING);
-        let weights = Address(q.device_ptr()? as u64);
+        let weights = blocks_at(weight)?;
         let int = |n: usize| Arg::Int(n as i32);
         let (w, x, to) = (Arg::At(weights), Arg::At(address(rounded)?), Arg::At(address(&y)?));
         // Names and shapes: candle-core 0.10.2, quantized/cuda.rs, mul_mat_vec_via_q8_1 and mul_mat_via_q8_1.
-        if rows == 1 {
+        let known = match &weight.store {
+            Store::Quantized(q) => Some(q.dtype()),
+            _ => None,
+        };
+        if let (1, Some(ty)) = (rows, known) {
             let args = [w, x, to, int(weight.cols), int(weight.rows), int(padded), int(weight.rows)];
-            self.own.launch(vec_kernel(q.dtype())?, (weight.rows, 1, 1), (32, 4), 0, &args)?;
+            self.own.launch(vec_kernel(ty)?, (weight.rows, 1, 1), (32, 4), 0, &args)?;
             return Ok(y);
         }
-        if rows <= DENSE_ROWS {
+        let Some(ty) = known.filter(|_| rows > DENSE_ROWS) else {
             let (pairs, tiles) = self.one_expert(rows)?;
             let (pairs, tiles) = (Arg::At(address(&pairs)?), Arg::At(address(&tiles)?));
             let args = [w, x, pairs, tiles, to, int(weight.rows), int(weight.cols), int(padded), int(1)];
             let grid = (weight.rows.div_ceil(8), rows.div_ceil(EACH_PAIRS), 1);
-            self.own.launch(own_kernels(q.dtype())?.0, grid, (128, 1), 0, &args)?;
+            self.own.launch(own_kernels(weight.ty)?.0, grid, (128, 1), 0, &args)?;
             return Ok(y);
-        }
-        let (name, x_tile, y_tile) = tile_kernel(q.dtype())?;
+        };
+        let (name, x_tile, y_tile) = tile_kernel(ty)?;
         let grid = (weight.rows.div_ceil(y_tile), rows.div_ceil(x_tile), 1);
         let args = [w, x, to, int(weight.cols), int(weight.rows), int(rows), int(padded), int(weight.rows)];
         self.own.launch(name, grid, (32, 4), 0, &args)?;
@@ -216,14 +221,14 @@ impl CudaKernels {
                 false => None,
             };
             let product = |weight: &GpuWeight, x: &Operand<'_>, per_row: usize| match &weight.store {
-                Store::Quantized(q) => {
+                Store::Quantized(_) | Store::Blocks(_) => {
                     let rounded = once(&x.forms.rounded, || self.round(x.values, None))?;
-                    self.each(rounded, q, weight, (ids, by_expert.as_ref()), per_row)
+                    self.each(rounded, weight, (ids, by_expert.as_ref()), per_row)
                 }
                 Store::Dense(stack) => {
                     self.each_float(x.values, stack, weight, ids, if per_row == 1 { k } else { 1 })
                 }
-                Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
+                Store::Apart(_) | Store::Table(_) => bail!("a weight that is held for something else"),
             };
             let gate = biased(product(ffn.gate, x, k)?, 0)?;
             let up = biased(product(ffn.up, x, k)?, 1)?;
@@ -244,7 +249,7 @@ impl CudaKernels {
         let cols = gate.dim(candle_core::D::Minus1)?;
         let rows = gate.elem_count() / cols;
         let (gate, up) = (gate.reshape((rows, cols))?, up.reshape((rows, cols))?);
-        if !matches!(for_store, Store::Quantized(_)) {
+        if !matches!(for_store, Store::Quantized(_) | Store::Blocks(_)) {
             return Ok((self.glu(&gate, &up, activation)?, Forms::default()));
         }
         let padded = cols.next_multiple_of(PADDING);
@@ -277,7 +282,6 @@ impl CudaKernels {
     fn each(
         &self,
         rounded: &Tensor,
-        q: &QTensor,
         weight: &GpuWeight,
         (ids, by_expert): (&Tensor, Option<&ByExpert>),
         per_row: usize,
@@ -292,7 +296,7 @@ impl CudaKernels {
             None => (address(ids)?, Address::NULL, tokens * k),
         };
         let args = [
-            Arg::At(Address(q.device_ptr()? as u64)),
+            Arg::At(blocks_at(weight)?),
             Arg::At(address(rounded)?),
             Arg::At(pairs),
             Arg::At(tiles),
@@ -303,7 +307,7 @@ impl CudaKernels {
             Arg::Int(per_row as i32),
         ];
         let grid = (weight.rows.div_ceil(8), tiles_max, 1);
-        self.own.launch(own_kernels(q.dtype())?.0, grid, (128, 1), 0, &args)?;
+        self.own.launch(own_kernels(weight.ty)?.0, grid, (128, 1), 0, &args)?;
         Ok(y)
     }
 
@@ -348,9 +352,16 @@ impl CudaKernels {
         per_row: usize,
     ) -> Result<Tensor> {
         let stack = match &weight.store {
-            Store::Quantized(q) => self.expanded(q, weight)?,
+            Store::Quantized(_) | Store::Blocks(_) => self.expanded(weight)?,
+            Store::Dense(dense) if dense.dtype() == DType::BF16 => {
+                let y = unwritten::<f16>(&self.device, dense.shape())?;
+                let total = y.elem_count();
+                let args = [Arg::At(address(dense)?), Arg::At(address(&y)?), Arg::Long(total as i64)];
+                self.own.launch_flat("expand_bf16", total, &args)?;
+                y
+            }
             Store::Dense(dense) => dense.clone(),
-            Store::Apart(_) | Store::Table { .. } => bail!("a weight that is held for something else"),
+            Store::Apart(_) | Store::Table(_) => bail!("a weight that is held for something else"),
         };
         if x.dims() != [by_expert.pairs.dim(0)? / per_row, weight.cols] {
             bail!("experts' rows of halves are {:?}", x.dims());
@@ -370,6 +381,36 @@ impl CudaKernels {
         let grid = (weight.rows.div_ceil(TILE_ROWS), by_expert.tiles_max, 1);
         self.own.launch("experts_f16", grid, (256, 1), 0, &args)?;
         Ok(y)
+    }
+
+    /// Each matrix of a stack with rows of its own: x `[tokens, matrices, cols]` to `[tokens, matrices, rows]`. A token's rows are pairs
+    /// that have chosen the matrices in order.
+    pub(super) fn per_matrix(&self, x: &Tensor, weight: &GpuWeight) -> Result<Tensor> {
+        let (tokens, matrices, cols) = x.dims3()?;
+        if tokens == 0 || matrices != weight.experts || cols != weight.cols {
+            bail!("{:?} for {} matrices of {} columns", x.dims(), weight.experts, weight.cols);
+        }
+        let rows = x.reshape((tokens * matrices, cols))?;
+        let ids = Tensor::arange(0, matrices as u32, x.device())?;
+        let ids = ids.broadcast_as((tokens, matrices))?.contiguous()?;
+        if tokens >= SHARED_PAIRS && shareable(weight) {
+            let by_expert = self.by_expert(&ids, matrices, TILE_PAIRS)?;
+            let [halves, scales] = self.halve(&rows, None, Activation::Silu)?;
+            return self.shared(&halves, &scales, weight, &by_expert, 1);
+        }
+        match &weight.store {
+            Store::Dense(stack) if tokens >= SHARED_PAIRS => {
+                product_each_dense(x, &stack.to_dtype(DType::F32)?)
+            }
+            Store::Dense(stack) => self.each_float(&rows, stack, weight, &ids, matrices),
+            _ => {
+                let by_expert = match tokens {
+                    1 => None,
+                    _ => Some(self.by_expert(&ids, matrices, EACH_PAIRS)?),
+                };
+                self.each(&self.round(&rows, None)?, weight, (&ids, by_expert.as_ref()), 1)
+            }
+        }
     }
 
     /// Rows of a dense product as pairs of one expert.
@@ -425,11 +466,20 @@ struct ByExpert {
 /// Whether `experts_f16` can take the stack, expanded.
 fn shareable(w: &GpuWeight) -> bool {
     let known = match &w.store {
-        Store::Quantized(_) => true,
-        Store::Dense(dense) => dense.dtype() == DType::F16,
-        Store::Apart(_) | Store::Table { .. } => false,
+        Store::Quantized(_) | Store::Blocks(_) => true,
+        Store::Dense(dense) => matches!(dense.dtype(), DType::F16 | DType::BF16),
+        Store::Apart(_) | Store::Table(_) => false,
     };
     known && w.cols.is_multiple_of(TILE_COLS)
+}
+
+/// Where a quantized weight's blocks lie.
+fn blocks_at(weight: &GpuWeight) -> Result<Address> {
+    match &weight.store {
+        Store::Quantized(q) => Ok(Address(q.device_ptr()? as u64)),
+        Store::Blocks(bytes) => address(bytes),
+        _ => bail!("a weight that is held for something else"),
+    }
 }
 
 fn vec_kernel(ty: GgmlDType) -> Result<&'static str> {
@@ -449,18 +499,21 @@ fn vec_kernel(ty: GgmlDType) -> Result<&'static str> {
 }
 
 /// Our kernels for a type: products of integers, and expansion to halves.
-fn own_kernels(ty: GgmlDType) -> Result<(&'static str, &'static str)> {
+fn own_kernels(ty: GgmlType) -> Result<(&'static str, &'static str)> {
     Ok(match ty {
-        GgmlDType::Q4_0 => ("experts_q4_0", "expand_q4_0"),
-        GgmlDType::Q4_1 => ("experts_q4_1", "expand_q4_1"),
-        GgmlDType::Q5_0 => ("experts_q5_0", "expand_q5_0"),
-        GgmlDType::Q5_1 => ("experts_q5_1", "expand_q5_1"),
-        GgmlDType::Q8_0 => ("experts_q8_0", "expand_q8_0"),
-        GgmlDType::Q2K => ("experts_q2_k", "expand_q2_k"),
-        GgmlDType::Q3K => ("experts_q3_k", "expand_q3_k"),
-        GgmlDType::Q4K => ("experts_q4_k", "expand_q4_k"),
-        GgmlDType::Q5K => ("experts_q5_k", "expand_q5_k"),
-        GgmlDType::Q6K => ("experts_q6_k", "expand_q6_k"),
+        GgmlType::Q4_0 => ("experts_q4_0", "expand_q4_0"),
+        GgmlType::Q4_1 => ("experts_q4_1", "expand_q4_1"),
+        GgmlType::Q5_0 => ("experts_q5_0", "expand_q5_0"),
+        GgmlType::Q5_1 => ("experts_q5_1", "expand_q5_1"),
+        GgmlType::Q8_0 => ("experts_q8_0", "expand_q8_0"),
+        GgmlType::IQ4_NL => ("experts_iq4_nl", "expand_iq4_nl"),
+        GgmlType::IQ4_XS => ("experts_iq4_xs", "expand_iq4_xs"),
+        GgmlType::MXFP4 => ("experts_mxfp4", "expand_mxfp4"),
+        GgmlType::Q2_K => ("experts_q2_k", "expand_q2_k"),
+        GgmlType::Q3_K => ("experts_q3_k", "expand_q3_k"),
+        GgmlType::Q4_K => ("experts_q4_k", "expand_q4_k"),
+        GgmlType::Q5_K => ("experts_q5_k", "expand_q5_k"),
+        GgmlType::Q6_K => ("experts_q6_k", "expand_q6_k"),
         other => bail!("quantized weights of {other:?}"),
     })
 }

@@ -206,7 +206,7 @@ pub(super) fn experts() -> Vec<AnyOp> {
 enum Small {
     Norm { len: usize, width: usize },
     Rope { style: RopeStyle, first: usize, pairs: usize, head: usize },
-    PerHead { head: usize, cols: usize, rows: usize },
+    PerHead { ty: GgmlType, head: usize, cols: usize, rows: usize },
 }
 
 pub(super) struct SmallOp {
@@ -230,13 +230,16 @@ impl Op for SmallOp {
             Small::Rope { style, first, pairs, head } => {
                 format!("rope {style:?} of {} in {head} behind {first}", 2 * pairs)
             }
-            Small::PerHead { head, cols, rows } => format!("per head {rows} x {cols} in {head}"),
+            Small::PerHead { ty, head, cols, rows } => format!("per head {ty:?} {rows} x {cols} in {head}"),
         };
         format!("{what}, {} rows", self.rows)
     }
 
     fn limit(&self) -> f64 {
-        1e-4
+        match self.what {
+            Small::PerHead { ty, .. } => limit(ty),
+            _ => 1e-4,
+        }
     }
 
     fn work(&self) -> (u64, u64) {
@@ -270,9 +273,9 @@ impl Op for SmallOp {
                     Ok(y)
                 }))
             }
-            Small::PerHead { head, cols, rows } => {
+            Small::PerHead { ty, head, cols, rows } => {
                 let heads = self.width / head;
-                let weight = Stored::random(random, GgmlType::F32, [cols, rows, heads], 1.0);
+                let weight = Stored::random(random, ty, [cols, rows, heads], 1.0);
                 let weight = b.load_weight(&weight.view())?;
                 b.begin(&plain(self.rows))?;
                 Ok(Box::new(move |b| b.per_head(&x, &weight)))
@@ -282,7 +285,7 @@ impl Op for SmallOp {
 }
 
 pub(super) fn small() -> Vec<AnyOp> {
-    vec![
+    let mut all = vec![
         SmallOp::any(Small::Norm { len: 2048, width: 2048 }, 2048, 33),
         SmallOp::any(Small::Norm { len: 96, width: 96 }, 96, 70),
         SmallOp::any(Small::Norm { len: 128, width: 1024 }, 1024, 9),
@@ -290,8 +293,13 @@ pub(super) fn small() -> Vec<AnyOp> {
         SmallOp::any(Small::Rope { style: RopeStyle::Neox, first: 0, pairs: 64, head: 128 }, 1024, 9),
         SmallOp::any(Small::Rope { style: RopeStyle::Normal, first: 0, pairs: 16, head: 64 }, 256, 9),
         SmallOp::any(Small::Rope { style: RopeStyle::Normal, first: 512, pairs: 32, head: 576 }, 576, 9),
-        SmallOp::any(Small::PerHead { head: 192, cols: 128, rows: 512 }, 192 * 4, 9),
-    ]
+    ];
+    for ty in [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0, GgmlType::MXFP4] {
+        for rows in [1, 9, 70] {
+            all.push(SmallOp::any(Small::PerHead { ty, head: 192, cols: 128, rows: 512 }, 192 * 4, rows));
+        }
+    }
+    all
 }
 
 pub(super) struct AttendOp {
@@ -381,7 +389,9 @@ impl Op for AttendOp {
         let random = &mut Random(self.context as u64 + 3);
         let sinks = self.sinks.as_ref().map(|s| vector(b, s)).transpose()?;
         let mut last = None;
-        for (start, tokens) in [(0, self.context), (self.context, self.tokens)] {
+        // Of what is before, only the pages are wanted: each token looks at itself alone.
+        let before = AttendSpec { window: Some(1), ..spec };
+        for (start, tokens, spec) in [(0, self.context, before), (self.context, self.tokens, spec)] {
             if tokens == 0 {
                 continue;
             }

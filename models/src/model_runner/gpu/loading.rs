@@ -11,7 +11,7 @@ use super::open;
 use crate::arch::{self, Model, Shape};
 use crate::backend::BackendError;
 use crate::gguf::Gguf;
-use crate::gpu::{BLOCK_TOKENS, GpuBackend, element, held_bytes};
+use crate::gpu::{BLOCK_TOKENS, GpuBackend, element};
 use crate::memory::{self, KvOptions, KvSize, Pool};
 use crate::runner::{Invariance, Runner};
 use crate::step::{
@@ -40,7 +40,7 @@ pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result
     let no_threads = |error| BackendError::Device(format!("no threads beside the GPU: {error}"));
     let mut backend = backend.with_threads(options.threads, options.pin).map_err(no_threads)?;
     if let Some(left) = backend.memory_left(percent).map_err(BackendError::from)? {
-        let held = Shape { weight_bytes: held_bytes(gguf), ..shape.clone() };
+        let held = Shape { weight_bytes: backend.held_bytes(gguf), ..shape.clone() };
         memory::plan(&held, &options.kv, Some(left))?;
     }
     let model = arch::load(gguf, &mut backend)?;
