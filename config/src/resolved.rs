@@ -149,15 +149,15 @@ pub struct Responses {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 to 2; 0 is greedy.
-    pub temperature: f32,
+    pub temperature: Option<f32>,
     /// Above 0, at most 1.
-    pub top_p: f32,
+    pub top_p: Option<f32>,
     /// 0 keeps all.
-    pub top_k: u32,
+    pub top_k: Option<u32>,
     /// 0 to 1.
-    pub min_p: f32,
+    pub min_p: Option<f32>,
     /// Above 0, at most 2.
-    pub repetition_penalty: f32,
+    pub repetition_penalty: Option<f32>,
 }
 
 /// The scheduler.
@@ -389,17 +389,15 @@ impl Check<'_> {
 
     fn sampling(&self, raw: &Raw) -> Result<Sampling, ConfigError> {
         let s = &raw.sampling;
+        let within = |key, value: Option<f32>, least, most| {
+            value.map(|value| self.within(key, value, least, most)).transpose()
+        };
         Ok(Sampling {
-            temperature: self.within("sampling.temperature", s.temperature, 0.0, 2.0)?,
-            top_p: self.within("sampling.top_p", s.top_p, 0.001, 1.0)?,
+            temperature: within("sampling.temperature", s.temperature, 0.0, 2.0)?,
+            top_p: within("sampling.top_p", s.top_p, 0.001, 1.0)?,
             top_k: s.top_k,
-            min_p: self.within("sampling.min_p", s.min_p, 0.0, 1.0)?,
-            repetition_penalty: self.within(
-                "sampling.repetition_penalty",
-                s.repetition_penalty,
-                0.01,
-                2.0,
-            )?,
+            min_p: within("sampling.min_p", s.min_p, 0.0, 1.0)?,
+            repetition_penalty: within("sampling.repetition_penalty", s.repetition_penalty, 0.01, 2.0)?,
         })
     }
 

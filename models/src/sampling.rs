@@ -8,10 +8,14 @@
 //! one order, so neither the batch nor the machine's instruction set matters.
 
 mod philox;
+mod recommended;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Ordering;
+
+pub(crate) use recommended::entries;
+pub use recommended::recommended;
 
 use crate::mask::Next;
 use crate::step::{RowFault, Sample, SamplingParams, TokenId, TokenScore};

@@ -60,7 +60,8 @@ struct Shape {
 }
 
 /// Makes `output`, a model with `experts` experts a layer of which `top_k` run for each token, of the dense llama
-/// `input`. The same input, numbers and seed give the same bytes. `progress` is told bytes written and in all.
+/// `input`, with these entries of metadata beside its own. The same input, numbers and seed give the same bytes. `progress` is told bytes
+/// written and in all.
 ///
 /// `output` appears whole, by renaming, or not at all.
 ///
@@ -70,9 +71,8 @@ struct Shape {
 pub fn upcycle(
     input: &Path,
     output: &Path,
-    experts: u32,
-    top_k: u32,
-    seed: u64,
+    (experts, top_k, seed): (u32, u32, u64),
+    entries: &[(&str, Value<'_>)],
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), UpcycleError> {
     if !(1..=EXPERTS_MAX).contains(&experts) {
@@ -84,7 +84,10 @@ pub fn upcycle(
     let dense = Gguf::open(input)?;
     atomic::apart(output, &dense.files(input))?;
     let shape = Shape { experts, top_k, seed };
-    let (writer, jobs) = plan(&dense, &shape)?;
+    let (mut writer, jobs) = plan(&dense, &shape)?;
+    for (key, value) in entries {
+        writer.set(key, *value);
+    }
     atomic::write(output, |out| {
         let result = execute(writer, &jobs, &shape, &mut *out, &mut progress);
         result.map_err(|source| UpcycleError::Write(out.failed(source)))

@@ -95,7 +95,7 @@ fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
     let folders = Folders { cache: None, hub: load::hub(hub) };
     let input = Source::parse(&job.input).or_misuse()?.obtain(&folders, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
-    frugal_models::upcycle::upcycle(&input, &job.output, job.experts, job.top_k, job.seed, progress)
+    frugal_models::upcycle::upcycle(&input, &job.output, (job.experts, job.top_k, job.seed), &[], progress)
         .with_context(|| format!("cannot upcycle {}", job.input))?;
     made(&job.output)
 }

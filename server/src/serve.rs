@@ -22,6 +22,7 @@ use frugal_models::constraint::ConstraintEngine;
 use frugal_models::meter::Meter;
 use frugal_models::model_runner::{BackendKind, meter};
 use frugal_models::runner::{Invariance, Runner};
+use frugal_models::sampling::recommended;
 use frugal_models::step::SamplingParams;
 use frugal_models::template::{ChatTemplate, TemplateError};
 use frugal_models::tokenizer::Tokenizer;
@@ -110,12 +111,13 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     let (handle, _thread) = frugal_scheduler::handle::start_metered(loaded.runner, options, loaded.meter);
     let template = config.model.chat_template.as_deref();
     state.set_engine(Engine {
-        fingerprint: fingerprint(backend, handle.geometry(), &state.settings().sampling, template),
+        fingerprint: fingerprint(backend, handle.geometry(), &loaded.sampling, template),
         handle: handle.clone(),
         form: ModelForm::of(loaded.template.as_deref(), &loaded.tokenizer),
         tokenizer: loaded.tokenizer,
         template: loaded.template,
         grammars: loaded.grammars,
+        sampling: loaded.sampling,
     });
     announce(scheme, address, admin, state.model())?;
     notify::ready(&handle);
@@ -178,6 +180,7 @@ struct Loaded {
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     grammars: Arc<ConstraintEngine>,
+    sampling: SamplingParams,
 }
 
 /// Loads on a thread of its own, which the end of the process does not wait for.
@@ -186,7 +189,7 @@ async fn load_aside(config: &Config) -> anyhow::Result<Loaded> {
     let config = config.clone();
     std::thread::Builder::new()
         .name("load".to_owned())
-        .spawn(move || sender.send(load(&config)))
+        .spawn(move || drop(sender.send(load(&config))))
         .context("cannot start a thread")?;
     loaded.await.context("the model's loader panicked")?
 }
@@ -211,12 +214,12 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     let backend = load::backend(config);
     let meter = meter(backend);
     let runner = load::runner(config, backend, &path, &gguf, load::kv(config), config.cpu.lazy_experts)?;
-    Ok(Loaded { backend, runner, meter, tokenizer, template: template.map(Arc::new), grammars })
+    let sampling = sampling(config, recommended(&gguf));
+    Ok(Loaded { backend, runner, meter, tokenizer, template: template.map(Arc::new), grammars, sampling })
 }
 
 fn settings(config: &Config, model: String) -> Settings {
     let limits = &config.limits;
-    let sampling = &config.sampling;
     Settings {
         models: vec![model],
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -240,14 +243,6 @@ fn settings(config: &Config, model: String) -> Settings {
             raw::UnknownFields::Refuse => UnknownFields::Refuse,
             raw::UnknownFields::Ignore => UnknownFields::Ignore,
         },
-        sampling: SamplingParams {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-            repetition_penalty: sampling.repetition_penalty,
-            ..SamplingParams::default()
-        },
         currency: config.cost.per_hour.map(|_| config.cost.currency.clone()),
         keep_alive: config.listen.keep_alive,
         responses: settings::StoreLimits {
@@ -255,6 +250,19 @@ fn settings(config: &Config, model: String) -> Settings {
             bytes: config.responses.bytes_max,
             keep: config.responses.keep,
         },
+    }
+}
+
+/// For requests that do not say: as configured, else as the model's publisher would have it.
+fn sampling(config: &Config, recommended: SamplingParams) -> SamplingParams {
+    let asked = &config.sampling;
+    SamplingParams {
+        temperature: asked.temperature.unwrap_or(recommended.temperature),
+        top_p: asked.top_p.unwrap_or(recommended.top_p),
+        top_k: asked.top_k.unwrap_or(recommended.top_k),
+        min_p: asked.min_p.unwrap_or(recommended.min_p),
+        repetition_penalty: asked.repetition_penalty.unwrap_or(recommended.repetition_penalty),
+        ..recommended
     }
 }
 
@@ -313,4 +321,22 @@ fn announce(scheme: &str, address: SocketAddr, admin: Option<SocketAddr>, model:
         writeln!(out, "Metrics on http://{admin}/metrics")?;
     }
     Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_config::Layers;
+
+    use super::*;
+
+    #[test]
+    fn what_is_configured_counts_before_what_the_model_s_file_recommends() {
+        let mut layers = Layers::new();
+        layers.flag("--set", "sampling.temperature", "0.7").unwrap();
+        layers.flag("--set", "sampling.top_k", "0").unwrap();
+        let config = Config::resolve(&layers).unwrap();
+        let file = SamplingParams { temperature: 0.2, top_p: 0.9, top_k: 40, ..SamplingParams::default() };
+        let expected = SamplingParams { temperature: 0.7, top_k: 0, ..file.clone() };
+        assert_eq!(sampling(&config, file), expected);
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use frugal_models::step::SamplingParams;
 use sha2::{Digest as _, Sha256};
 
 pub use crate::responses::store::StoreLimits;
@@ -18,8 +17,6 @@ pub struct Settings {
     pub limits: Limits,
     /// What happens to fields that are unknown or not honoured.
     pub unknown_fields: UnknownFields,
-    /// For requests that do not say; `logit_bias` and `logprobs` are not looked at.
-    pub sampling: SamplingParams,
     /// Label of money in `usage`; None without a price, and then there is no money in `usage`.
     pub currency: Option<String>,
     /// A stream that has nothing to say sends a comment this often, so that proxies do not close it.

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::http::HeaderValue;
 use frugal_models::constraint::ConstraintEngine;
+use frugal_models::step::SamplingParams;
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::handle::Handle;
@@ -63,6 +64,8 @@ pub struct Engine {
     pub fingerprint: Arc<str>,
     /// How its answers are formed.
     pub form: ModelForm,
+    /// For requests that do not say; `logit_bias` and `logprobs` are not looked at.
+    pub sampling: SamplingParams,
     /// Compiles what answers must be.
     pub grammars: Arc<ConstraintEngine>,
 }

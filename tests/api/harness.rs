@@ -51,7 +51,6 @@ impl Default for Setup {
             created: 1_700_000_000,
             limits: Limits::default(),
             unknown_fields: UnknownFields::Refuse,
-            sampling: SamplingParams::default(),
             currency: None,
             keep_alive: Duration::from_secs(10),
             responses: StoreLimits::default(),
@@ -95,7 +94,8 @@ impl Setup {
         let (handle, _thread) = start(runner, options);
         let state = State::operated(self.settings, self.operations);
         let engine = Engine {
-            fingerprint: fingerprint("fake", handle.geometry(), &state.settings().sampling, None),
+            fingerprint: fingerprint("fake", handle.geometry(), &SamplingParams::default(), None),
+            sampling: SamplingParams::default(),
             handle: handle.clone(),
             tokenizer: tokenizer.clone(),
             form: ModelForm::of(Some(&template), &tokenizer),

@@ -12,7 +12,7 @@ use crate::fixture::{EXACT, Limits, ROUNDED, open, path};
 fn check(name: &str, experts: u32, top_k: u32, backend: BackendKind, limits: Limits) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let output = folder.path().join("upcycled.gguf");
-    upcycle(&path(name), &output, experts, top_k, 1, |_, _| {})?;
+    upcycle(&path(name), &output, (experts, top_k, 1), &[], |_, _| {})?;
     let (dense, golden) = open(name)?;
     let upcycled = Gguf::open(&output)?;
     assert_ne!(upcycled.digest(), dense.digest());

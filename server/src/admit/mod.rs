@@ -509,7 +509,7 @@ fn prompt_logprobs(fields: &mut Fields, stream: bool, limits: &Limits) -> Result
 }
 
 fn sampling(fields: &mut Fields, cx: &Context<'_>) -> Result<SamplingParams, ApiError> {
-    let default = &cx.settings.sampling;
+    let default = &cx.engine.sampling;
     let mut temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(default.temperature);
     if temperature < GREEDY_BELOW {
         temperature = 0.0;

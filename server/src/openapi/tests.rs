@@ -44,7 +44,6 @@ fn state() -> State {
         created: 0,
         limits: Limits::default(),
         unknown_fields: UnknownFields::Refuse,
-        sampling,
         currency: None,
         keep_alive: std::time::Duration::from_secs(10),
         responses: StoreLimits::default(),
@@ -52,7 +51,7 @@ fn state() -> State {
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).unwrap());
     let form = ModelForm::of(Some(&template), &tokenizer);
     let template = Some(Arc::new(template));
-    state.set_engine(Engine { handle, tokenizer, template, form, grammars, fingerprint });
+    state.set_engine(Engine { handle, tokenizer, template, form, grammars, fingerprint, sampling });
     state
 }
 

@@ -55,6 +55,8 @@ impl World {
             experts: 4,
             top_k: 2,
             seed: 0,
+            temperature: 0.5,
+            top_p: 0.75,
         }
     }
 
