@@ -1,5 +1,7 @@
 //! What a step produced becomes tokens, events, charges and cached prefixes; or faults.
 
+use std::sync::Arc;
+
 use frugal_models::mask::Progress;
 use frugal_models::step::{
     RowFault, RowOutput, SeqId, StepFault, StepOutput, StepStats, TokenId, TokenScore,
@@ -7,7 +9,7 @@ use frugal_models::step::{
 
 use crate::engine::Engine;
 use crate::ledger::RowTokens;
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, Told};
 use crate::policy::{Plan, Planned};
 use crate::request::{Event, FinishReason, Tick};
 use crate::seq::Seq;
@@ -197,8 +199,9 @@ impl Engine {
             return self.finish(id, FinishReason::EndToken(token), None);
         }
         if speculates && seq.output_max > 1 {
-            let new = || Lookup::new(&live.request.prompt, &live.request.prediction);
-            seq.lookup.get_or_insert_with(new).push(token);
+            let told = || Arc::new(Told::new(&live.request.prompt, &live.request.prediction));
+            let told = live.told.get_or_insert_with(told);
+            seq.lookup.get_or_insert_with(|| Lookup::new(told.clone())).push(token);
         }
         seq.tokens.push(token);
         let bytes = self.options.token_bytes.get(token);

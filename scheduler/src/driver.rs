@@ -10,7 +10,6 @@ use std::time::Duration;
 use frugal_models::meter::Meter;
 use frugal_models::runner::Runner;
 use frugal_models::step::{StepFault, StepOutput};
-use tokio::sync::mpsc::error::TrySendError;
 
 use crate::engine::{Command, Engine};
 use crate::handle::{Ended, Post, Shared};
@@ -25,6 +24,8 @@ pub(crate) struct Driver {
     engine: Engine,
     shared: Arc<Shared>,
     draining: bool,
+    /// Requests have come that no published number knows of.
+    news: bool,
 }
 
 /// The runner panicked.
@@ -32,7 +33,7 @@ struct Panicked(String);
 
 impl Driver {
     pub(crate) fn new(runner: Box<dyn Runner>, engine: Engine, shared: Arc<Shared>) -> Self {
-        Self { runner, engine, shared, draining: false }
+        Self { runner, engine, shared, draining: false, news: false }
     }
 
     pub(crate) fn run(mut self) -> Ended {
@@ -52,6 +53,10 @@ impl Driver {
             if plan.is_empty() {
                 self.deliver();
                 continue;
+            }
+            // A step may take long, and whoever looks meanwhile wants to see what has come.
+            if std::mem::take(&mut self.news) {
+                self.publish();
             }
             let begun = self.shared.now();
             let (result, panicked) = self.execute(&plan);
@@ -89,8 +94,9 @@ impl Driver {
         let mut clients = shared.clients();
         for post in posts {
             match post {
-                Post::Submit { id, request, at, events } => {
-                    clients.insert(id, events);
+                Post::Submit { id, request, at, client } => {
+                    self.news = true;
+                    clients.insert(id, client);
                     self.engine.apply(Command::Submit { id, request, at }, now);
                 }
                 Post::Drain(deadline) => {
@@ -101,7 +107,7 @@ impl Driver {
                 Post::Check(reply) => drop(reply.send(self.engine.check())),
             }
         }
-        let gone: Vec<RequestId> = clients.iter().filter(|(_, c)| c.is_closed()).map(|(&id, _)| id).collect();
+        let gone: Vec<RequestId> = clients.iter().filter(|(_, c)| c.has_gone()).map(|(&id, _)| id).collect();
         gone.into_iter().for_each(|id| self.engine.apply(Command::Cancel(id), now));
         true
     }
@@ -146,13 +152,17 @@ impl Driver {
         drop(inbox);
         let mut clients = self.shared.clients();
         for (id, event) in outbox.events {
-            let Some(client) = clients.get(&id) else { continue };
-            let is_last = matches!(event, Event::Done(_));
-            if let Err(TrySendError::Full(event)) = client.try_send(event) {
-                panic!("the buffer of {id:?} has no room for {event:?}");
-            }
-            if is_last {
-                clients.remove(&id);
+            match event {
+                Event::Done(report) => {
+                    if let Some(client) = clients.remove(&id) {
+                        client.end(id, report);
+                    }
+                }
+                event => {
+                    if let Some(client) = clients.get(&id) {
+                        client.tell(id, event);
+                    }
+                }
             }
         }
     }

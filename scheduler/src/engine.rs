@@ -181,6 +181,7 @@ impl Engine {
         let live = Live {
             open: request.n,
             request,
+            told: None,
             submitted,
             seqs,
             prefilled: false,

@@ -183,9 +183,14 @@ impl Gate {
         self.closed
     }
 
-    /// Requests and tokens that wait for their first step.
+    /// Requests that wait for their first step, those that are being prepared included, and tokens of the others.
     pub fn queue(&self) -> (u32, u64) {
-        (self.queued.len() as u32, self.queued_tokens)
+        (self.queued.len() as u32 + self.reserved, self.queued_tokens)
+    }
+
+    /// Requests that are being prepared.
+    pub fn reserved(&self) -> u32 {
+        self.reserved
     }
 
     /// Requests not taken so far.
@@ -281,7 +286,7 @@ mod tests {
         gate.reserve(0).expect("room");
         gate.release(0);
         one(&mut gate, test_request(1)).expect("the place that was released");
-        assert_eq!((gate.queue(), gate.rejections().queue_full), ((1, 1), 3));
+        assert_eq!((gate.queue(), gate.reserved(), gate.rejections().queue_full), ((2, 1), 1, 3));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use frugal_models::meter::Meter;
 use frugal_models::runner::Runner;
 use frugal_models::step::Geometry;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::check::SelfCheck;
@@ -79,18 +80,26 @@ pub struct Handle {
 pub struct Submission {
     /// Its id, for logs.
     pub id: RequestId,
+    /// When it came: what its times are measured from.
+    pub at: Tick,
     /// What happens to it; `Event::Done` is the last. Has room for everything that can happen, so the engine never waits.
     pub events: mpsc::Receiver<Event>,
+    /// Its report, if `events` was closed before the last one.
+    pub account: oneshot::Receiver<Box<Report>>,
 }
 
 /// A place in the queue for a request of a tenant that is being prepared. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Place(Option<(Arc<Shared>, u64)>);
+pub struct Place {
+    unused: Option<(Arc<Shared>, u64)>,
+    /// When it was reserved: from then on the request waits.
+    at: Tick,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((unused, tenant)) = self.0.take() {
-            unused.inbox().gate.release(tenant);
+        if let Some((shared, tenant)) = self.unused.take() {
+            shared.inbox().gate.release(tenant);
         }
     }
 }
@@ -161,7 +170,7 @@ impl Handle {
     /// its prompts.
     pub fn reserve(&self, tenant: u64) -> Result<Place, SubmitError> {
         self.shared.inbox().gate.reserve(tenant)?;
-        Ok(Place(Some((self.shared.clone(), tenant))))
+        Ok(Place { unused: Some((self.shared.clone(), tenant)), at: self.now() })
     }
 
     /// Counts other work for this tenant among what it has in progress, if that is not too much.
@@ -179,20 +188,21 @@ impl Handle {
         place: Option<Place>,
         requests: Vec<Request>,
     ) -> Result<Vec<Submission>, SubmitError> {
-        let channels: Vec<_> = requests.iter().map(|request| mpsc::channel(self.room(request))).collect();
+        let channels: Vec<_> = requests.iter().map(|request| Client::new(self.room(request))).collect();
+        let now = self.now();
+        let at = place.as_ref().map_or(now, |place| place.at);
         let mut inbox = self.shared.inbox();
         // From one to the other nobody else gets in.
-        if let Some((_, tenant)) = place.and_then(|mut place| place.0.take()) {
+        if let Some((_, tenant)) = place.and_then(|mut place| place.unused.take()) {
             inbox.gate.release(tenant);
         }
         let ids = inbox.gate.admit(&requests)?;
-        let at = self.now();
         let mut submissions = Vec::with_capacity(ids.len());
-        for ((request, id), (sender, events)) in requests.into_iter().zip(ids).zip(channels) {
-            inbox.posts.push(Post::Submit { id, request: Box::new(request), at, events: sender });
-            submissions.push(Submission { id, events });
+        for ((request, id), (client, events, account)) in requests.into_iter().zip(ids).zip(channels) {
+            inbox.posts.push(Post::Submit { id, request: Box::new(request), at, client });
+            submissions.push(Submission { id, at, events, account });
         }
-        self.shared.watchdog.work(at);
+        self.shared.watchdog.work(now);
         drop(inbox);
         self.shared.wake.notify_one();
         Ok(submissions)
@@ -218,7 +228,11 @@ impl Handle {
             sample: meter.sample(),
         });
         let inbox = self.shared.inbox();
-        let posted = inbox.posts.iter().filter(|p| matches!(p, Post::Submit { .. })).count() as u32;
+        let sequences = |post: &Post| match post {
+            Post::Submit { request, .. } => request.n,
+            Post::Drain(_) | Post::Check(_) => 0,
+        };
+        let posted = inbox.posts.iter().map(sequences).fold(inbox.gate.reserved(), u32::saturating_add);
         snapshot.counters.rejections = inbox.gate.rejections();
         snapshot.gauges.draining = inbox.gate.is_closed();
         snapshot.gauges.waiting += posted;
@@ -286,10 +300,52 @@ impl Handle {
     }
 }
 
+/// Whoever waits for a request.
+#[derive(Debug)]
+pub(crate) struct Client {
+    events: mpsc::Sender<Event>,
+    account: oneshot::Sender<Box<Report>>,
+}
+
+impl Client {
+    fn new(room: usize) -> (Self, mpsc::Receiver<Event>, oneshot::Receiver<Box<Report>>) {
+        let ((events, from_events), (account, from_account)) = (mpsc::channel(room), oneshot::channel());
+        (Self { events, account }, from_events, from_account)
+    }
+
+    /// Whether no event is wanted any more.
+    pub(crate) fn has_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// An event that is not the last.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub(crate) fn tell(&self, id: RequestId, event: Event) {
+        if let Err(TrySendError::Full(event)) = self.events.try_send(event) {
+            panic!("the buffer of {id:?} has no room for {event:?}");
+        }
+    }
+
+    /// The last event; who has left is still told what it came to.
+    ///
+    /// # Panics
+    /// As [`Self::tell`].
+    pub(crate) fn end(self, id: RequestId, report: Box<Report>) {
+        match self.events.try_send(Event::Done(report)) {
+            // Whoever asked may not care.
+            Err(TrySendError::Closed(Event::Done(report))) => drop(self.account.send(report)),
+            Err(TrySendError::Full(event)) => panic!("the buffer of {id:?} has no room for {event:?}"),
+            _ => {}
+        }
+    }
+}
+
 /// What a handle tells the driver.
 #[derive(Debug)]
 pub(crate) enum Post {
-    Submit { id: RequestId, request: Box<Request>, at: Tick, events: mpsc::Sender<Event> },
+    Submit { id: RequestId, request: Box<Request>, at: Tick, client: Client },
     Drain(Tick),
     Check(oneshot::Sender<SelfCheck>),
 }
@@ -306,7 +362,7 @@ pub(crate) struct Shared {
     inbox: Mutex<Inbox>,
     pub(crate) wake: Condvar,
     /// Whoever waits for events. Locked after `inbox`, if both are.
-    clients: Mutex<BTreeMap<RequestId, mpsc::Sender<Event>>>,
+    clients: Mutex<BTreeMap<RequestId, Client>>,
     ended: watch::Sender<Option<Ended>>,
     pub(crate) snapshot: Mutex<Arc<Snapshot>>,
     pub(crate) watchdog: Watchdog,
@@ -322,7 +378,7 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn clients(&self) -> MutexGuard<'_, BTreeMap<RequestId, mpsc::Sender<Event>>> {
+    pub(crate) fn clients(&self) -> MutexGuard<'_, BTreeMap<RequestId, Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -334,18 +390,19 @@ impl Shared {
         let mut clients = std::mem::take(&mut *self.clients());
         drop(inbox);
         for post in posts {
-            if let Post::Submit { id, events, .. } = post {
-                clients.insert(id, events);
+            if let Post::Submit { id, client, .. } = post {
+                clients.insert(id, client);
             }
         }
         let why = match ended {
             Ended::Drained => "the server is shutting down",
             Ended::Failed(why) => why,
         };
-        for client in clients.into_values() {
-            let report = Report { fault: Some(why.to_owned()), ..Report::default() };
-            // A client that has gone needs no telling.
-            let _ = client.try_send(Event::Done(Box::new(report)));
+        for (id, client) in clients {
+            // Of who has gone, nothing is known that could be told.
+            if !client.has_gone() {
+                client.end(id, Box::new(Report { fault: Some(why.to_owned()), ..Report::default() }));
+            }
         }
         self.watchdog.idle();
         self.ended.send_if_modified(|end| {

@@ -6,6 +6,7 @@
 //! how often a sequence's guesses are right is known before any is paid for.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use frugal_models::step::TokenId;
 
@@ -14,16 +15,45 @@ const MATCH: usize = 3;
 /// Weight of the past at each guess: about the last ten count.
 const MEMORY: f64 = 0.9;
 
+/// What is known of a request's answers before their first token: the same for all of them.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Prompt, prediction.
+    tokens: Vec<TokenId>,
+    /// Where the prediction ends, behind which nothing is foretold; 0 without one.
+    predicted: usize,
+    /// Where the prompt ends, if there is a prediction.
+    foretold: Option<usize>,
+    follows: Follows,
+}
+
+/// Where what follows the latest occurrence of some tokens is.
+type Follows = HashMap<[TokenId; MATCH], u32>;
+
+impl Told {
+    /// `prediction` is what the answer may be, or empty.
+    pub(crate) fn new(prompt: &[TokenId], prediction: &[TokenId]) -> Self {
+        let tokens = [prompt, prediction].concat();
+        let windows = tokens.windows(MATCH).filter_map(|window| window.first_chunk().copied());
+        // Of equal ones the latest stays.
+        let follows = windows.zip(MATCH as u32..).collect();
+        let (predicted, foretold) = match prediction {
+            [] => (0, None),
+            _ => (tokens.len(), Some(prompt.len())),
+        };
+        Self { tokens, predicted, foretold, follows }
+    }
+}
+
 /// One sequence's.
 #[derive(Clone, Debug)]
 pub(crate) struct Lookup {
-    /// Prompt, prediction, output.
-    past: Vec<TokenId>,
-    /// Where the prediction ends in it, behind which nothing is foretold; 0 without one.
-    predicted: usize,
-    /// Where what follows the latest occurrence of some tokens is in `past`.
-    follows: HashMap<[TokenId; MATCH], u32>,
-    /// Where in `past` the next token is guessed to be.
+    told: Arc<Told>,
+    /// Behind that, the output.
+    output: Vec<TokenId>,
+    /// Of windows that end in the output.
+    follows: Follows,
+    /// Where the next token is guessed to be, counted from the prompt's beginning.
     next: Option<usize>,
     /// Whether the guess before this one was right.
     going: bool,
@@ -50,59 +80,64 @@ impl Odds {
 }
 
 impl Lookup {
-    /// Before the first token of the output; `prediction` is what it may be, or empty.
-    pub(crate) fn new(prompt: &[TokenId], prediction: &[TokenId]) -> Self {
-        let mut lookup = Self {
-            past: Vec::with_capacity(prompt.len() + prediction.len()),
-            predicted: 0,
+    /// Before the first token of the output.
+    pub(crate) fn new(told: Arc<Told>) -> Self {
+        Self {
+            output: Vec::new(),
             follows: HashMap::new(),
-            next: None,
-            going: false,
+            next: told.foretold,
+            going: told.foretold.is_some(),
             // As good as one of four and three of four guesses: who has none right is soon not asked.
             odds: [Odds { right: 0.5, all: 2.0 }, Odds { right: 1.5, all: 2.0 }],
-        };
-        for &token in prompt.iter().chain(prediction) {
-            lookup.append(token);
+            told,
         }
-        if !prediction.is_empty() {
-            (lookup.next, lookup.going) = (Some(prompt.len()), true);
-            lookup.predicted = lookup.past.len();
-        }
-        lookup
     }
 
     /// The output's next token.
     pub(crate) fn push(&mut self, token: TokenId) {
         if let Some(at) = self.next {
-            let right = self.past.get(at) == Some(&token);
+            let right = self.get(at) == Some(token);
             self.odds[usize::from(self.going)].observe(right);
             self.going = right;
             self.next = right.then_some(at + 1);
         }
         let followed = self.append(token);
-        let foretold = |at: &usize| *at != self.predicted;
+        let foretold = |at: &usize| *at != self.told.predicted;
         self.next = self.next.filter(foretold).or(followed.filter(foretold));
+    }
+
+    fn get(&self, at: usize) -> Option<TokenId> {
+        let output = || self.output.get(at - self.told.tokens.len());
+        self.told.tokens.get(at).or_else(output).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.told.tokens.len() + self.output.len()
     }
 
     /// Where what followed the same tokens before is.
     fn append(&mut self, token: TokenId) -> Option<usize> {
-        self.past.push(token);
-        let last = *self.past.last_chunk::<MATCH>()?;
-        self.follows.insert(last, self.past.len() as u32).map(|at| at as usize)
+        self.output.push(token);
+        let first = self.len().checked_sub(MATCH)?;
+        let mut last = [token; MATCH];
+        for (to, at) in last.iter_mut().zip(first..) {
+            *to = self.get(at)?;
+        }
+        let before = self.follows.insert(last, self.len() as u32);
+        before.or_else(|| self.told.follows.get(&last).copied()).map(|at| at as usize)
     }
 
     /// What may follow: as many tokens, at most `most`, as are each likelier than `price` to be right. Behind the output's last token comes
     /// again what is guessed to follow it: a text that repeats itself.
     pub(crate) fn guess(&self, price: f64, most: usize) -> impl Iterator<Item = TokenId> {
-        let at = self.next.unwrap_or(self.past.len());
-        let foretold = at < self.predicted;
-        let end = if foretold { self.predicted } else { self.past.len() };
-        let rest = self.past.get(at..end).unwrap_or_default();
-        let most = if foretold { most.min(rest.len()) } else { most };
+        let at = self.next.unwrap_or(self.len());
+        let foretold = at < self.told.predicted;
+        let end = if foretold { self.told.predicted } else { self.len() };
+        let most = if foretold { most.min(end - at) } else { most };
         let first = self.odds[usize::from(self.going)].probability();
         let likely = std::iter::successors(Some(first), |p| Some(p * self.odds[1].probability()));
         let worth = likely.take(most).take_while(move |p| *p > price);
-        rest.iter().copied().cycle().zip(worth).map(|(token, _)| token)
+        (at..end).cycle().filter_map(|at| self.get(at)).zip(worth).map(|(token, _)| token)
     }
 }
 
@@ -117,7 +152,7 @@ mod tests {
     }
 
     fn told(prompt: &[u32], prediction: &[u32], output: &[u32]) -> Lookup {
-        let mut lookup = Lookup::new(&tokens(prompt), &tokens(prediction));
+        let mut lookup = Lookup::new(Arc::new(Told::new(&tokens(prompt), &tokens(prediction))));
         tokens(output).into_iter().for_each(|token| lookup.push(token));
         lookup
     }

@@ -1,11 +1,13 @@
 //! A sequence (one choice of one request) and a live request: state, no decisions.
 
+use std::sync::Arc;
+
 use frugal_models::mask::Matcher;
 use frugal_models::step::{SeqId, TokenId};
 
 use crate::kv::table::SeqKv;
 use crate::ledger::RowTokens;
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, Told};
 use crate::request::{Report, Request, RequestId, Tick};
 use crate::stop::StopMatcher;
 
@@ -71,6 +73,8 @@ impl Seq {
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) request: Request,
+    /// What guesses are made from, once there are any.
+    pub(crate) told: Option<Arc<Told>>,
     pub(crate) submitted: Tick,
     /// By choice; those ended are gone from the engine.
     pub(crate) seqs: Vec<SeqId>,

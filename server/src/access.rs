@@ -1,7 +1,7 @@
 //! One span and one log line per request, and its id.
 //!
-//! The line is written when the last byte of the answer was handed over, or its client went away. It never holds
-//! what a client or the model wrote.
+//! The line is written when the last byte of the answer was handed over; if its client went away, when it is known what the answer
+//! took. It never holds what a client or the model wrote.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -73,6 +73,8 @@ pub struct Line {
     status: OnceLock<StatusCode>,
     /// The answer runs in the background: it has a line of its own.
     outlived: OnceLock<()>,
+    /// What was exchanged, once it was.
+    exchange: Mutex<Option<Exchange>>,
     span: Option<RequestSpan>,
     /// Of money in traces.
     currency: Option<String>,
@@ -108,6 +110,9 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            exchange.log(self.answer.get_mut().unwrap_or_else(PoisonError::into_inner).as_ref());
+        }
         if let Some(mut span) = self.span.take() {
             if let Some((key, _)) = self.asker.take() {
                 span.set("frugal.key", key);
@@ -142,14 +147,18 @@ pub async fn log(Shared(state): Shared<State>, mut request: Request, next: Next)
         asker: OnceLock::new(),
         status: OnceLock::new(),
         outlived: OnceLock::new(),
+        exchange: Mutex::default(),
         span: traced,
         currency: state.settings().currency.clone(),
     });
     request.extensions_mut().insert(line.clone());
-    let mut guard =
-        Guard { line, span: span.clone(), begin: Instant::now(), method, path, status: CLIENT_GONE };
+    let exchange =
+        Exchange { span: span.clone(), begin: Instant::now(), ms: 0.0, method, path, status: CLIENT_GONE };
+    let mut guard = Guard { line, exchange: Some(exchange) };
     let mut response = next.run(request).instrument(span).await;
-    guard.status = response.status().as_u16();
+    if let Some(exchange) = &mut guard.exchange {
+        exchange.status = response.status().as_u16();
+    }
     // Set once: here.
     let _ = guard.line.status.set(response.status());
     if is_anthropics {
@@ -163,23 +172,22 @@ fn usable(id: &HeaderValue) -> bool {
     !id.is_empty() && id.len() <= LOGGED_MAX && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
-/// Writes the line when dropped.
-struct Guard {
-    line: Arc<Line>,
+/// A request and its answer, as they went over the wire.
+struct Exchange {
     span: Span,
     begin: Instant,
+    /// Milliseconds it took.
+    ms: f64,
     method: Method,
     path: String,
     status: u16,
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
+impl Exchange {
+    fn log(&self, answer: Option<&Answered>) {
         let _in = self.span.enter();
-        let ms = self.begin.elapsed().as_micros() as f64 / 1e3;
-        let (method, path, status) = (self.method.as_str(), self.path.as_str(), self.status);
-        let answer = self.line.answer();
-        match answer.as_ref().filter(|_| self.line.outlived.get().is_none()) {
+        let (method, path, status, ms) = (self.method.as_str(), self.path.as_str(), self.status, self.ms);
+        match answer {
             Some(Answered { totals, end, .. }) => {
                 let cost = totals.cost().map(crate::usage::units);
                 tracing::info!(
@@ -199,6 +207,23 @@ impl Drop for Guard {
                 tracing::debug!(target: "frugal::request", method, path, status, ms);
             }
             None => tracing::info!(target: "frugal::request", method, path, status, ms),
+        }
+    }
+}
+
+/// Gives the exchange to its line when dropped.
+struct Guard {
+    line: Arc<Line>,
+    exchange: Option<Exchange>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(mut exchange) = self.exchange.take() else { return };
+        exchange.ms = exchange.begin.elapsed().as_micros() as f64 / 1e3;
+        match self.line.outlived.get() {
+            Some(()) => exchange.log(None),
+            None => *self.line.exchange.lock().unwrap_or_else(PoisonError::into_inner) = Some(exchange),
         }
     }
 }

@@ -2,21 +2,23 @@
 //! texts are equal.
 //!
 //! Text is shown as far as no stop string can take it back and no character is cut. Dropping an [`Answer`]
-//! drops its submissions, which cancels them: a client that is gone costs nothing more.
+//! cancels its submissions: a client that is gone costs nothing more. What it has cost is recorded when the engine says it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
 use frugal_models::detok::Detokenizer;
 use frugal_models::step::{TokenBytes, TokenId, TokenScore};
 use frugal_scheduler::handle::Submission;
 use frugal_scheduler::request::{Event, FinishReason, Report};
 use futures_util::FutureExt as _;
-use futures_util::stream::{self, SelectAll, Stream, StreamExt};
+use futures_util::stream::{SelectAll, Stream, StreamExt as _};
 use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
 use utoipa::ToSchema;
 
 use crate::access::{Answered, End, Line};
@@ -84,11 +86,11 @@ pub struct Scored {
     pub text_offset: usize,
 }
 
-type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
-
 /// An answer in the making.
 pub struct Answer {
     events: SelectAll<Events>,
+    /// Of each prompt, until its last event comes.
+    accounts: Vec<Option<oneshot::Receiver<Box<Report>>>>,
     bytes: Arc<TokenBytes>,
     prompts: Vec<PromptState>,
     choices: Vec<ChoiceState>,
@@ -100,7 +102,7 @@ pub struct Answer {
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
     stops: Stops,
-    /// Output tokens so far, for the log if the answer is abandoned.
+    /// Output tokens so far.
     tokens_seen: u64,
     end: End,
     line: Arc<Line>,
@@ -197,7 +199,6 @@ impl Answer {
     }
 
     fn submit(engine: &Engine, mut admitted: Admitted, line: Arc<Line>) -> Result<Self, ApiError> {
-        let submitted = SystemTime::now();
         let n = admitted.n as usize;
         let strings = admitted.prompts.first().map(|p| p.request.stop.clone()).unwrap_or_default();
         let mut prompts = Vec::with_capacity(admitted.prompts.len());
@@ -210,12 +211,19 @@ impl Answer {
         }
         let submissions = engine.handle.submit_at(admitted.place.take(), requests);
         let submissions = submissions.map_err(|e| from_submit(e, admitted.prompt_field))?;
-        let events = submissions.into_iter().enumerate().map(|(i, one)| numbered(i, one)).collect();
+        let waited = submissions.first().map_or(0, |one| engine.handle.now().0.saturating_sub(one.at.0));
+        let submitted = SystemTime::now() - Duration::from_nanos(waited);
+        let (mut events, mut accounts) = (SelectAll::new(), Vec::with_capacity(prompts.len()));
+        for (prompt, Submission { events: told, account, .. }) in submissions.into_iter().enumerate() {
+            events.push(Events { prompt, told });
+            accounts.push(Some(account));
+        }
         let form = |choice| admitted.form.as_ref().map(|form: &Form| form.reader(choice));
         let choices = (0..prompts.len() * n).map(|i| ChoiceState { form: form(i), ..ChoiceState::default() });
         let choices = choices.collect();
         Ok(Self {
             events,
+            accounts,
             bytes: engine.tokenizer.token_bytes(),
             prompts,
             choices,
@@ -270,9 +278,8 @@ impl Answer {
                 None => Err(ApiError::internal("The engine stopped")),
             };
             if let Err(error) = result {
-                self.settle();
+                self.leave();
                 self.end = End::Failed;
-                self.events = SelectAll::new();
                 self.ready.push_back(Err(error));
             }
         }
@@ -293,6 +300,7 @@ impl Answer {
             }
             Event::Done(report) => {
                 self.done += 1;
+                self.accounts[prompt] = None;
                 self.totals.add(&report);
                 let state = &mut self.prompts[prompt];
                 // An engine that broke down leaves choices without an end.
@@ -309,15 +317,18 @@ impl Answer {
         Ok(())
     }
 
-    /// Takes into account what the engine has done already and nobody will read.
-    fn settle(&mut self) {
-        while let Some(Some((_, event))) = tokio::task::unconstrained(self.events.next()).now_or_never() {
+    /// Cancels what runs, and takes into account what the engine has told already and nobody will read.
+    fn leave(&mut self) {
+        self.events.iter_mut().for_each(|events| events.told.close());
+        while let Some(Some((prompt, event))) = tokio::task::unconstrained(self.events.next()).now_or_never()
+        {
             match event {
                 Event::Token { .. } => {
                     self.tokens_seen += 1;
                     self.charge(1);
                 }
                 Event::Done(report) => {
+                    self.accounts[prompt] = None;
                     self.totals.add(&report);
                     self.reports.push(*report);
                 }
@@ -431,29 +442,79 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if self.end != End::Complete {
-            self.settle();
-            // Accounts of what still runs are not known; what was asked and computed is.
-            let asked = self.prompts.iter().map(|p| p.ids.len() as u64).sum();
-            self.totals.prompt_tokens = self.totals.prompt_tokens.max(asked);
-            self.totals.completion_tokens = self.totals.completion_tokens.max(self.tokens_seen);
+            self.leave();
         }
-        // End tokens count and were not seen.
-        self.charge(self.totals.completion_tokens.saturating_sub(self.tokens_seen));
-        self.line.record(Answered {
-            totals: std::mem::take(&mut self.totals),
-            end: self.end,
-            submitted: self.submitted,
-            reports: std::mem::take(&mut self.reports),
-            reasons: std::mem::take(&mut self.reasons),
-        });
+        let open: Vec<_> = self.accounts.drain(..).flatten().collect();
+        let bill = Bill {
+            asked: self.prompts.iter().map(|prompt| prompt.ids.len() as u64).sum(),
+            charged: self.tokens_seen,
+            line: self.line.clone(),
+            answered: Answered {
+                totals: std::mem::take(&mut self.totals),
+                end: self.end,
+                submitted: self.submitted,
+                reports: std::mem::take(&mut self.reports),
+                reasons: std::mem::take(&mut self.reasons),
+            },
+        };
+        match tokio::runtime::Handle::try_current() {
+            // The engine closes them within a step.
+            Ok(runtime) if !open.is_empty() => drop(runtime.spawn(bill.close(open))),
+            _ => bill.record(),
+        }
     }
 }
 
-fn numbered(index: usize, submission: Submission) -> Events {
-    stream::unfold(submission, move |mut submission| async move {
-        submission.events.recv().await.map(|event| ((index, event), submission))
-    })
-    .boxed()
+/// What an answer took, as far as it is known.
+struct Bill {
+    /// Tokens of the prompts.
+    asked: u64,
+    /// Output tokens that its key has paid.
+    charged: u64,
+    line: Arc<Line>,
+    answered: Answered,
+}
+
+impl Bill {
+    /// With the accounts of prompts that were still running.
+    async fn close(mut self, open: Vec<oneshot::Receiver<Box<Report>>>) {
+        for account in open {
+            // An engine that stopped tells none.
+            if let Ok(report) = account.await {
+                self.answered.totals.add(&report);
+                self.answered.reports.push(*report);
+            }
+        }
+        self.record();
+    }
+
+    fn record(mut self) {
+        let totals = &mut self.answered.totals;
+        if self.answered.end != End::Complete {
+            totals.prompt_tokens = totals.prompt_tokens.max(self.asked);
+            totals.completion_tokens = totals.completion_tokens.max(self.charged);
+        }
+        // End tokens count and were not seen, nor what was computed after the client had left.
+        if let Some(budget) = self.line.budget() {
+            budget.output(totals.completion_tokens.saturating_sub(self.charged));
+        }
+        self.line.record(self.answered);
+    }
+}
+
+/// One prompt's events.
+struct Events {
+    prompt: usize,
+    told: mpsc::Receiver<Event>,
+}
+
+impl Stream for Events {
+    type Item = (usize, Event);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let prompt = self.prompt;
+        self.told.poll_recv(cx).map(|event| event.map(|event| (prompt, event)))
+    }
 }
 
 /// A score with at most `top` alternatives: more were computed if two fields asked for them.

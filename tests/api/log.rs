@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::harness::{Server, keep_lines_alive, user};
+use crate::harness::{Server, Setup, keep_lines_alive, user};
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -37,14 +37,53 @@ impl Log {
     }
 }
 
-#[tokio::test]
-async fn one_line_a_request_without_its_text() {
+/// The test's runtime has one thread, so the server's tasks log here, too.
+fn logged() -> (Log, tracing::subscriber::DefaultGuard) {
     keep_lines_alive();
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
     let subscriber = subscriber.with_max_level(tracing::Level::INFO).finish();
-    // The test's runtime has one thread, so the server's tasks log here, too.
-    let _guard = tracing::subscriber::set_default(subscriber);
+    (log, tracing::subscriber::set_default(subscriber))
+}
+
+/// Whoever leaves is shown what it came to, cache and cost included: lines are what keys are billed by.
+#[tokio::test]
+async fn an_answer_that_is_left_is_accounted_for() {
+    let (log, _guard) = logged();
+    let server = Setup::priced().start().await;
+    let ask = json!({"messages": user(&"Hello ".repeat(40)), "max_tokens": 2, "ignore_eos": true});
+    server.chat(&ask).await;
+    server.control.pause();
+    let mut ask = ask;
+    (ask["stream"], ask["max_tokens"]) = (json!(true), json!(500));
+    let stream = server.client.post(format!("{}/v1/chat/completions", server.url)).json(&ask).send();
+    server.control.allow(3);
+    let mut stream = stream.await.unwrap();
+    assert!(stream.chunk().await.unwrap().is_some());
+    drop(stream);
+    server.control.resume();
+    server.settle().await;
+    for _ in 0..1000 {
+        if log.lines().len() >= 2 {
+            break;
+        }
+        server.get("/livez").await;
+    }
+    let lines = log.lines();
+    let line = lines.iter().find(|line| line.contains("end=Abandoned")).expect("its line");
+    let number = |name: &str| {
+        let (_, rest) = line.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("{name} in {line}"));
+        rest.split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(
+        number("cached_tokens") > 0.0 && number("completion_tokens") >= 1.0 && number("cost") > 0.0,
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn one_line_a_request_without_its_text() {
+    let (log, _guard) = logged();
     let server = Server::new().await;
     let ask = json!({
         "messages": user("XYZZY"), "max_tokens": 3, "logit_bias": {"70": 100}, "ignore_eos": true, "stop": ["PLUGH"],

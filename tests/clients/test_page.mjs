@@ -85,14 +85,26 @@ const tests = {
     const next = await chat(url, { messages, temperature: 0, max_tokens: 12 });
     assert.equal((await answer(page).locator(".text").textContent()).trim(), next.choices[0].message.content.trim());
 
+    // A reload of the tab loses nothing of it.
+    await page.reload();
+    await page.getByText("tests/qwen3moe").waitFor();
+    const said = messages.filter(({ role }) => role === "user").map((message) => message.content);
+    assert.deepEqual(await page.getByRole("article", { name: "You" }).allTextContents(), said);
+    assert.equal((await answer(page).locator(".text").textContent()).trim(), next.choices[0].message.content.trim());
+
     // A refusal in the server's words. What was asked comes back, and is no part of the conversation.
     await page.getByLabel("Temperature").fill("9");
+    const asked = page.waitForRequest("**/v1/chat/completions");
     await say(page, "Too hot");
+    const { messages: sent } = (await asked).postDataJSON();
+    assert.deepEqual(sent.filter(({ role }) => role === "user").map((message) => message.content), [...said, "Too hot"]);
     await finished(page);
     const refusal = (await chat(url, { messages, temperature: 9 })).error.message;
     assert.equal(await answer(page).locator("[role=alert]").textContent(), refusal);
     assert.equal(await page.locator("#prompt").inputValue(), "Too hot");
     await page.getByRole("button", { name: "New chat" }).click();
+    assert.equal(await page.locator("#conversation > *").count(), 0);
+    await page.reload();
     assert.equal(await page.locator("#conversation > *").count(), 0);
     await close();
   },
@@ -147,7 +159,7 @@ const tests = {
     await say(page, "Hi");
     await finished(page);
     assert.equal(await page.locator("[role=log] [role=alert]").count(), 0);
-    assert.deepEqual(await page.evaluate(() => [{ ...sessionStorage }, { ...localStorage }, document.cookie]), [{ "api-key": key }, {}, ""]);
+    assert.deepEqual(await page.evaluate(() => [sessionStorage.getItem("api-key"), { ...localStorage }, document.cookie]), [key, {}, ""]);
     await close();
   },
 

@@ -137,6 +137,68 @@ async fn dropping_the_receiver_cancels() {
 }
 
 #[tokio::test]
+async fn who_has_left_is_told_what_it_came_to() {
+    let (handle, _thread, control) = engine(EngineOptions::default());
+    control.pause();
+    let Submission { mut events, account, .. } =
+        handle.submit(Request { max_tokens: 200, ..test_request(8) }).expect("room");
+    control.allow(3);
+    let Some(Event::Token { .. }) = events.recv().await else { panic!("a token comes first") };
+    events.close();
+    control.resume();
+    let mut told = 1;
+    while let Some(event) = events.recv().await {
+        assert!(matches!(event, Event::Token { .. }), "the end is for the account");
+        told += 1;
+    }
+    let report = account.await.expect("it is closed");
+    assert_eq!(report.prompt_tokens, 8);
+    assert!(report.completion_tokens >= told && report.cost.prefill_ns > 0, "{report:?}, {told} told");
+    // Who has stayed needs none.
+    let mut stayed = handle.submit(test_request(8)).expect("room");
+    while stayed.events.recv().await.is_some() {}
+    stayed.account.await.expect_err("the report came with the last event");
+}
+
+#[tokio::test]
+async fn a_request_waits_from_the_moment_that_it_is_prepared() {
+    let (handle, _thread, control) = engine(EngineOptions::default());
+    let place = handle.reserve(0).expect("room");
+    let gauges = handle.snapshot().gauges.clone();
+    assert_eq!((gauges.queue_requests, gauges.waiting), (1, 1));
+    let reserved = handle.now();
+    while handle.now().0 < reserved.0 + 2_000_000 {
+        std::thread::yield_now();
+    }
+    control.pause();
+    let submission = handle.submit_at(Some(place), vec![test_request(8)]).expect("its place");
+    assert!(submission[0].at <= reserved);
+    control.resume();
+    let (_, _, report) = collect(submission.into_iter().next().expect("one")).await;
+    assert!(report.queued_ns.expect("it was planned") >= 2_000_000, "{report:?}");
+}
+
+/// A step may take seconds, and what came before it is waited for.
+#[tokio::test]
+async fn a_long_step_hides_no_one() {
+    let (handle, _thread, control) = engine(EngineOptions { max_seqs: 2, ..EngineOptions::default() });
+    control.pause();
+    let all: Vec<_> =
+        (0..4).map(|_| handle.submit(Request { n: 2, ..test_request(8) }).expect("room")).collect();
+    // The step that is paused has begun once something is running.
+    let mut gauges = handle.snapshot().gauges.clone();
+    while gauges.running == 0 {
+        tokio::task::yield_now().await;
+        gauges = handle.snapshot().gauges.clone();
+    }
+    assert_eq!(gauges.running + gauges.waiting, 8, "{gauges:?}");
+    control.resume();
+    for submission in all {
+        collect(submission).await;
+    }
+}
+
+#[tokio::test]
 async fn a_drain_past_its_deadline_tells_the_rest() {
     let (handle, thread, control) = engine(EngineOptions::default());
     control.pause();

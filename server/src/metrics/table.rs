@@ -394,7 +394,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "vllm:num_requests_waiting",
         &[],
-        "Sequences that wait for cache blocks.",
+        "Sequences that wait for cache blocks, and requests that are being prepared.",
         Read::Engine(|s, out| out.put(&[], f64::from(s.gauges.waiting))),
     ),
     gauge(

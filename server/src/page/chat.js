@@ -85,7 +85,7 @@ class Prose {
 /** What is shown of an answer. */
 class Answer {
   constructor() {
-    this.element = make("article", "answer");
+    this.element = Object.assign(make("article", "answer"), { ariaLabel: "Model" });
     this.content = "";
     this.calls = [];
     this.sent = performance.now();
@@ -143,8 +143,20 @@ class Answer {
   }
 }
 
-const messages = [];
+// For a reload of this tab, as the key is.
+const messages = JSON.parse(sessionStorage.getItem("messages") ?? "[]");
 let running;
+
+function keep() {
+  try {
+    sessionStorage.setItem("messages", JSON.stringify(messages));
+  } catch {
+    sessionStorage.removeItem("messages"); // longer than a browser keeps
+  }
+}
+
+/** What the user said, as it is shown. */
+const spoken = (content) => Object.assign(make("p", "user text", content), { role: "article", ariaLabel: "You" });
 
 /** What the settings ask for; what is empty is not asked for. */
 function settings() {
@@ -193,7 +205,7 @@ async function say(content) {
   const { signal } = controller;
   const system = $("system").value.trim();
   const turn = { role: "user", content };
-  const said = make("p", "user text", content);
+  const said = spoken(content);
   show(said);
   const answer = new Answer();
   show(answer.element);
@@ -222,6 +234,7 @@ async function say(content) {
   // An answer without text would be an empty turn in every later prompt.
   if (!answer.content) said.classList.add("failed");
   if (!said.classList.contains("failed")) messages.push(turn, { role: "assistant", content: answer.content });
+  keep();
   follow();
   busy();
 }
@@ -269,6 +282,7 @@ $("fresh").addEventListener("click", () => {
   stop();
   busy();
   messages.length = 0;
+  keep();
   $("conversation").replaceChildren();
   $("prompt").focus();
 });
@@ -277,4 +291,13 @@ const wide = matchMedia("(min-width: 48rem)");
 const unfold = () => document.querySelectorAll("aside details").forEach((details) => (details.open = wide.matches));
 wide.addEventListener("change", unfold);
 unfold();
+for (const { role, content } of messages) {
+  if (role === "user") show(spoken(content));
+  else {
+    const answer = new Answer();
+    answer.add({ delta: { content } });
+    answer.prose.end();
+    show(answer.element);
+  }
+}
 greet();
