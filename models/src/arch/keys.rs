@@ -36,6 +36,11 @@ impl<'a> Keys<'a> {
         name
     }
 
+    /// Whether the file is of this architecture and cuts text as this model does, for what a file does not state.
+    pub(super) fn is_of(&self, arch: &str, pre: &str) -> Result<bool, LoadError> {
+        Ok(self.arch == arch && self.gguf.opt_str("tokenizer.ggml.pre")? == Some(pre))
+    }
+
     pub(super) fn bad(&self, key: &str, value: impl ToString, why: impl ToString) -> LoadError {
         LoadError::BadValue { key: self.name(key), value: value.to_string(), why: why.to_string() }
     }

@@ -110,8 +110,11 @@ fn scaling(keys: &Keys<'_>, plan: &Plan, context: u32) -> Result<Scaling, LoadEr
             }
             let context = keys.opt_size("rope.scaling.original_context_length")?.unwrap_or(context);
             let turns = |key, usual| Ok::<_, LoadError>(keys.opt_positive(key)?.unwrap_or(usual));
+            // Kimi K2 (Instruct and 0905) was made with `beta_fast` 1, says its config.json, but its files lack the key: only
+            // those since K2.5 have it.
+            let fast = if keys.is_of("deepseek2", "kimi-k2")? { 1.0 } else { 32.0 };
             let turns =
-                [turns("rope.scaling.yarn_beta_fast", 32.0)?, turns("rope.scaling.yarn_beta_slow", 1.0)?];
+                [turns("rope.scaling.yarn_beta_fast", fast)?, turns("rope.scaling.yarn_beta_slow", 1.0)?];
             Ok(Scaling::Yarn(Yarn { factor, context, turns, whole: plan.yarn_whole }))
         }
         Some(other) => Err(keys.not_honoured(kind, other)),

@@ -410,6 +410,36 @@ fn the_ramp_of_gpt_oss_is_not_rounded() {
     close(&published("gpt-oss"), &ramp(ends));
 }
 
+/// Kimi K2's files do not say how many turns are fast: its configuration says 1, so that the ramp is a step behind pair 19.
+#[test]
+fn kimi_k2_divides_every_pair_that_does_not_turn_once() {
+    let published = |arch| {
+        file(arch)
+            .set("rope.scaling.type", Value::String("yarn"))
+            .set("rope.freq_base", Value::F32(50_000.0))
+            .set("rope.scaling.factor", Value::F32(32.0))
+            .set("rope.scaling.original_context_length", Value::U32(4096))
+    };
+    let ramp = |[low, high]: [f64; 2]| -> Vec<f64> {
+        let stretched = |i: f64| ((i - low) / (high - low)).clamp(0.0, 1.0);
+        let divided = |i: f64| 1.0 - stretched(i) + stretched(i) / 32.0;
+        (0..32).map(f64::from).map(|i| 50_000f64.powf(-i / 32.0) * divided(i)).collect()
+    };
+    let pre = |arch, pre| published(arch).set("tokenizer.ggml.pre", Value::String(pre));
+    let (step, usual) = (ramp([19.0, 20.0]), ramp([8.0, 20.0]));
+    let kimi = pre("deepseek2", "kimi-k2");
+    let cases = [
+        (kimi.clone(), &step),
+        (kimi.set("rope.scaling.yarn_beta_fast", Value::F32(32.0)), &usual),
+        (pre("deepseek2", "deepseek-v3"), &usual),
+        (published("deepseek2"), &usual),
+        (pre("llama", "kimi-k2"), &usual),
+    ];
+    for (file, expected) in cases {
+        close(&rotation(file, 64).frequencies(None).unwrap(), expected);
+    }
+}
+
 proptest! {
     /// Whatever the numbers say: a verdict, and no allocation that the file's own size does not justify.
     #[test]

@@ -226,7 +226,7 @@ impl File {
             _ => "",
         };
         for (key, value) in &self.keys {
-            match key.starts_with("general.") {
+            match ["general.", "tokenizer."].iter().any(|of_all| key.starts_with(of_all)) {
                 true => writer.set(key, *value),
                 false => writer.set(&format!("{arch}.{key}"), *value),
             };
