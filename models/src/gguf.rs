@@ -1,7 +1,7 @@
 //! GGUF model files, versions 2 and 3, little-endian.
 //!
 //! A file is hostile: whatever is wrong with it is a [`GgufError`] that names the key or tensor, never a panic or
-//! an allocation larger than the header. Everything is checked when it is opened, so reading later cannot fail
+//! an allocation out of proportion to the header, whose size is bounded, as are its entries. Everything is checked when it is opened, so reading later cannot fail
 //! but for an absent name or another type than was asked for.
 //!
 //! The header (metadata, tensor table) is copied; tensor data stays in the mapping. Data is aligned in the file to
@@ -151,12 +151,8 @@ impl Gguf {
     }
 
     fn read(bytes: Bytes) -> Result<Self, GgufError> {
-        // Twice: the first pass finds where the header ends, the second reads the copy that is kept.
-        let len = parse::header(&bytes, bytes.len())?.len;
-        let header = bytes[..len].to_vec();
-        let parse::Header { version, entries, tensors, alignment, .. } = parse::header(&header, bytes.len())?;
-        let keys = entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
-        let names = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let parse::Header { bytes: header, version, entries, keys, tensors, names, alignment } =
+            parse::header(&bytes)?;
         let part = Part { bytes, header, version, alignment, entries };
         Ok(Self { parts: vec![part], tensors, keys, names })
     }

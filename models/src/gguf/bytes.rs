@@ -26,9 +26,9 @@ impl Bytes {
             return Err(GgufError::NotAFile { path: path.to_owned() });
         }
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is private to this process and read-only; its bytes are only ever read as numbers
-        // for which every bit pattern is valid, and whatever must stay as it was checked (names, texts, the
-        // tensor table) is copied out first. What remains is the operator's part: whoever may write to a model
+        // SAFETY: the mapping is read-only, but shared: what others write into the file shows in it. Its bytes are only ever
+        // read as numbers for which every bit pattern is valid, and whatever must stay as it was checked (names, texts, the
+        // tensor table) is copied before it is looked at. What remains is the operator's part: whoever may write to a model
         // file while it is served can change what the model computes, and truncating it ends the process (see
         // `signals`). Replace a model file by renaming a new one over it, which leaves the mapping whole.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;

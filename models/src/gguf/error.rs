@@ -24,9 +24,9 @@ pub enum GgufError {
     /// The file ends inside the header.
     #[error("the file ends at byte {len} inside {what}; if it was downloaded, it is not complete")]
     Truncated { what: String, len: usize },
-    /// More entries than the rest of the file could hold.
-    #[error("{count} {what} cannot fit in the {remaining} bytes that are left of the file")]
-    AbsurdCount { what: String, count: u64, remaining: usize },
+    /// More entries than the rest of the file could hold, or than any model has.
+    #[error("the file claims {count} {what}, but at most {most} are supported and fit into the rest of it")]
+    AbsurdCount { what: String, count: u64, most: usize },
     /// Metadata and tensor table together pass the limit.
     #[error("metadata and tensor table take more than {limit} bytes")]
     HeaderTooLarge { limit: usize },

@@ -1,6 +1,6 @@
 //! The header: metadata and tensor table, every number of it checked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::value::decode;
@@ -8,6 +8,11 @@ use super::{Array, GgufError, TensorInfo, Value, ValueType, packed};
 
 /// Most bytes of metadata and tensor table; a vocabulary of 256 k tokens takes a fifth of it.
 pub(super) const HEADER_BYTES_MAX: usize = 128 << 20;
+
+/// Most metadata entries; models have about fifty. Each takes some hundred bytes of ours, a dozen of the file's.
+const ENTRIES_MAX: usize = 1 << 16;
+/// Most tensors; the largest models have some thousand in a file.
+const TENSORS_MAX: usize = 1 << 20;
 
 /// Alignment of tensor data unless `general.alignment` says otherwise.
 pub(super) const ALIGNMENT_DEFAULT: u64 = 32;
@@ -38,32 +43,37 @@ impl Entry {
 
 /// What a header says.
 pub(super) struct Header {
+    /// What is before padding and tensor data.
+    pub(super) bytes: Vec<u8>,
     pub(super) version: u32,
     pub(super) entries: Vec<Entry>,
+    /// Where in `entries`.
+    pub(super) keys: HashMap<String, usize>,
     pub(super) tensors: Vec<TensorInfo>,
-    /// Bytes before padding and tensor data.
-    pub(super) len: usize,
+    /// Where in `tensors`.
+    pub(super) names: HashMap<String, usize>,
     pub(super) alignment: u64,
 }
 
-/// A position in the file; all reads are checked.
+/// A position in the file; all reads are checked. What is read is copied, and only the copy is looked at: it must not change after it was
+/// checked, as the file may.
 struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    file: &'a [u8],
+    copy: Vec<u8>,
 }
 
-impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize, what: impl FnOnce() -> String) -> Result<&'a [u8], GgufError> {
-        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
+impl Cursor<'_> {
+    fn take(&mut self, len: usize, what: impl FnOnce() -> String) -> Result<&[u8], GgufError> {
+        let at = self.copy.len();
+        let end = at.checked_add(len).filter(|&end| end <= self.file.len());
         let Some(end) = end else {
-            return Err(GgufError::Truncated { what: what(), len: self.bytes.len() });
+            return Err(GgufError::Truncated { what: what(), len: self.file.len() });
         };
         if end > HEADER_BYTES_MAX {
             return Err(GgufError::HeaderTooLarge { limit: HEADER_BYTES_MAX });
         }
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
+        self.copy.extend_from_slice(&self.file[at..end]);
+        Ok(&self.copy[at..])
     }
 
     fn array<const N: usize>(&mut self, what: impl FnOnce() -> String) -> Result<[u8; N], GgufError> {
@@ -79,17 +89,22 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A number of things that take at least `bytes_min` each.
-    fn count(&mut self, what: impl Fn() -> String, bytes_min: usize) -> Result<usize, GgufError> {
+    /// A number of things, at most `most` and taking at least `bytes_min` each.
+    fn count(
+        &mut self,
+        what: impl Fn() -> String,
+        bytes_min: usize,
+        most: usize,
+    ) -> Result<usize, GgufError> {
         let count = self.u64(&what)?;
-        let remaining = self.bytes.len() - self.at;
+        let most = most.min((self.file.len() - self.copy.len()) / bytes_min);
         match usize::try_from(count) {
-            Ok(n) if n <= remaining / bytes_min => Ok(n),
-            _ => Err(GgufError::AbsurdCount { what: what(), count, remaining }),
+            Ok(n) if n <= most => Ok(n),
+            _ => Err(GgufError::AbsurdCount { what: what(), count, most }),
         }
     }
 
-    fn text(&mut self, what: impl Fn() -> String) -> Result<&'a str, GgufError> {
+    fn text(&mut self, what: impl Fn() -> String) -> Result<&str, GgufError> {
         let len = self.u64(&what)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let bytes = self.take(len, &what)?;
@@ -97,13 +112,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Reads the header of `bytes`, a whole file of `file_len` bytes or just its header.
+/// Reads the header of a file.
 ///
 /// Allocates in proportion to the header's bytes, never to a number it claims.
-pub(super) fn header(bytes: &[u8], file_len: usize) -> Result<Header, GgufError> {
-    let mut cursor = Cursor { bytes, at: 0 };
-    if !bytes.starts_with(b"GGUF") {
-        return Err(GgufError::NotGguf { instead: instead(bytes) });
+pub(super) fn header(file: &[u8]) -> Result<Header, GgufError> {
+    let mut cursor = Cursor { file, copy: Vec::new() };
+    if !file.starts_with(b"GGUF") {
+        return Err(GgufError::NotGguf { instead: instead(file) });
     }
     cursor.take(4, || "the magic number".into())?;
     let version = cursor.u32(|| "the version".into())?;
@@ -114,22 +129,23 @@ pub(super) fn header(bytes: &[u8], file_len: usize) -> Result<Header, GgufError>
     }
     // The tensor count comes first in the file, so it is checked against the bytes that metadata shares with it.
     // Name length, dimension count, one dimension, type, offset: 32 bytes. Key length, type, a byte: 13.
-    let tensor_count = cursor.count(|| "tensors".into(), 32)?;
-    let entry_count = cursor.count(|| "metadata entries".into(), 13)?;
-    let entries = metadata(&mut cursor, entry_count)?;
-    let alignment = alignment(&entries, bytes)?;
+    let tensor_count = cursor.count(|| "tensors".into(), 32, TENSORS_MAX)?;
+    let entry_count = cursor.count(|| "metadata entries".into(), 13, ENTRIES_MAX)?;
+    let (entries, keys) = metadata(&mut cursor, entry_count)?;
+    let alignment = alignment(&entries, &cursor.copy)?;
     let mut tensors = Vec::new();
-    let mut names = HashSet::new();
+    let mut names = HashMap::new();
     for i in 0..tensor_count {
         let tensor = tensor(&mut cursor, i, alignment)?;
-        if !names.insert(tensor.name.clone()) {
+        if names.insert(tensor.name.clone(), i).is_some() {
             return Err(GgufError::DuplicateTensor { tensor: tensor.name });
         }
         tensors.push(tensor);
     }
-    let len = cursor.at;
-    place(&mut tensors, len, alignment, file_len)?;
-    Ok(Header { version, entries, tensors, len, alignment })
+    let mut bytes = cursor.copy;
+    bytes.shrink_to_fit();
+    place(&mut tensors, bytes.len(), alignment, file.len())?;
+    Ok(Header { bytes, version, entries, keys, tensors, names, alignment })
 }
 
 /// What a file that is no GGUF file probably is, and what to do about it: the end of a sentence, or nothing.
@@ -153,50 +169,57 @@ fn instead(bytes: &[u8]) -> &'static str {
     }
 }
 
-fn metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Vec<Entry>, GgufError> {
+fn metadata(
+    cursor: &mut Cursor<'_>,
+    count: usize,
+) -> Result<(Vec<Entry>, HashMap<String, usize>), GgufError> {
     let mut entries = Vec::new();
     let mut keys = HashMap::new();
     for i in 0..count {
-        let key = cursor.text(|| format!("the key of metadata entry {i}"))?;
-        if keys.insert(key, i).is_some() {
-            return Err(GgufError::DuplicateKey { key: key.to_owned() });
+        let key = cursor.text(|| format!("the key of metadata entry {i}"))?.to_owned();
+        if keys.insert(key.clone(), i).is_some() {
+            return Err(GgufError::DuplicateKey { key });
         }
-        let what = || format!("metadata key {key}");
-        let ty = value_type(cursor, key)?;
-        let array = match ty {
-            ValueType::Array => {
-                let element = value_type(cursor, key)?;
-                if element == ValueType::Array {
-                    return Err(GgufError::NestedArray { key: key.to_owned() });
-                }
-                let len = cursor.count(|| format!("elements of metadata key {key}"), element.bytes_min())?;
-                Some((element, len))
-            }
-            _ => None,
-        };
-        let begin = cursor.at;
-        match array {
-            Some((ValueType::String, len)) => {
-                for j in 0..len {
-                    cursor.text(|| format!("element {j} of metadata key {key}"))?;
-                }
-            }
-            Some((ValueType::Bool, len)) => bools(cursor.take(len, what)?, key)?,
-            Some((element, len)) => {
-                // No overflow: `count` has compared the product with the bytes that are left.
-                cursor.take(len * element.bytes_min(), what)?;
-            }
-            None if ty == ValueType::String => {
-                cursor.text(what)?;
-            }
-            None if ty == ValueType::Bool => bools(cursor.take(1, what)?, key)?,
-            None => {
-                cursor.take(ty.bytes_min(), what)?;
-            }
-        }
-        entries.push(Entry { key: key.to_owned(), ty, array, at: begin..cursor.at });
+        entries.push(entry(cursor, key)?);
     }
-    Ok(entries)
+    Ok((entries, keys))
+}
+
+fn entry(cursor: &mut Cursor<'_>, key: String) -> Result<Entry, GgufError> {
+    let what = || format!("metadata key {key}");
+    let ty = value_type(cursor, &key)?;
+    let array = match ty {
+        ValueType::Array => {
+            let element = value_type(cursor, &key)?;
+            if element == ValueType::Array {
+                return Err(GgufError::NestedArray { key });
+            }
+            let elements = || format!("elements of metadata key {key}");
+            Some((element, cursor.count(elements, element.bytes_min(), usize::MAX)?))
+        }
+        _ => None,
+    };
+    let begin = cursor.copy.len();
+    match array {
+        Some((ValueType::String, len)) => {
+            for j in 0..len {
+                cursor.text(|| format!("element {j} of metadata key {key}"))?;
+            }
+        }
+        Some((ValueType::Bool, len)) => bools(cursor.take(len, what)?, &key)?,
+        Some((element, len)) => {
+            // No overflow: `count` has compared the product with the bytes that are left.
+            cursor.take(len * element.bytes_min(), what)?;
+        }
+        None if ty == ValueType::String => {
+            cursor.text(what)?;
+        }
+        None if ty == ValueType::Bool => bools(cursor.take(1, what)?, &key)?,
+        None => {
+            cursor.take(ty.bytes_min(), what)?;
+        }
+    }
+    Ok(Entry { key, ty, array, at: begin..cursor.copy.len() })
 }
 
 fn bools(bytes: &[u8], key: &str) -> Result<(), GgufError> {

@@ -3,15 +3,18 @@
 
 use std::mem::MaybeUninit;
 
-/// The exit code of a process whose model file lost bytes that are mapped.
+/// The exit code of a process that lost bytes of a mapped file, nearly always its model's.
 pub const EXIT_MODEL_LOST: u8 = 4;
 
-const LINE: &[u8] = b"frugal: a model file was cut short or cannot be read any more (SIGBUS); \
-    replace a model by renaming a new file over it, never by writing into it\n";
+const LINE: &[u8] =
+    b"frugal: a model file was cut short or cannot be read any more (SIGBUS), or the program's own file; \
+    replace either by renaming a new file over it, never by writing into it\n";
 
 /// From now on, reading mapped bytes that the file no longer has ends the process with [`EXIT_MODEL_LOST`] and a line
-/// on standard error (model files are all that is mapped; broken memory keeps its own signal), and writing past the
-/// limit of a file's size is an error of the write.
+/// on standard error, and writing past the limit of a file's size is an error of the write.
+///
+/// Besides model files the program itself and its libraries are mapped: the line names both, for the signal does not tell which it was.
+/// Broken memory keeps its own signal.
 pub fn answer_file_signals() {
     // SAFETY: an all-zero `sigaction` is a valid value of this C struct, whose fields are integers, a mask and an
     // optional function.
