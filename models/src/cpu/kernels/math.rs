@@ -18,12 +18,13 @@ pub enum RopeStyle {
 
 /// Defines a function whose first argument chooses the instruction set its body is compiled for. A body that
 /// names its lanes, `fn name[L](..)`, gets the [`Lanes`](super::lanes::Lanes) of that set, and `fn name[L, W](..)` its
-/// [`Sixteen`](super::lanes::Sixteen) as well: only such a body is compiled for AVX-512.
+/// [`Sixteen`](super::lanes::Sixteen) as well: only such a body is compiled for AVX-512. It panics where the processor lacks the
+/// set: what has been detected is remembered, so asking costs a few loads for each row or page.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident, $wide:ident]($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) {
-            debug_assert!(isa.available(), "the processor has {isa:?}");
+            assert!(isa.available(), "the processor has {isa:?}");
             #[inline(always)]
             fn body<$lanes: $crate::lanes::Lanes, $wide: $crate::lanes::Sixteen>($($arg: $ty),*) $body
             #[cfg(target_arch = "x86_64")]
@@ -38,7 +39,7 @@ macro_rules! per_isa {
             }
             match isa {
                 frugal_quant::Isa::Scalar => body::<[f32; 8], [[f32; 8]; 2]>($($arg),*),
-                // SAFETY: the only caller, the CPU backend, refuses an instruction set that the processor lacks.
+                // SAFETY: the processor has the features, as was asserted.
                 #[cfg(target_arch = "x86_64")]
                 frugal_quant::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
@@ -53,7 +54,7 @@ macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$lanes:ident]($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: frugal_quant::Isa, $($arg: $ty),*) $(-> $ret)? {
-            debug_assert!(isa.available(), "the processor has {isa:?}");
+            assert!(isa.available(), "the processor has {isa:?}");
             #[inline(always)]
             fn body<$lanes: $crate::lanes::Lanes>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
@@ -63,7 +64,7 @@ macro_rules! per_isa {
             }
             match isa {
                 frugal_quant::Isa::Scalar => body::<[f32; 8]>($($arg),*),
-                // SAFETY: the only caller, the CPU backend, refuses an instruction set that the processor lacks.
+                // SAFETY: the processor has the features, as was asserted.
                 #[cfg(target_arch = "x86_64")]
                 frugal_quant::Isa::Avx2 | frugal_quant::Isa::Avx512 => unsafe { avx2($($arg),*) },
                 // All arm64 has what the plain body is compiled for.

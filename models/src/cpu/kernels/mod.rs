@@ -1,7 +1,7 @@
 //! What the CPU backend computes beside products of weights: element by element, and attention over the rows of pages.
 //!
 //! Law: every function has one definition and the same bits by every instruction set; the modules say how each sum is ordered.
-//! A caller's `isa` is one that the processor has.
+//! An `isa` that the processor lacks is a panic.
 //!
 //! Absent on purpose: threads, and whose a row is.
 

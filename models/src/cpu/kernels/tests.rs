@@ -52,6 +52,16 @@ fn check(page: PageType, values: &[f32], dim: usize) {
     }
 }
 
+/// In release builds too: anything else would be undefined.
+#[test]
+fn a_set_that_the_processor_lacks_is_a_panic() {
+    for &isa in Isa::ALL.iter().filter(|isa| !isa.available()) {
+        let scaled = std::panic::catch_unwind(|| crate::math::scale(isa, &mut [1.0; 16], 2.0));
+        let written = std::panic::catch_unwind(|| lanes::write(isa, PageType::F16, &[1.0; 8], &mut [0; 16]));
+        assert!(scaled.is_err() && written.is_err(), "{isa:?}");
+    }
+}
+
 #[test]
 fn adversarial_rows_are_the_same_by_every_instruction_set() {
     let bad = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 8.4e6, f32::NAN];
