@@ -252,6 +252,11 @@ pub trait Backend: Send {
     fn load_weight(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
     /// Takes a table for [`Backend::embed`].
     fn load_embedding(&mut self, view: &TensorView) -> Result<Self::Weight, BackendError>;
+    /// Takes a table whose rows are also the outputs of a product: what [`Backend::load_embedding`] and [`Backend::load_weight`] give of
+    /// it. A backend that has one layout for both holds it once.
+    fn load_tied(&mut self, view: &TensorView) -> Result<[Self::Weight; 2], BackendError> {
+        Ok([self.load_embedding(view)?, self.load_weight(view)?])
+    }
     /// Takes a vector, or a stack of vectors `[experts, len]` one after the other.
     fn load_vector(&mut self, view: &TensorView) -> Result<Self::Vector, BackendError>;
 

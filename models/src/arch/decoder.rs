@@ -189,11 +189,13 @@ pub(super) fn load<B: Backend + 'static>(
     let tensors = Tensors::new(gguf);
     let factors = tensors.opt_floats("rope_freqs.weight")?;
     let embedding = tensors.weight("token_embd.weight", [hidden, vocab, 1])?;
-    let head = match tensors.has("output.weight") {
-        true => tensors.weight("output.weight", [hidden, vocab, 1])?,
-        false => embedding,
+    let [embedding, head] = match tensors.has("output.weight") {
+        true => {
+            let head = tensors.weight("output.weight", [hidden, vocab, 1])?;
+            [backend.load_embedding(&embedding)?, backend.load_weight(&head)?]
+        }
+        false => backend.load_tied(&embedding)?,
     };
-    let (embedding, head) = (backend.load_embedding(&embedding)?, backend.load_weight(&head)?);
     let norm = backend.load_vector(&tensors.vector("output_norm.weight", hidden)?)?;
     let (_, places) = hyper.groups();
     let mut blocks = Vec::new();

@@ -22,11 +22,17 @@ impl Backend for CpuBackend {
         self.loaded.load(view, &self.core)
     }
 
+    fn load_tied(&mut self, view: &TensorView<'_>) -> Result<[CpuWeight; 2], BackendError> {
+        let weight = self.load_weight(view)?;
+        Ok([weight.clone(), weight])
+    }
+
     fn load_vector(&mut self, view: &TensorView<'_>) -> Result<CpuVector, BackendError> {
         CpuVector::new(view)
     }
 
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        self.packers.set_busy(true);
         self.kv.copy(&batch.copies);
         self.meter.begin(batch);
         self.angles.clear();
@@ -202,6 +208,11 @@ impl Backend for CpuBackend {
         Ok(x.values())
     }
 
+    fn recover(&mut self) -> Result<(), BackendError> {
+        self.packers.set_busy(false);
+        Ok(())
+    }
+
     fn workers(&self) -> usize {
         self.core.pool.threads()
     }
@@ -211,6 +222,7 @@ impl Backend for CpuBackend {
     }
 
     fn take_stats(&mut self) -> Result<StepStats, BackendError> {
+        self.packers.set_busy(false);
         Ok(self.meter.take())
     }
 }

@@ -42,6 +42,7 @@ pub(crate) use memory::HUGE;
 use memory::{Recycled, Recycler};
 pub(crate) use pool::Pool;
 pub use pool::available_threads;
+use pool::spare_threads;
 pub use route::CpuRouting;
 use stack::{Packers, Stack};
 pub use tensor::CpuTensor;
@@ -168,10 +169,11 @@ impl CpuBackend {
     }
 
     /// All is loaded: packs what waits until it is needed but for at most so many bytes, and begins with those, on as many threads
-    /// as compute.
+    /// as compute; under a quota mostly between steps.
     pub(crate) fn pack_ahead(&mut self, waiting_max: usize) {
         let waiting = self.pack_all_but(waiting_max).collect();
-        self.packers = Packers::start(waiting, self.core.pool.threads());
+        let threads = self.core.pool.threads();
+        self.packers = Packers::start(waiting, threads, spare_threads(threads));
     }
 
     /// Packs experts in the order in which they were loaded, until at most so many bytes wait: those.

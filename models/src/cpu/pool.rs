@@ -31,6 +31,17 @@ pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Threads that a control group's quota leaves beside so many that compute; None if there is no quota, for then the system's
+/// priorities say who waits.
+pub(super) fn spare_threads(computing: usize) -> Option<usize> {
+    beside(computing, available_threads(), allowed_processors().len())
+}
+
+/// Of `available` threads on `allowed` processors: fewer are what a quota leaves.
+fn beside(computing: usize, available: usize, allowed: usize) -> Option<usize> {
+    (available < allowed).then(|| available.saturating_sub(computing))
+}
+
 /// Its own cache line, and its neighbour's that the prefetcher pulls in.
 #[derive(Default)]
 #[repr(align(128))]
@@ -57,8 +68,6 @@ struct Shared {
 // (`Pool` is not `Sync`) while no worker is in a phase, and read by workers only within one; the module's comment
 // says which atomics order the two. The closure behind it is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: As above; a reference to a `Sync` closure may cross threads.
-unsafe impl Send for Shared {}
 
 /// A fixed set of threads.
 ///
@@ -339,8 +348,6 @@ pub(crate) struct Disjoint<'a, T> {
 // SAFETY: The only access is `slice`, whose callers promise that no two slices alive at a time overlap; then
 // sharing it is handing out parts of a `&mut [T]` to several threads, which `T: Send` allows.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
-// SAFETY: As above.
-unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(data: &'a mut [T]) -> Self {
@@ -359,6 +366,7 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
+/// Those of the affinity mask.
 #[cfg(target_os = "linux")]
 fn allowed_processors() -> Vec<usize> {
     // SAFETY: `cpu_set_t` is a plain array of bits, for which zero is a value; the call writes at most its size.
@@ -385,6 +393,7 @@ fn pin_current_thread(processor: usize) {
     }
 }
 
+/// None is known: nothing is pinned, and there is no quota.
 #[cfg(not(target_os = "linux"))]
 fn allowed_processors() -> Vec<usize> {
     Vec::new()
@@ -417,6 +426,25 @@ mod tests {
                 pool.run(&|w| unsafe { shared.slice(w, 1)[0] += 1 });
             }
             assert!(slots.iter().all(|&n| n == 300), "{slots:?}");
+        }
+    }
+
+    #[test]
+    fn a_quota_is_what_leaves_fewer_threads_than_processors() {
+        for (computing, available, allowed, spare) in [
+            (8, 8, 8, None),
+            (4, 8, 8, None),
+            (4, 4, 16, Some(0)),
+            (3, 4, 16, Some(1)),
+            (6, 4, 16, Some(0)),
+            // Where the mask is not known.
+            (8, 8, 0, None),
+        ] {
+            assert_eq!(
+                beside(computing, available, allowed),
+                spare,
+                "{computing} of {available} on {allowed}"
+            );
         }
     }
 

@@ -4,8 +4,8 @@
 //! once, by whoever needs it first; its bytes are those that packing everything at load gives.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -173,38 +173,75 @@ impl Core {
     }
 }
 
+/// Whether packers may begin another part. Under a control group's quota they take from computing what they use, whatever their
+/// priority, so most of them wait while a step runs. Nobody waits in the midst of a part, which a step may be waiting for.
+#[derive(Debug)]
+struct Gate {
+    /// Packers that never wait.
+    free: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A step runs.
+    busy: bool,
+    stop: bool,
+}
+
+impl Gate {
+    /// Beside so many threads that a quota has to spare; all go on without a quota.
+    fn new(spare: Option<usize>) -> Self {
+        Self { free: spare.unwrap_or(usize::MAX), state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Waits until packer `i` may go on; false if it is to stop.
+    fn pass(&self, i: usize) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |state: &mut State| state.busy && !state.stop && i >= self.free;
+        !self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner).stop
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+}
+
 /// Threads that pack what nobody has needed yet. Dropped, they stop after the part they are about.
 #[derive(Debug, Default)]
 pub(super) struct Packers {
-    stop: Arc<AtomicBool>,
+    gate: Option<Arc<Gate>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Packers {
-    /// So many of them, for these stacks in this order; none if there is nothing to do.
-    pub(super) fn start(stacks: Vec<Arc<Stack>>, threads: usize) -> Self {
-        if stacks.is_empty() {
-            return Self::default();
+    /// So many of them, for these stacks in this order; none if there is nothing to do. `spare` as in
+    /// [`spare_threads`](super::pool::spare_threads).
+    pub(super) fn start(stacks: Vec<Arc<Stack>>, threads: usize, spare: Option<usize>) -> Self {
+        match stacks.is_empty() {
+            true => Self::default(),
+            false => Self::behind(Gate::new(spare), stacks, threads),
         }
-        let stop = Arc::new(AtomicBool::new(false));
+    }
+
+    fn behind(gate: Gate, stacks: Vec<Arc<Stack>>, threads: usize) -> Self {
+        let gate = Arc::new(gate);
         let work = Arc::new((stacks, AtomicUsize::new(0)));
         let packer = |i: usize| {
-            let (work, stop) = (Arc::clone(&work), Arc::clone(&stop));
+            let (work, gate) = (Arc::clone(&work), Arc::clone(&gate));
             std::thread::Builder::new().name(format!("frugal-pack-{i}")).spawn(move || {
                 yield_to_others();
                 let (stacks, next) = &*work;
-                // Counted through all stacks.
-                let mut at = next.fetch_add(1, Ordering::Relaxed);
-                let mut before = 0;
-                for stack in stacks {
-                    while at - before < stack.len() {
-                        if stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        stack.pack(at - before);
-                        at = next.fetch_add(1, Ordering::Relaxed);
+                loop {
+                    if !gate.pass(i) {
+                        return;
                     }
-                    before += stack.len();
+                    match nth_part(stacks, next.fetch_add(1, Ordering::Relaxed)) {
+                        Some((stack, part)) => stack.pack(part),
+                        None => break,
+                    }
                 }
                 // The last one to be done says so, unless there was so little that they still were being started.
                 if Arc::into_inner(work).is_some() {
@@ -220,13 +257,33 @@ impl Packers {
                 None
             }
         });
-        Self { threads: threads.collect(), stop }
+        Self { threads: threads.collect(), gate: Some(gate) }
     }
+
+    /// A step begins, or has ended.
+    pub(super) fn set_busy(&self, busy: bool) {
+        if let Some(gate) = &self.gate {
+            gate.set(|state| state.busy = busy);
+        }
+    }
+}
+
+/// A part, counted through all stacks.
+fn nth_part(stacks: &[Arc<Stack>], mut n: usize) -> Option<(&Stack, usize)> {
+    for stack in stacks {
+        if n < stack.len() {
+            return Some((stack, n));
+        }
+        n -= stack.len();
+    }
+    None
 }
 
 impl Drop for Packers {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        if let Some(gate) = &self.gate {
+            gate.set(|state| state.stop = true);
+        }
         for thread in self.threads.drain(..) {
             // One that panicked has said so.
             let _ = thread.join();
@@ -313,13 +370,42 @@ mod tests {
     #[test]
     fn packers_do_all_and_stop_when_dropped() {
         let stacks: Vec<_> = (1..4).map(|experts| Arc::new(stack(experts).0)).collect();
-        let mut packers = Packers::start(stacks.clone(), 3);
+        let mut packers = Packers::start(stacks.clone(), 3, None);
+        // Without a quota a step is nothing to wait for.
+        packers.set_busy(true);
         for thread in packers.threads.drain(..) {
             thread.join().unwrap();
         }
         assert!(stacks.iter().all(|stack| stack.missing.load(Ordering::Relaxed) == 0));
         // Nothing to wait for, whatever they have done by then.
-        drop(Packers::start(vec![Arc::new(stack(EXPERTS).0)], 2));
+        drop(Packers::start(vec![Arc::new(stack(EXPERTS).0)], 2, None));
+    }
+
+    #[test]
+    fn under_a_quota_only_spare_threads_pack_beside_a_step() {
+        let parts = 3 * EXPERTS;
+        let behind = |spare: usize| {
+            let gate = Gate::new(Some(spare));
+            gate.set(|state| state.busy = true);
+            let stack = Arc::new(stack(EXPERTS).0);
+            (Packers::behind(gate, vec![Arc::clone(&stack)], 3), stack)
+        };
+        let missing = |stack: &Stack| stack.missing.load(Ordering::Relaxed);
+        let (mut packers, stack) = behind(0);
+        // What the step needs is packed all the same.
+        stack.panels_of(3, 0..40);
+        assert_eq!(missing(&stack), parts - 3);
+        packers.set_busy(false);
+        packers.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        assert_eq!(missing(&stack), 0);
+        // The one that need not wait does all of it; dropping does not wait for the step's end.
+        let (mut packers, stack) = behind(1);
+        packers.threads.remove(0).join().unwrap();
+        assert_eq!(missing(&stack), 0);
+        drop(packers);
+        let (packers, stack) = behind(0);
+        drop(packers);
+        assert_eq!(missing(&stack), parts);
     }
 
     #[test]

@@ -6,11 +6,10 @@
 //! A table that is also the head is one copy: the gather unpacks single rows of panels.
 
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::Core;
 use super::memory::{Bytes, HUGE};
-use super::pool::Pool;
 use super::stack::Stack;
 use crate::backend::BackendError;
 use crate::gguf;
@@ -95,34 +94,11 @@ impl CpuWeight {
         (self.format.unpack)(self.panel(0, row / PANEL), row % PANEL, raw);
         (self.format.dequantize)(raw, to);
     }
-
-    fn holds(&self, view: &TensorView<'_>, pool: &Pool) -> bool {
-        if (self.format.ty, self.cols, self.rows, self.experts)
-            != (view.ty, view.cols, view.rows, view.experts)
-        {
-            return false;
-        }
-        let differs = std::sync::atomic::AtomicBool::new(false);
-        let row_bytes = self.row_bytes;
-        pool.for_each(self.experts * self.panels(), |_, i| {
-            let (expert, panel) = (i / self.panels(), i % self.panels());
-            let mut row = vec![0; row_bytes];
-            for r in 0..PANEL.min(self.rows - panel * PANEL) {
-                (self.format.unpack)(self.panel(expert, panel), r, &mut row);
-                let at = (expert * self.rows + panel * PANEL + r) * row_bytes;
-                if row != view.data[at..at + row_bytes] {
-                    differs.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
-            }
-        });
-        !differs.into_inner()
-    }
 }
 
-/// What was loaded from where, so that a tensor with two uses is packed once.
+/// Loads weights, and keeps those that are not packed yet.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    own: Vec<(usize, Weak<Bytes>, CpuShape)>,
     /// Whether experts wait until they are needed.
     lazy: bool,
     /// Those that do, until [`Packers`](super::stack::Packers) see to them.
@@ -172,7 +148,7 @@ impl Loaded {
         Self { lazy, ..Self::default() }
     }
 
-    /// Packs `view`, or returns what was packed from the same place if that is still the same.
+    /// Packs `view`, now or as it is needed.
     pub(super) fn load(&mut self, view: &TensorView<'_>, core: &Core) -> Result<CpuWeight, BackendError> {
         let shape = CpuShape::of(view)?;
         if view.packed {
@@ -188,19 +164,7 @@ impl Loaded {
             self.stacks.push(Arc::clone(&stack));
             return Ok(shape.with(Home::Stack(stack)));
         }
-        let place = view.data.as_ptr() as usize;
-        self.own.retain(|(_, bytes, _)| bytes.strong_count() > 0);
-        for (at, bytes, shape) in &self.own {
-            if let (true, Some(bytes)) = (*at == place, bytes.upgrade()) {
-                let weight = shape.with(Home::Own(bytes));
-                if weight.holds(view, &core.pool) {
-                    return Ok(weight);
-                }
-            }
-        }
-        let bytes = Arc::new(pack(view, shape, core)?);
-        self.own.push((place, Arc::downgrade(&bytes), shape));
-        Ok(shape.with(Home::Own(bytes)))
+        Ok(shape.with(Home::Own(Arc::new(pack(view, shape, core)?))))
     }
 }
 

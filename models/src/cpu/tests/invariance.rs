@@ -120,9 +120,10 @@ struct Weights {
 
 impl Weights {
     fn load(backend: &mut CpuBackend, model: &Tiny) -> Self {
+        let [table, head] = backend.load_tied(&model.table.view()).unwrap();
         Self {
-            table: backend.load_embedding(&model.table.view()).unwrap(),
-            head: backend.load_weight(&model.table.view()).unwrap(),
+            table,
+            head,
             norm: backend.load_vector(&model.norm.view()).unwrap(),
             head_norm: backend.load_vector(&model.head_norm.view()).unwrap(),
             router: backend.load_weight(&model.router.view()).unwrap(),
