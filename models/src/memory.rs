@@ -2,7 +2,7 @@
 //!
 //! Available is what the system says can be had without swapping, and no more than what each enclosing control
 //! group leaves. The cache's pages are committed as they are written, so a pool that is too large would show late,
-//! as a killed process: it is refused at start instead.
+//! as a killed process: it is refused at start instead. So do the buffers of a step, which the first long prompt takes: they are left free.
 //!
 //! Groups over the whole context have the same number of blocks. A windowed one needs what its sequences see at the
 //! same time, however long they are: it gets twice that, so that prefixes outlive their sequences, and what a step writes.
@@ -11,8 +11,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::arch::{CacheShape, LoadError, Shape};
+use crate::cpu::PARTIALS_MAX;
 use crate::kv::{GroupLayout, PageType};
+use crate::model_runner::LOGITS_MAX;
 use crate::step::GroupKind;
+
+/// Bytes of a thread's room for the item that it is about: one of attention's with queries of 576 values is the largest.
+const THREAD_BYTES: u64 = 1 << 20;
+/// Bytes for each token of the vocabulary with which a thread chooses one: changed logits, occurrences, weights of 4 each, and a candidate of 8.
+const CHOICE_BYTES: u64 = 20;
 
 /// What the cache should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +46,42 @@ pub enum KvSize {
     Blocks(u32),
     /// As many blocks as fit in so many bytes.
     Bytes(u64),
-    /// What the machine has left beside the weights, but no more than all sequences of full length can use.
+    /// What the machine has left beside the weights and a step, but no more than all sequences of full length can use.
     Available {
         /// Bytes left for everything else.
         reserve: u64,
+        /// Threads that compute in this memory; None if what a step takes is elsewhere, or taken already.
+        threads: Option<usize>,
     },
+}
+
+impl KvOptions {
+    /// The same in memory from which no step takes anything any more.
+    pub fn beside_steps(self) -> Self {
+        match self.size {
+            KvSize::Available { reserve, .. } => {
+                Self { size: KvSize::Available { reserve, threads: None }, ..self }
+            }
+            KvSize::Blocks(_) | KvSize::Bytes(_) => self,
+        }
+    }
+
+    /// Bytes that an automatic cache leaves free; None if its size is given.
+    pub fn left_free(&self, shape: &Shape) -> Option<u64> {
+        let KvSize::Available { reserve, threads } = self.size else { return None };
+        let step = threads.map_or(0, |threads| step_bytes(shape, self.step_tokens, threads));
+        Some(reserve.saturating_add(step))
+    }
+}
+
+/// Bytes that a step of so many tokens takes at most beside weights and cache, on so many threads of a processor: activations,
+/// logits, partial results of attention, which one thread alone does without, and the threads' own room.
+pub fn step_bytes(shape: &Shape, tokens: u32, threads: usize) -> u64 {
+    let [tokens, vocab, threads] = [tokens.into(), shape.vocab.into(), threads as u64];
+    let logits = tokens.saturating_mul(vocab).min(vocab.max(LOGITS_MAX as u64));
+    let partials = if threads > 1 { PARTIALS_MAX as u64 } else { 0 };
+    let values = shape.step_values.saturating_mul(tokens).saturating_add(logits + partials);
+    values.saturating_mul(4).saturating_add(threads.saturating_mul(THREAD_BYTES + CHOICE_BYTES * vocab))
 }
 
 /// What the cache will be.
@@ -143,8 +181,9 @@ pub fn plan(shape: &Shape, kv: &KvOptions, available: Option<u64>) -> Result<Poo
     let blocks = match kv.size {
         KvSize::Blocks(blocks) => u64::from(blocks),
         KvSize::Bytes(bytes) => costs.fit(bytes),
-        KvSize::Available { reserve } => {
+        KvSize::Available { .. } => {
             let available = available.ok_or(LoadError::MemoryUnknown)?;
+            let reserve = kv.left_free(shape).unwrap_or(0);
             let free = available.saturating_sub(shape.weight_bytes).saturating_sub(reserve);
             let fit = costs.fit(free);
             if fit == 0 {
@@ -263,7 +302,7 @@ mod tests {
     fn shape() -> Shape {
         // 2 layers x 2 heads x (8 + 8) x 2 bytes = 128 bytes a position.
         let group = CacheShape { kind: GroupKind::Full, layers: 2, kv_heads: 2, key_dim: 8, value_dim: 8 };
-        Shape { vocab: 10, context: 1000, cache: vec![group], weight_bytes: 50_000 }
+        Shape { vocab: 10, context: 1000, cache: vec![group], weight_bytes: 50_000, step_values: 30 }
     }
 
     fn options(size: KvSize, context: Option<u32>) -> KvOptions {
@@ -277,10 +316,32 @@ mod tests {
         let pool = |blocks, context| Pool { blocks: vec![blocks], context };
         assert_eq!(plan(KvSize::Blocks(100), None, None).unwrap(), pool(100, 1000));
         assert_eq!(plan(KvSize::Bytes(2048 * 70 + 5), Some(900), None).unwrap(), pool(70, 900));
-        let rest = KvSize::Available { reserve: 10_000 };
+        let rest = KvSize::Available { reserve: 10_000, threads: None };
         // 63 blocks a sequence.
         assert_eq!(plan(rest, None, Some(1 << 30)).unwrap(), pool(126, 1000));
         assert_eq!(plan(rest, None, Some(60_000 + 2048 * 5 + 7)).unwrap(), pool(5, 80));
+    }
+
+    #[test]
+    fn a_step_is_left_free() {
+        let (mib, long) = (1 << 20, 1 << 23);
+        let with = |threads| KvSize::Available { reserve: 10_000, threads };
+        let plan = |threads, available| plan(&shape(), &options(with(threads), None), Some(available));
+        // 512 tokens of 30 values and 10 logits; on threads partial results and room, which grows with the vocabulary.
+        for (threads, step) in [(1, 4 * 512 * 40 + mib + 200), (8, 4 * 512 * 40 + (64 + 8) * mib + 1600)] {
+            assert_eq!(step_bytes(&shape(), 512, threads), step);
+            assert_eq!(options(with(Some(threads)), None).left_free(&shape()), Some(10_000 + step));
+            let pool = plan(Some(threads), 60_000 + step + 2048 * 5 + 7).unwrap();
+            assert_eq!(pool, Pool { blocks: vec![5], context: 80 });
+            let error = plan(Some(threads), 60_000 + step).unwrap_err().to_string();
+            assert!(error.contains(&format!("reserve {} MiB", (10_000 + step) / mib)), "{error}");
+        }
+        assert_eq!(options(with(Some(8)), None).beside_steps().left_free(&shape()), Some(10_000));
+        assert_eq!(options(KvSize::Blocks(1), None).left_free(&shape()), None);
+        // Not all logits of a long step are held at once, unless that is one row; a claim beyond all memory stays one.
+        let wide = Shape { vocab: long, step_values: 0, ..shape() };
+        assert_eq!(step_bytes(&wide, 2048, 1), 4 * (32 << 20) + mib + 20 * u64::from(long));
+        assert_eq!(step_bytes(&Shape { step_values: u64::MAX, ..shape() }, 2, 1), u64::MAX);
     }
 
     #[test]
@@ -297,7 +358,7 @@ mod tests {
         // 2048 bytes a block.
         assert_eq!(plan(KvSize::Bytes(2048 * 100), None), Pool { blocks: vec![50, 50], context: 800 });
         assert_eq!(plan(KvSize::Bytes(2048 * 200 - 1), None).blocks, [52, 147]);
-        let rest = KvSize::Available { reserve: 0 };
+        let rest = KvSize::Available { reserve: 0, threads: None };
         assert_eq!(plan(rest, None), Pool { blocks: vec![52, 126], context: 1000 });
         let never_freed = KvOptions { sequences: u32::MAX, ..options(KvSize::Blocks(1000), None) };
         assert_eq!(super::plan(&shape, &never_freed, None).unwrap().blocks, [1000, 1000]);
@@ -314,7 +375,7 @@ mod tests {
         let error = |size, context, available| {
             plan(&shape(), &options(size, context), available).unwrap_err().to_string()
         };
-        let rest = KvSize::Available { reserve: 1 << 20 };
+        let rest = KvSize::Available { reserve: 1 << 20, threads: None };
         assert!(error(rest, None, Some(1 << 20)).contains("not enough memory"));
         assert!(error(rest, None, None).contains("set the size"));
         assert!(error(KvSize::Blocks(1 << 20), None, Some(1 << 20)).contains("not enough memory"));

@@ -30,7 +30,7 @@ use crate::step::{
 };
 
 /// Logits that are held at once; more are computed in pieces. 128 MiB: 200 rows of the largest vocabularies.
-const LOGITS_MAX: usize = 32 << 20;
+pub(crate) const LOGITS_MAX: usize = 32 << 20;
 
 /// What a self-test of a GPU found.
 #[derive(Clone, Debug)]

@@ -188,7 +188,7 @@ mod tests {
     fn report_in(name: &str, memory: u64) -> Report {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
         let mut gguf = Gguf::open(&fixtures.join(name)).unwrap();
-        let size = KvSize::Available { reserve: 512 << 20 };
+        let size = KvSize::Available { reserve: 512 << 20, threads: None };
         let page = PageType::F16;
         let kv = KvOptions { block_tokens: 16, page, size, context: None, sequences: 64, step_tokens: 512 };
         inspect(&mut gguf, &InspectOptions { kv, available: Some(memory), template: None })

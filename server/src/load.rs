@@ -17,8 +17,8 @@ use frugal_models::source::{self, Folders, Hub, Source};
 
 use crate::misuse::OrMisuse as _;
 
-/// Left free by an automatic cache: activations, tokenizer, connections and answers.
-const RESERVE_BYTES: u64 = 512 << 20;
+/// Left free by an automatic cache beside what a step takes: tokenizer, grammars, connections and answers.
+const RESERVE_BYTES: u64 = 384 << 20;
 
 /// Which model is configured.
 pub(crate) fn source(config: &Config) -> anyhow::Result<Source> {
@@ -130,7 +130,7 @@ fn isa(isa: raw::Isa) -> anyhow::Result<Option<Isa>> {
 /// The cache that the configuration asks for.
 pub(crate) fn kv(config: &Config) -> KvOptions {
     let Kv { block_tokens, dtype, memory_bytes, context_max } = config.kv;
-    let available = KvSize::Available { reserve: RESERVE_BYTES };
+    let available = KvSize::Available { reserve: RESERVE_BYTES, threads: Some(threads(config)) };
     let page = match dtype {
         KvType::F16 => PageType::F16,
         KvType::F32 => PageType::F32,

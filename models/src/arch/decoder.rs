@@ -3,6 +3,7 @@
 //! An architecture states its [`Plan`]; what is not in the plan it does not have.
 
 use super::heads::{self, Heads};
+use super::held::Held;
 use super::keys::Keys;
 use super::latent::{self, Latent};
 use super::load::{Loader, take};
@@ -108,6 +109,18 @@ impl Hyper {
         (groups, places)
     }
 
+    /// See [`Shape::step_values`]: what [`Decoder::forward`] holds, whose parts give back what they took before the next one begins. `x` lives
+    /// throughout; the last block has it twice for a moment, when the only other is what attention gathered.
+    fn step_values(&self) -> u64 {
+        let hidden = u64::from(self.hidden);
+        let attention = match &self.attention {
+            AttentionHyper::Heads(hyper) => hyper.held(hidden),
+            AttentionHyper::Latent(hyper) => hyper.held(hidden),
+        };
+        let x = Held { values: hidden, encoded: 0 };
+        (x + attention.or(self.feed.held(hidden))).total()
+    }
+
     /// Bytes of the weights of all blocks that run, as loaded.
     fn weight_bytes(&self, gguf: &Gguf) -> u64 {
         let block = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u32>().ok();
@@ -141,8 +154,9 @@ impl Scales {
 /// Checks the metadata.
 pub(super) fn shape(gguf: &Gguf, plan: &Plan) -> Result<Shape, LoadError> {
     let hyper = Hyper::read(gguf, plan)?;
-    let weight_bytes = hyper.weight_bytes(gguf);
-    Ok(Shape { vocab: hyper.vocab, context: hyper.context, cache: hyper.groups().0, weight_bytes })
+    let (weight_bytes, step_values) = (hyper.weight_bytes(gguf), hyper.step_values());
+    let (vocab, context, cache) = (hyper.vocab, hyper.context, hyper.groups().0);
+    Ok(Shape { vocab, context, cache, weight_bytes, step_values })
 }
 
 /// A loaded decoder.
@@ -234,6 +248,50 @@ impl<B: Backend> Block<B> {
     }
 }
 
+/// The parts of a block, each of which gives back what it held: see [`Hyper::step_values`].
+impl<B: Backend> Decoder<B> {
+    /// What a block's heads gather.
+    fn gather(
+        &self,
+        backend: &mut B,
+        batch: &Batch,
+        block: &Block<B>,
+        x: &B::Tensor,
+    ) -> Result<B::Tensor, BackendError> {
+        let normed = backend.rms_norm(x, &block.attn_norm, self.eps)?;
+        match &block.attention {
+            Attention::Heads(a) => a.gather(backend, batch, &normed, &self.rotary, self.eps),
+            Attention::Latent(a) => a.gather(backend, batch, &normed, &self.rotary, self.eps),
+        }
+    }
+
+    fn add_attention(
+        &self,
+        backend: &mut B,
+        block: &Block<B>,
+        gathered: B::Tensor,
+        x: &mut B::Tensor,
+    ) -> Result<(), BackendError> {
+        let projected = match &block.attention {
+            Attention::Heads(a) => a.project(backend, &gathered)?,
+            Attention::Latent(a) => a.project(backend, &gathered)?,
+        };
+        backend.add(x, &projected, self.scales.residual)
+    }
+
+    fn add_feed_forward(
+        &self,
+        backend: &mut B,
+        batch: &Batch,
+        block: &Block<B>,
+        x: &mut B::Tensor,
+    ) -> Result<(), BackendError> {
+        let normed = backend.rms_norm(x, &block.ffn_norm, self.eps)?;
+        let fed = block.feed.forward(backend, batch, &normed)?;
+        backend.add(x, &fed, self.scales.residual)
+    }
+}
+
 impl<B: Backend> Model<B> for Decoder<B> {
     fn forward(&self, backend: &mut B, batch: &Batch) -> Result<Option<B::Tensor>, BackendError> {
         let mut x = backend.embed(&self.embedding, batch)?;
@@ -241,11 +299,7 @@ impl<B: Backend> Model<B> for Decoder<B> {
             backend.scale(&mut x, self.scales.embedding)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
-            let normed = backend.rms_norm(&x, &block.attn_norm, self.eps)?;
-            let mut gathered = match &block.attention {
-                Attention::Heads(a) => a.gather(backend, batch, &normed, &self.rotary, self.eps)?,
-                Attention::Latent(a) => a.gather(backend, batch, &normed, &self.rotary, self.eps)?,
-            };
+            let mut gathered = self.gather(backend, batch, block, &x)?;
             if i + 1 == self.blocks.len() {
                 // The cache is written: from here on only the outputs matter.
                 if batch.outputs.is_empty() {
@@ -254,14 +308,8 @@ impl<B: Backend> Model<B> for Decoder<B> {
                 x = backend.select(&x, &batch.outputs)?;
                 gathered = backend.select(&gathered, &batch.outputs)?;
             }
-            let projected = match &block.attention {
-                Attention::Heads(a) => a.project(backend, &gathered)?,
-                Attention::Latent(a) => a.project(backend, &gathered)?,
-            };
-            backend.add(&mut x, &projected, self.scales.residual)?;
-            let normed = backend.rms_norm(&x, &block.ffn_norm, self.eps)?;
-            let fed = block.feed.forward(backend, batch, &normed)?;
-            backend.add(&mut x, &fed, self.scales.residual)?;
+            self.add_attention(backend, block, gathered, &mut x)?;
+            self.add_feed_forward(backend, batch, block, &mut x)?;
         }
         backend.rms_norm(&x, &self.norm, self.eps).map(Some)
     }

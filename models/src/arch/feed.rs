@@ -1,6 +1,7 @@
 //! Feed-forward: dense, or of experts chosen by a router, with or without one that every token takes.
 
 use super::LoadError;
+use super::held::Held;
 use super::keys::Keys;
 use super::load::Loader;
 use super::plan::{Experts, Gate, Plan, Shared};
@@ -45,6 +46,13 @@ impl Hyper {
         let dense = if any_dense { keys.size("feed_forward_length")? } else { 0 };
         Ok(Self { dense, experts })
     }
+
+    /// What a token has in [`FeedForward::forward`] beside `x`, of `hidden` values: `x` normed and what comes of it. The inner values are
+    /// encoded at once.
+    pub(super) fn held(&self, hidden: u64) -> Held {
+        let dense = Held { values: 2 * hidden, encoded: hidden + u64::from(self.dense) };
+        self.experts.as_ref().map_or(dense, |experts| dense.or(experts.held(hidden)))
+    }
 }
 
 impl ExpertsHyper {
@@ -73,6 +81,15 @@ impl ExpertsHyper {
         }
         let route = route(keys, plan.gating, used, count)?;
         Ok(Self { plan, count, inner, dense_lead, shared, route })
+    }
+
+    /// As [`Hyper::held`]: the router's logits before there is a result, then the routed experts' result and the shared one's. Of each
+    /// choice the expert, its weight, and both again in the order of experts.
+    fn held(&self, hidden: u64) -> Held {
+        let (chosen, shared) = (u64::from(self.route.top_k), self.shared.map(u64::from));
+        let results = hidden * (1 + u64::from(shared.is_some()));
+        let inner = (chosen * u64::from(self.inner)).max(shared.unwrap_or(0));
+        Held { values: hidden + results.max(self.count.into()) + 5 * chosen, encoded: hidden + inner }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::CacheShape;
 use super::LoadError;
 use super::decoder::{Places, Rotary};
+use super::held::Held;
 use super::keys::Keys;
 use super::load::{Loader, take};
 use super::plan::{Heads as HeadsPlan, Norms, Plan};
@@ -101,6 +102,14 @@ impl Hyper {
             key_dim: self.head_dim,
             value_dim: self.head_dim,
         }
+    }
+
+    /// What a token has from [`Heads::gather`] to [`Heads::project`] beside `x`, of `hidden` values: first `x` normed, queries twice (as they
+    /// were and normed, or with what they gather) and as much of keys and values; then the gathered twice (as it was and
+    /// selected), or with what becomes of it, which is less.
+    pub(super) fn held(&self, hidden: u64) -> Held {
+        let [q, kv, angles] = [self.q_width, self.kv_width, self.rotation.dims()].map(u64::from);
+        Held { values: angles + hidden + 2 * q + 2 * kv, encoded: hidden.max(q) }
     }
 
     /// How queries and keys are rotated.

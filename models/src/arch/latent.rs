@@ -8,6 +8,7 @@
 //! part of the keys becomes F32, for blocks of quantized values cannot be transposed.
 
 use super::decoder::{Places, Rotary};
+use super::held::Held;
 use super::keys::Keys;
 use super::load::{Loader, take};
 use super::plan::Plan;
@@ -112,6 +113,24 @@ impl Hyper {
         CacheShape { kind: GroupKind::Full, layers: 1, kv_heads: 1, key_dim, value_dim: 0 }
     }
 
+    /// What a token has from [`Latent::gather`] to [`Latent::project`] beside `x`, of `hidden` values, while queries enter the latent space,
+    /// while they gather there, and while that is brought back. Angles are two tables, as queries and keys begin to turn at
+    /// different places.
+    pub(super) fn held(&self, hidden: u64) -> Held {
+        let Self { heads, q_rank, rank, still, rotated, value_dim, .. } = *self;
+        let [heads, q_rank, rank, still, rotated, value_dim] =
+            [heads, q_rank.unwrap_or(0), rank, still, rotated, value_dim].map(u64::from);
+        let (queries, key) = (heads * (still + rotated), rank + rotated);
+        let (inside, gathered, values) = (heads * key, heads * rank, heads * value_dim);
+        let normed = Held { values: hidden, encoded: hidden };
+        let entering =
+            Held { values: 2 * key + queries + inside.max(q_rank), encoded: q_rank.max(heads * still) };
+        let gathering = Held { values: 2 * key + inside + gathered, encoded: 0 };
+        let back = Held { values: gathered + values + hidden, encoded: gathered.max(values) };
+        let angles = Held { values: 2 * rotated, encoded: 0 };
+        angles + (normed + entering.or(gathering)).or(back)
+    }
+
     /// How queries and keys are rotated.
     pub(super) fn rotary(&self, plan: &Plan, factors: Option<&[f32]>) -> Result<Rotary, LoadError> {
         let frequencies = self.rotation.frequencies(factors)?;
@@ -212,7 +231,7 @@ impl<B: Backend> Latent<B> {
             [q] = take(backend.linear(&q, &[up])?);
         }
         backend.rope(&mut q, self.query_dim, &rotary.query, batch)?;
-        let q = backend.per_head(&q, &self.k_b)?;
+        q = backend.per_head(&q, &self.k_b)?;
         let mut kv = backend.rms_norm(&kv, &self.kv_norm, eps)?;
         backend.rope(&mut kv, self.spec.key_dim, &rotary.key, batch)?;
         backend.attend(&q, &kv, None, None, &self.spec, batch)

@@ -11,6 +11,7 @@ mod glm4moe;
 mod gpt_oss;
 mod granitemoe;
 mod heads;
+mod held;
 mod keys;
 mod latent;
 mod llama;
@@ -60,6 +61,8 @@ pub struct Shape {
     pub cache: Vec<CacheShape>,
     /// Bytes of all weights as loaded.
     pub weight_bytes: u64,
+    /// Most values of 4 bytes that a token of a step has at once in activations, logits apart.
+    pub step_values: u64,
 }
 
 /// Layers of one kind of cache.

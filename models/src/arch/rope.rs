@@ -47,6 +47,11 @@ impl Rotation {
         Ok(Self { dims, base, scaling: scaling(keys, plan, context)?, factor })
     }
 
+    /// Values that are rotated, which have as many angles' cos and sin.
+    pub(super) fn dims(&self) -> u32 {
+        self.dims
+    }
+
     /// Angle per position of each pair, divided by the factors of `rope_freqs.weight` if there are any.
     pub(super) fn frequencies(&self, factors: Option<&[f32]>) -> Result<Vec<f64>, LoadError> {
         let pairs = self.dims / 2;

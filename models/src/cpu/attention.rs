@@ -40,7 +40,7 @@ const QUERIES: usize = 96;
 /// Query heads of a token that share a page: more are cut, so that a few tokens of many heads occupy all threads.
 const HEADS: usize = 32;
 /// Values of partial results, 64 MB.
-const PARTIALS_MAX: usize = 16 << 20;
+pub(crate) const PARTIALS_MAX: usize = 16 << 20;
 
 /// One layer's attention of one step.
 pub(super) struct Attend<'a> {

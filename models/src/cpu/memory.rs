@@ -72,6 +72,12 @@ impl<T: Copy + Default> Recycler<T> {
         Recycled { values, len, home: Arc::clone(self) }
     }
 
+    /// Values of all buffers that are back.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Vec::len).sum()
+    }
+
     /// `len` zeros.
     pub(super) fn zeros(self: &Arc<Self>, len: usize) -> Recycled<T> {
         let mut buffer = self.take(len);

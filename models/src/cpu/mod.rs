@@ -2,8 +2,8 @@
 //!
 //! Law: a row's results depend on its tokens and positions alone; the modules say how each sum is ordered.
 //! Memory: the weights at the file's size (padded to 8 rows a matrix), the cache as configured, and for a step of T
-//! tokens a few `[T, width]` tensors with their encoded forms, the encoded inner activations of one layer
-//! (`T * top_k` columns), logits of the selected tokens, and at most 64 MB of attention's partial results.
+//! tokens what [`step_bytes`](crate::memory::step_bytes) bounds: a few `[T, width]` tensors with their encoded forms, the encoded
+//! inner activations of one layer (`T * top_k` columns), logits of the selected tokens, and at most 64 MB of attention's partial results.
 //! Buffers are kept between steps.
 //!
 //! Absent on purpose: recurrent state, for which [`Backend`](crate::backend::Backend) has no operation: a model that
@@ -38,6 +38,7 @@ use crate::backend::{BackendError, Batch, Rope, WorkMeter};
 use crate::kv::{GroupLayout, KvStore, PageType};
 use crate::quant::Isa;
 
+pub(crate) use attention::PARTIALS_MAX;
 pub(crate) use memory::HUGE;
 use memory::{Recycled, Recycler};
 pub(crate) use pool::Pool;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod experts;
+mod held;
 mod invariance;
 mod products;
 mod routing;

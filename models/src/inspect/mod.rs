@@ -171,7 +171,7 @@ pub struct TemplateFacts {
 pub struct Fit {
     /// Memory there is.
     pub available_bytes: Option<u64>,
-    /// Left free, unless the cache's size is configured.
+    /// Left free for a step and everything else; None if the cache's size is configured or the file's cache is not known.
     pub reserve_bytes: Option<u64>,
     /// Element type of the cache.
     pub page: &'static str,
@@ -396,10 +396,7 @@ fn cache_row(group: &arch::CacheShape) -> CacheRow {
 /// The pool as a server would plan it, and what one for other numbers of sequences would be.
 fn fit(shape: Option<&Shape>, options: &InspectOptions<'_>) -> Fit {
     let page = options.kv.page.name();
-    let reserve_bytes = match options.kv.size {
-        KvSize::Available { reserve } => Some(reserve),
-        _ => None,
-    };
+    let reserve_bytes = shape.and_then(|shape| options.kv.left_free(shape));
     let empty = Fit { available_bytes: options.available, reserve_bytes, page, ..Fit::default() };
     let Some(shape) = shape else { return empty };
     let planned = memory::plan(shape, &options.kv, options.available)
@@ -422,7 +419,10 @@ fn fit(shape: Option<&Shape>, options: &InspectOptions<'_>) -> Fit {
 fn fit_row(shape: &Shape, options: &InspectOptions<'_>, context: u32) -> FitRow {
     let kv = options.kv;
     let limit = match kv.size {
-        KvSize::Available { reserve } => options.available.map(|bytes| bytes.saturating_sub(reserve)),
+        KvSize::Available { .. } => {
+            let left_free = kv.left_free(shape).unwrap_or(0);
+            options.available.map(|bytes| bytes.saturating_sub(left_free))
+        }
         KvSize::Bytes(bytes) => Some(shape.weight_bytes.saturating_add(bytes)),
         KvSize::Blocks(_) => options.available,
     };

@@ -15,7 +15,7 @@ fn bytes(name: &str) -> Vec<u8> {
 const KV: KvOptions = KvOptions {
     block_tokens: 16,
     page: PageType::F16,
-    size: KvSize::Available { reserve: 1 << 20 },
+    size: KvSize::Available { reserve: 1 << 20, threads: Some(3) },
     context: None,
     sequences: 1,
     step_tokens: 64,
@@ -123,7 +123,8 @@ fn what_fits_is_what_can_be_planned() {
                 .sum::<u64>()
         };
         let full = |available: u64| report(bytes(name), available).fit.sequences.last().copied().unwrap();
-        let room = shape.weight_bytes + (1 << 20);
+        let room = shape.weight_bytes + KV.left_free(&shape).unwrap();
+        assert_eq!(report(bytes(name), room).fit.reserve_bytes, KV.left_free(&shape));
         assert_eq!(full(room + cost(5)), FitRow { context: shape.context, sequences: 5 }, "{name}");
         assert_eq!(full(room + cost(5) - 1).sequences, 4, "{name}");
         // A server is configured for one.

@@ -26,7 +26,9 @@ const HOST_TOKENS: u32 = 48;
 pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result<Box<dyn Runner>, LoadError> {
     // Before weights are loaded, which takes a while.
     element(options.kv.page).map_err(BackendError::from)?;
-    let block_tokens = options.kv.block_tokens;
+    // Steps take the device's memory, and have done so before the cache does.
+    let kv = options.kv.beside_steps();
+    let block_tokens = kv.block_tokens;
     let percent = match options.backend {
         BackendKind::Cuda { .. } if !BLOCK_TOKENS.contains(&block_tokens) => {
             let what =
@@ -41,19 +43,19 @@ pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result
     let mut backend = backend.with_threads(options.threads, options.pin).map_err(no_threads)?;
     if let Some(left) = backend.memory_left(percent).map_err(BackendError::from)? {
         let held = Shape { weight_bytes: backend.held_bytes(gguf), ..shape.clone() };
-        memory::plan(&held, &options.kv, Some(left))?;
+        memory::plan(&held, &kv, Some(left))?;
     }
     let model = arch::load(gguf, &mut backend)?;
     gguf.release();
 
     let host = matches!(options.backend, BackendKind::GpuHost | BackendKind::GpuPlain);
-    let tokens = if host { HOST_TOKENS } else { options.kv.step_tokens };
-    let rows = ROWS.map(|rows| rows.min(options.kv.sequences));
+    let tokens = if host { HOST_TOKENS } else { kv.step_tokens };
+    let rows = ROWS.map(|rows| rows.min(kv.sequences));
     // Weights are there already, in whatever form the device has them.
     let shape = Shape { weight_bytes: 0, ..shape };
     let begin = Instant::now();
     let blocks = tokens.div_ceil(block_tokens).max(rows[rows.len() - 1]);
-    let small = KvOptions { size: KvSize::Blocks(blocks), context: None, ..options.kv };
+    let small = KvOptions { size: KvSize::Blocks(blocks), context: None, ..kv };
     let mut runner = ready(gguf, &shape, (backend, model), &small, &memory::plan(&shape, &small, None)?)?;
     let chunk = tokens.min(runner.geometry.context_max);
     try_step(&mut runner, &[(0, chunk)])?;
@@ -63,8 +65,8 @@ pub(super) fn load(gguf: &Gguf, shape: Shape, options: &RunnerOptions) -> Result
 
     let ModelRunner { backend, model, .. } = runner;
     let left = backend.memory_left(percent).map_err(BackendError::from)?;
-    let pool = memory::plan(&shape, &options.kv, left.or_else(memory::available))?;
-    let mut runner = ready(gguf, &shape, (backend, model), &options.kv, &pool)?;
+    let pool = memory::plan(&shape, &kv, left.or_else(memory::available))?;
+    let mut runner = ready(gguf, &shape, (backend, model), &kv, &pool)?;
     // The farthest position: tables by position are as long as they will be.
     let last = runner.geometry.context_max - 1;
     try_step(&mut runner, &[(last, 1)])?;
