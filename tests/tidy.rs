@@ -159,6 +159,27 @@ fn nothing_is_left_undone() {
     report(&complaints);
 }
 
+/// `eprintln` is kept by the test harness when a test passes, which one that skips something does.
+#[test]
+fn what_is_skipped_is_seen() {
+    let words = [concat!("SKIP", "PED"), concat!("NOT TES", "TED")];
+    let mut complaints = Vec::new();
+    for (path, text) in rust() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate().filter(|(_, line)| words.iter().any(|w| line.contains(w))) {
+            // Long lines are broken behind the bracket.
+            if [i.checked_sub(1), Some(i)].into_iter().flatten().any(|i| lines[i].contains("eprintln!(")) {
+                complaints.push(format!(
+                    "{path}:{}: write it to `std::io::stderr()`: {}",
+                    i + 1,
+                    line.trim()
+                ));
+            }
+        }
+    }
+    report(&complaints);
+}
+
 #[test]
 fn files_do_one_thing() {
     let long = rust().into_iter().filter(|(path, _)| !is_test(path)).filter_map(|(path, text)| {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Server, Setup, user};
+use crate::lifecycle::until;
 use crate::messages::able;
 
 /// What `run.sh` exits with if there is no client to run.
@@ -89,7 +90,7 @@ impl Trouble {
         for (server, queued) in [(&full, 0), (&full, 1), (&limited, 0)] {
             server.control.pause();
             occupy(server);
-            until(server, |s| {
+            until(server, "one runs, and as many wait as are to", |s| {
                 let snapshot = s.handle.snapshot();
                 let gauges = &snapshot.gauges;
                 if gauges.running == 0 {
@@ -129,17 +130,6 @@ fn occupy(server: &Server) {
     let request =
         server.client.post(format!("{}/v1/chat/completions", server.url)).bearer_auth(KEY).json(&ask);
     tokio::spawn(request.send());
-}
-
-/// Waits for a state of the engine. Each try is a round trip, so that the server gets on.
-async fn until(server: &Server, condition: impl Fn(&Server) -> bool) {
-    for _ in 0..20_000 {
-        if condition(server) {
-            return;
-        }
-        server.get("/version").await;
-    }
-    panic!("not reached");
 }
 
 /// Responses of this status so far.
@@ -193,9 +183,7 @@ async fn langchain() {
 #[tokio::test]
 async fn litellm() {
     if std::env::var_os("FRUGAL_TEST_LITELLM").is_none() {
-        let note = b"## NOT TESTED: the client litellm is large; FRUGAL_TEST_LITELLM=1 runs it\n";
-        std::io::Write::write_all(&mut std::io::stderr(), note).unwrap();
-        return;
+        return frugal_tests::skip("the client litellm is large; FRUGAL_TEST_LITELLM=1 runs it");
     }
     let server = Server::new().await;
     Client::start("litellm", &server.url, &[]).finish(async |_| {}).await;

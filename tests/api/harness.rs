@@ -4,22 +4,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use frugal::fingerprint::fingerprint;
-use frugal::form::ModelForm;
 use frugal::settings::{Limits, Settings, StoreLimits, UnknownFields};
-use frugal::state::{Engine, Operations, State};
-use frugal_models::constraint::ConstraintEngine;
-use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
+use frugal::state::{Operations, State};
+use frugal_models::fake::FakeControl;
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::runner::Runner;
-use frugal_models::step::{CacheGroup, Geometry, GroupKind, SamplingParams};
+use frugal_models::step::SamplingParams;
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
-use frugal_scheduler::handle::{Handle, start};
+use frugal_scheduler::handle::Handle;
 use frugal_scheduler::options::{EngineOptions, Prices};
+use frugal_tests::load::{engine, fake_runner};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -80,7 +78,7 @@ impl Setup {
         keep_lines_alive();
         let fixture = || Gguf::open(&fixture("qwen3moe-F32.gguf")).expect("the fixture is there");
         let gguf = self.model.unwrap_or_else(fixture);
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a tokenizer"));
+        let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
         let tokens = tokenizer.template_tokens();
         let template = match &self.template_source {
             None => ChatTemplate::from_gguf(&gguf, tokens).expect("a template"),
@@ -90,18 +88,10 @@ impl Setup {
             None => fake(&tokenizer),
             Some(backend) => (real(&gguf, backend), FakeControl::default()),
         };
-        let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..self.engine };
-        let (handle, _thread) = start(runner, options);
         let state = State::operated(self.settings, self.operations);
-        let engine = Engine {
-            fingerprint: fingerprint("fake", handle.geometry(), &SamplingParams::default(), None),
-            sampling: SamplingParams::default(),
-            handle: handle.clone(),
-            tokenizer: tokenizer.clone(),
-            form: ModelForm::of(Some(&template), &tokenizer),
-            template: self.template.then(|| Arc::new(template)),
-            grammars: Arc::new(ConstraintEngine::new(&tokenizer).expect("any vocabulary of text will do")),
-        };
+        let mut engine = engine(runner, self.engine, tokenizer, template).expect("a vocabulary of text");
+        engine.template.take_if(|_| !self.template);
+        let (handle, tokenizer) = (engine.handle.clone(), engine.tokenizer.clone());
         state.set_engine(engine);
         let url = serve(state.clone()).await;
         Server { url, state, control, handle, tokenizer, client: reqwest::Client::new() }
@@ -120,16 +110,7 @@ pub(crate) fn keep_lines_alive() {
 }
 
 fn fake(tokenizer: &Tokenizer) -> (Box<dyn Runner>, FakeControl) {
-    let runner = FakeRunner::new(
-        Geometry {
-            vocab: u32::try_from(tokenizer.vocab_size()).expect("512 tokens"),
-            context_max: CONTEXT,
-            block_tokens: 16,
-            groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 1024 }],
-            digest: [7; 32],
-        },
-        FakeModel::default(),
-    );
+    let runner = fake_runner(tokenizer, CONTEXT, 1024).expect("512 tokens");
     let control = runner.control();
     (Box::new(runner), control)
 }

@@ -124,7 +124,10 @@ inline void gated(unsigned count, unsigned width, int kind) {
     unsigned padded = next_multiple(width, PADDING);
     Buffer<float> gate(g), up(u), y(g.size());
     LAUNCH_FLAT(glu, g.size(), gate.at, up.at, y.at, g.size(), kind);
-    for (size_t i = 0; i < g.size(); i++) near("y", i, y[i], activation(g[i], u[i], kind), 1e-5 * (1.0 + std::fabs(y[i])));
+    for (size_t i = 0; i < g.size(); i++) {
+        double want = activation(g[i], u[i], kind);
+        near("y", i, y[i], want, 1e-5 * (1.0 + std::fabs(want)));
+    }
     Buffer<u8> rounded(size_t(count) * padded / 32 * 36);
     LAUNCH(glu_round, dim3{div_ceil(padded, 128), count}, dim3{128}, 0, gate.at, up.at, rounded.at, width, padded, kind);
     for (size_t r = 0; r < count; r++) {

@@ -37,6 +37,17 @@ impl Sequence {
     pub(crate) fn output(&self) -> &[TokenId] {
         &self.tokens[self.prompt_len..]
     }
+
+    /// Tokens that are not computed.
+    pub(crate) fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Forgets what was chosen, and that so many of the prompt's last tokens were computed; all of a shorter prompt.
+    pub(crate) fn rewind(&mut self, count: usize) {
+        self.tokens.truncate(self.prompt_len);
+        self.computed = self.prompt_len.saturating_sub(count);
+    }
 }
 
 /// Greedy, with the log-probabilities of so many tokens.

@@ -184,15 +184,21 @@ impl Prompt {
         [Some(&self.exact), self.native.as_ref().filter(|_| limits == ROUNDED)].into_iter().flatten()
     }
 
-    /// Whether log-probabilities and a greedy continuation agree with a truth.
-    pub(crate) fn check(&self, logprobs: &[f32], greedy: &[TokenId], limits: Limits) -> Result<()> {
-        let any = |check: &dyn Fn(&Truth) -> Result<(), String>| -> Result<()> {
-            let results: Vec<_> = self.truths(limits).map(check).collect();
-            ensure!(results.iter().any(Result::is_ok), "prompt of {}: {results:?}", self.ids.len());
-            Ok(())
-        };
+    /// Whether a truth agrees.
+    fn any(&self, limits: Limits, check: impl Fn(&Truth) -> Result<(), String>) -> Result<()> {
+        let results: Vec<_> = self.truths(limits).map(check).collect();
+        ensure!(results.iter().any(Result::is_ok), "prompt of {}: {results:?}", self.ids.len());
+        Ok(())
+    }
+
+    /// Whether log-probabilities after the prompt agree with a truth.
+    pub(crate) fn near(&self, logprobs: &[f32], limits: Limits) -> Result<()> {
+        self.any(limits, |truth| truth.near(logprobs, limits))
+    }
+
+    /// Whether a greedy continuation does.
+    pub(crate) fn follows(&self, greedy: &[TokenId], limits: Limits) -> Result<()> {
         ensure!(greedy.len() == self.exact.greedy.ids.len(), "{} greedy tokens", greedy.len());
-        any(&|t| t.near(logprobs, limits))?;
-        any(&|t| t.greedy.follows(greedy, limits).map(|_| ()))
+        self.any(limits, |truth| truth.greedy.follows(greedy, limits).map(drop))
     }
 }

@@ -10,13 +10,14 @@ mod drive;
 #[expect(dead_code, reason = "shared with the other goldens")]
 mod fixture;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use frugal_models::gguf::Gguf;
 use frugal_models::kv::PageType;
 use frugal_models::model_runner::BackendKind;
 
 use crate::compare::{compare, guesses};
-use crate::fixture::{Golden, folder, names, open};
+use crate::drive::{Driver, by_id, greedy};
+use crate::fixture::{Golden, Limits, ROUNDED, folder, names, open};
 
 /// Every fixture, and how each fails.
 fn all(check: fn(&Gguf, &Golden) -> Result<()>) -> Result<()> {
@@ -29,10 +30,24 @@ fn all(check: fn(&Gguf, &Golden) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
+/// Prompts in chunks whose ends lie within blocks and tiles.
+fn chunks(gguf: &Gguf, golden: &Golden, backend: BackendKind, page: PageType, limits: Limits) -> Result<()> {
+    const CHUNK: usize = 37;
+    let mut driver = Driver::new(gguf, backend, page, 128)?;
+    let vocab = driver.vocab();
+    for prompt in golden.prompts.iter().filter(|prompt| prompt.ids.len() > CHUNK) {
+        let mut sequence = driver.sequence(&prompt.ids, greedy(vocab), 0);
+        let output = driver.prefill(&mut sequence, CHUNK)?;
+        prompt.near(&by_id(&output, vocab), limits).context("in chunks")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn on_the_host() -> Result<()> {
     all(|gguf, golden| {
         compare(gguf, golden, BackendKind::GpuHost, PageType::F32, golden.cpu_limits())?;
+        chunks(gguf, golden, BackendKind::GpuHost, PageType::F32, golden.cpu_limits())?;
         guesses(gguf, golden, BackendKind::GpuHost)
     })
 }
@@ -41,6 +56,7 @@ fn on_the_host() -> Result<()> {
 fn in_plain_operations() -> Result<()> {
     all(|gguf, golden| {
         compare(gguf, golden, BackendKind::GpuPlain, PageType::F32, golden.cpu_limits())?;
+        chunks(gguf, golden, BackendKind::GpuPlain, PageType::F32, golden.cpu_limits())?;
         guesses(gguf, golden, BackendKind::GpuPlain)
     })
 }
@@ -48,15 +64,15 @@ fn in_plain_operations() -> Result<()> {
 #[test]
 fn with_f16_pages() -> Result<()> {
     let (gguf, golden) = open("qwen3moe-Q4_K_M")?;
-    compare(&gguf, &golden, BackendKind::GpuHost, PageType::F16, fixture::ROUNDED)?;
-    compare(&gguf, &golden, BackendKind::GpuPlain, PageType::F16, fixture::ROUNDED)
+    compare(&gguf, &golden, BackendKind::GpuHost, PageType::F16, ROUNDED)?;
+    compare(&gguf, &golden, BackendKind::GpuPlain, PageType::F16, ROUNDED)
 }
 
 #[test]
 fn a_build_without_kernels_says_so() -> Result<()> {
     let (gguf, _) = open("qwen3moe-Q4_K_M")?;
     let refused = |backend| {
-        let refused = drive::Driver::new(&gguf, backend, PageType::F16, 8).err();
+        let refused = Driver::new(&gguf, backend, PageType::F16, 8).err();
         refused.map(|e| format!("{e:#}")).unwrap_or_default()
     };
     if cfg!(not(feature = "metal")) {
@@ -73,7 +89,7 @@ fn a_build_without_kernels_says_so() -> Result<()> {
 #[test]
 fn pages_that_no_kernel_reads_are_refused_by_key() -> Result<()> {
     let (gguf, _) = open("qwen3moe-Q4_K_M")?;
-    let refused = drive::Driver::new(&gguf, BackendKind::GpuHost, PageType::Q8_0, 8).err();
+    let refused = Driver::new(&gguf, BackendKind::GpuHost, PageType::Q8_0, 8).err();
     let message = refused.map(|e| format!("{e:#}")).unwrap_or_default();
     ensure!(message.contains(r#"kv.dtype is "q8_0": on a GPU it must be "f16" or "f32""#), "{message:?}");
     Ok(())
@@ -85,8 +101,9 @@ fn pages_that_no_kernel_reads_are_refused_by_key() -> Result<()> {
 fn on_cuda() -> Result<()> {
     all(|gguf, golden| {
         let first = BackendKind::Cuda { ordinal: 0, memory: 90 };
-        compare(gguf, golden, first, PageType::F16, fixture::ROUNDED)?;
-        compare(gguf, golden, first, PageType::F32, fixture::ROUNDED)
+        compare(gguf, golden, first, PageType::F16, ROUNDED)?;
+        chunks(gguf, golden, first, PageType::F16, ROUNDED)?;
+        compare(gguf, golden, first, PageType::F32, ROUNDED)
     })
 }
 
@@ -96,7 +113,8 @@ fn on_cuda() -> Result<()> {
 fn on_metal() -> Result<()> {
     all(|gguf, golden| {
         let gpu = BackendKind::Metal { memory: 90 };
-        compare(gguf, golden, gpu, PageType::F16, fixture::ROUNDED)?;
-        compare(gguf, golden, gpu, PageType::F32, fixture::ROUNDED)
+        compare(gguf, golden, gpu, PageType::F16, ROUNDED)?;
+        chunks(gguf, golden, gpu, PageType::F16, ROUNDED)?;
+        compare(gguf, golden, gpu, PageType::F32, ROUNDED)
     })
 }

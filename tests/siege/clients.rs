@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
-use crate::process::{Running, get, send};
+use crate::process::{Running, get, send, skip};
 use crate::watch::{WATCHED, answer, finished, settled, to_end, until};
 
 /// Streams whose answers outlast what the system holds for a client that does not read.
@@ -81,8 +81,7 @@ fn a_pulled_cable_ends_the_stream() {
     // This test's thread alone moves into a network of its own, and what it starts with it: there it may lose packets.
     let alone = unshare(CloneFlags::CLONE_NEWNET).is_ok();
     if !alone || !run("ip", &["link", "set", "lo", "up"]) || !run("iptables", &["-S", "INPUT"]) {
-        let skipped = "\n*** SKIPPED: a pulled cable needs root, network namespaces, ip and iptables\n";
-        return writeln!(std::io::stderr(), "{skipped}").expect("stderr");
+        return skip("a pulled cable needs root, network namespaces, ip and iptables");
     }
     let server = serve();
     let mut streams: Vec<_> =

@@ -1,12 +1,11 @@
 //! Disks that are full, read-only or limited, for every path that is written: nothing half-made stays, and one line says why.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::hub::{Repo, Server as Hub};
-use crate::process::{Running, fixture, frugal};
+use crate::process::{Running, fixture, frugal, skip};
 use crate::watch::answer;
 
 /// A file system of a megabyte, which only the child sees and which goes with it.
@@ -23,8 +22,7 @@ fn mounted(how: &str, place: &Path, command: &Command) -> Option<Output> {
     let possible =
         Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "tmpfs"]).arg(place).output();
     if !possible.is_ok_and(|tried| tried.status.success()) {
-        writeln!(std::io::stderr(), "\n*** NOT TESTED: full disks: nothing can be mounted here\n")
-            .expect("stderr");
+        skip("full disks: nothing can be mounted here");
         return None;
     }
     Some(shell.stdin(Stdio::null()).output().expect("a shell"))

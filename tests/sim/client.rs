@@ -3,7 +3,7 @@
 use frugal_models::fake::expected_prompt_score;
 use frugal_models::step::{Geometry, TokenBytes, TokenId, TokenScore};
 use frugal_scheduler::options::EngineOptions;
-use frugal_scheduler::request::{Event, FinishReason, Report, Request};
+use frugal_scheduler::request::{Event, FinishReason, Report, Request, Tick};
 
 use crate::expect::{Expected, expected};
 
@@ -14,9 +14,20 @@ struct Choice {
     finish: Option<(FinishReason, u32)>,
 }
 
+/// What may end a choice before its time, when it is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Causes {
+    pub(crate) now: Tick,
+    /// When the drain ends what is left.
+    pub(crate) drain: Option<Tick>,
+    /// Whether the runner failed in the step that was committed, or a row of it did.
+    pub(crate) fault: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) request: Request,
+    pub(crate) cancelled: bool,
     choices: Vec<Choice>,
     scores: Vec<TokenScore>,
     pub(crate) report: Option<Report>,
@@ -26,10 +37,10 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(request: Request) -> Self {
         let choices = vec![Choice::default(); request.n as usize];
-        Self { request, choices, scores: Vec::new(), report: None, events: 0 }
+        Self { request, cancelled: false, choices, scores: Vec::new(), report: None, events: 0 }
     }
 
-    pub(crate) fn hear(&mut self, event: Event, text: &TokenBytes) {
+    pub(crate) fn hear(&mut self, event: Event, text: &TokenBytes, causes: Causes) {
         assert!(self.report.is_none(), "I6: nothing follows the end: {event:?}");
         self.events += 1;
         match event {
@@ -49,6 +60,7 @@ impl Client {
                 assert!(release as usize <= bytes, "text is not released before it exists");
             }
             Event::Finish { choice, reason, text_len } => {
+                assert!(self.may_end(reason, causes), "I6: choice {choice} ends with {reason:?}: {causes:?}");
                 let c = &mut self.choices[choice as usize];
                 assert!(c.finish.is_none(), "I6: choice {choice} ends once");
                 assert!(text_len >= c.released, "released text is taken back");
@@ -61,6 +73,26 @@ impl Client {
                 );
                 self.report = Some(*report);
             }
+        }
+    }
+
+    /// Whether its deadline has passed and its end was not told.
+    pub(crate) fn is_overdue(&self, now: Tick) -> bool {
+        self.report.is_none() && self.request.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Whether there is a cause. That a whole answer is one is judged at the end.
+    fn may_end(&self, reason: FinishReason, causes: Causes) -> bool {
+        match reason {
+            FinishReason::Cancelled => self.cancelled,
+            FinishReason::Timeout => self.is_overdue(causes.now),
+            FinishReason::Shutdown => causes.drain.is_some_and(|due| due <= causes.now),
+            FinishReason::Fault => causes.fault,
+            FinishReason::EndToken(_)
+            | FinishReason::Complete
+            | FinishReason::StopString(_)
+            | FinishReason::Length
+            | FinishReason::Impossible => true,
         }
     }
 
@@ -88,11 +120,15 @@ impl Client {
                 FinishReason::EndToken(_)
                 | FinishReason::Complete
                 | FinishReason::StopString(_)
-                | FinishReason::Length => {
+                | FinishReason::Length
+                | FinishReason::Impossible => {
                     assert_eq!(whole, want, "I9, I10: choice {i} of {:?}", self.request);
                     output += want.output;
                 }
-                _ => {
+                FinishReason::Cancelled
+                | FinishReason::Timeout
+                | FinishReason::Shutdown
+                | FinishReason::Fault => {
                     assert!(
                         want.tokens.starts_with(&c.tokens),
                         "I9, I10: choice {i}, cut short, of {:?}",

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use frugal_models::fake::{FakeControl, FakeFault, FakeRunner};
 use frugal_models::runner::Runner;
-use frugal_models::step::{RowFault, TokenId};
+use frugal_models::step::{RowFault, StepFault, StepOutput, TokenId};
 use frugal_scheduler::engine::{Command, Engine};
 use frugal_scheduler::gate::Gate;
 use frugal_scheduler::policy::Plan;
 use frugal_scheduler::request::{FinishReason, Request, RequestId, SubmitError, Tick};
 use frugal_scheduler::snapshot::{Snapshot, finish_index};
 
-use crate::client::Client;
+use crate::client::{Causes, Client};
 use crate::expect::expected;
 use crate::params::Params;
 use crate::rng::Rng;
@@ -31,7 +31,8 @@ pub(crate) struct World {
     pub(crate) clients: BTreeMap<RequestId, Client>,
     before: Snapshot,
     room: u32,
-    draining: bool,
+    /// When what is left ends.
+    drain: Option<Tick>,
     pub(crate) tally: Tally,
     /// Everything planned and told, if anyone wants to know.
     trace: Option<String>,
@@ -54,7 +55,7 @@ impl World {
             params,
             now: Tick(0),
             clients: BTreeMap::new(),
-            draining: false,
+            drain: None,
             tally: Tally::default(),
             trace: None,
             verbose: false,
@@ -127,7 +128,7 @@ impl World {
                 let needed = request.prompt.len() as u32 + request.max_tokens.min(1);
                 assert_eq!(
                     matches!(refusal, SubmitError::TooLong { .. }),
-                    needed > self.room && !self.draining
+                    needed > self.room && self.drain.is_none()
                 );
                 return Err(refusal);
             }
@@ -136,19 +137,21 @@ impl World {
         self.clients.insert(id, Client::new(request.clone()));
         let at = self.now;
         self.engine.apply(Command::Submit { id, request: Box::new(request), at }, self.now);
-        self.deliver();
+        self.deliver(false);
         Ok(id)
     }
 
     pub(crate) fn cancel(&mut self, id: RequestId) {
         self.say(|| format!("cancel {id:?}"));
+        self.clients.get_mut(&id).expect("only clients cancel").cancelled = true;
         self.engine.apply(Command::Cancel(id), self.now);
-        self.deliver();
+        self.deliver(false);
+        assert!(self.clients[&id].report.is_some(), "I6: {id:?} was cancelled and goes on");
     }
 
     pub(crate) fn drain(&mut self, deadline: Tick) {
         self.gate.close();
-        self.draining = true;
+        self.drain = Some(self.drain.map_or(deadline, |sooner| sooner.min(deadline)));
         self.engine.apply(Command::Drain(deadline), self.now);
     }
 
@@ -168,7 +171,7 @@ impl World {
             let row = self.rng.range(0, 7) as usize;
             self.control.inject(FakeFault::Row(row, RowFault::NotANumber));
         }
-        if self.rng.percent(self.params.drain) && !self.draining {
+        if self.rng.percent(self.params.drain) && self.drain.is_none() {
             let deadline = Tick(self.now.0 + self.rng.next() % 2_000_000);
             self.drain(deadline);
         }
@@ -178,7 +181,8 @@ impl World {
     pub(crate) fn step(&mut self) -> Plan {
         let plan = self.engine.plan(self.now);
         self.check_plan(&plan);
-        self.deliver();
+        self.deliver(false);
+        self.check_expired();
         if plan.is_empty() {
             self.check();
             return plan;
@@ -191,10 +195,11 @@ impl World {
             let since = self.params.options.startup.as_nanos() + u128::from(self.now.0);
             self.engine.measure(since * u128::from(power));
         }
+        let fault = is_fault(&result);
         self.engine.commit(plan.clone(), result, self.now);
         self.tally.steps += 1;
         self.tally.rows += plan.input.rows.len() as u64;
-        self.deliver();
+        self.deliver(fault);
         self.check();
         plan
     }
@@ -212,12 +217,23 @@ impl World {
         }
     }
 
-    fn deliver(&mut self) {
+    /// Nobody waits beyond a deadline or the end of a drain.
+    fn check_expired(&self) {
+        let drained = self.drain.is_some_and(|due| due <= self.now);
+        for (id, client) in &self.clients {
+            let ended = client.report.is_some() || !drained && !client.is_overdue(self.now);
+            assert!(ended, "{id:?} is planned for after its time: drained: {drained}");
+        }
+    }
+
+    /// Hands out what there is to tell, after a step that failed or a row of which did, if `fault`.
+    fn deliver(&mut self, fault: bool) {
+        let causes = Causes { now: self.now, drain: self.drain, fault };
         let outbox = self.engine.take_outbox();
         for (id, event) in outbox.events {
             self.say(|| format!("tell {id:?} {event:?}"));
             let client = self.clients.get_mut(&id).expect("only clients are told");
-            client.hear(event, &self.params.options.token_bytes);
+            client.hear(event, &self.params.options.token_bytes, causes);
             if client.report.is_some() {
                 self.gate.done(id);
                 self.judge(id);
@@ -250,6 +266,9 @@ impl World {
     pub(crate) fn check(&mut self) {
         let check = self.engine.check();
         assert_eq!(check.violation, None);
+        // By the world's clock: the ledger's own may have stood still.
+        let elapsed = self.params.options.startup.as_nanos() + u128::from(self.now.0);
+        assert_eq!(u128::from(check.accounts.ns), elapsed, "I7: the accounts hold all time there was");
         let after = self.engine.snapshot();
         let (a, b) = (&self.before, &after);
         for (account, (old, new)) in a.cost.accounts.iter().zip(&b.cost.accounts).enumerate() {
@@ -313,6 +332,12 @@ impl World {
             }
         }
     }
+}
+
+/// Whether the house fails someone: what a request cannot be given is its own fault.
+fn is_fault(result: &Result<StepOutput, StepFault>) -> bool {
+    let Ok(output) = result else { return true };
+    output.rows.iter().any(|row| matches!(row, Err(RowFault::NotANumber | RowFault::Other(_))))
 }
 
 /// What happened, over many worlds.

@@ -15,6 +15,7 @@ use frugal::state::{Engine, State};
 use frugal_models::constraint::ConstraintEngine;
 use frugal_models::fake::{FakeControl, FakeModel, FakeRunner};
 use frugal_models::gguf::Gguf;
+use frugal_models::runner::Runner;
 use frugal_models::step::{CacheGroup, Geometry, GroupKind, SamplingParams};
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
@@ -66,21 +67,10 @@ impl FakeServer {
 pub fn fake(kept: usize, context: u32) -> Result<(State, FakeControl)> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3moe-F32.gguf");
     let gguf = Gguf::open(&path)?;
-    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let template = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens())?;
-    let geometry = Geometry {
-        vocab: u32::try_from(tokenizer.vocab_size())?,
-        context_max: context,
-        block_tokens: 16,
-        groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks: 8192 }],
-        digest: [7; 32],
-    };
-    let runner = FakeRunner::new(geometry.clone(), FakeModel::default());
+    let runner = fake_runner(&tokenizer, context, 8192)?;
     let control = runner.control();
-    let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..EngineOptions::default() };
-    let (handle, _thread) = start(Box::new(runner), options);
-    let sampling = SamplingParams::default();
-    let fingerprint = fingerprint("fake", &geometry, &sampling, None);
     let state = State::new(Settings {
         models: vec!["fake".to_owned()],
         created: 0,
@@ -90,16 +80,46 @@ pub fn fake(kept: usize, context: u32) -> Result<(State, FakeControl)> {
         keep_alive: Duration::from_secs(10),
         responses: StoreLimits { entries: kept, ..StoreLimits::default() },
     });
-    state.set_engine(Engine {
-        fingerprint,
-        sampling,
+    state.set_engine(engine(Box::new(runner), EngineOptions::default(), tokenizer, template)?);
+    Ok((state, control))
+}
+
+/// A fake runner of a tokenizer's vocabulary, with so many blocks of 16 tokens.
+///
+/// # Errors
+/// If there are more tokens than fit 32 bits.
+pub fn fake_runner(tokenizer: &Tokenizer, context: u32, blocks: u32) -> Result<FakeRunner> {
+    let geometry = Geometry {
+        vocab: u32::try_from(tokenizer.vocab_size())?,
+        context_max: context,
+        block_tokens: 16,
+        groups: vec![CacheGroup { kind: GroupKind::Full, block_bytes: 1024, blocks }],
+        digest: [7; 32],
+    };
+    Ok(FakeRunner::new(geometry, FakeModel::default()))
+}
+
+/// A runner at work, and what makes text of its tokens.
+///
+/// # Errors
+/// If nothing can be constrained to the vocabulary.
+pub fn engine(
+    runner: Box<dyn Runner>,
+    options: EngineOptions,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+) -> Result<Engine> {
+    let options = EngineOptions { token_bytes: tokenizer.token_bytes(), ..options };
+    let (handle, _thread) = start(runner, options);
+    Ok(Engine {
+        fingerprint: fingerprint("fake", handle.geometry(), &SamplingParams::default(), None),
+        sampling: SamplingParams::default(),
         handle,
         form: ModelForm::of(Some(&template), &tokenizer),
         grammars: Arc::new(ConstraintEngine::new(&tokenizer)?),
         template: Some(Arc::new(template)),
-        tokenizer,
-    });
-    Ok((state, control))
+        tokenizer: Arc::new(tokenizer),
+    })
 }
 
 /// A connection that is kept.

@@ -15,8 +15,9 @@ use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::runner::Runner;
+use frugal_models::source::servable;
 use frugal_models::step::{BlockId, BlockTable, Row, Sample, SamplingParams, SeqId, StepInput, TokenId};
-use frugal_models::template::{Chat, ChatTemplate};
+use frugal_models::template::{Chat, ChatTemplate, TemplateError};
 use frugal_models::tokenizer::Tokenizer;
 use serde_json::json;
 
@@ -62,23 +63,19 @@ fn read(file: Vec<u8>) -> bool {
     let report = inspect(&mut looked_at, &looked);
     drop(looked_at);
     let gguf = Gguf::from_bytes(file).expect("it opened once");
-    let text = Tokenizer::from_gguf(&gguf).map(|tokenizer| {
-        let tokens = tokenizer.encode_prompt("Hello <|im_start|> \u{1f600} 12345").unwrap_or_default();
-        tokenizer.decode(&tokens);
-        if let Ok(template) = ChatTemplate::from_gguf(&gguf, tokenizer.template_tokens())
-            && let Ok(rendered) = template.render(&Chat {
-                messages: &[json!({"role": "user", "content": "Hi"})],
-                add_generation_prompt: true,
-                ..Default::default()
-            })
-        {
-            tokenizer.encode_rendered(&rendered).unwrap_or_default();
+    let text = Tokenizer::from_gguf(&gguf).is_ok_and(|tokenizer| reads_text(&gguf, &tokenizer));
+    let mut runner = match load_runner(&gguf, &options()) {
+        Ok(runner) => {
+            assert_eq!(report.servable, text && servable(&gguf).is_ok(), "{:?}", report.problems);
+            runner
         }
-    });
-    let loaded = load_runner(&gguf, &options());
-    let memory = matches!(loaded, Err(LoadError::Memory { .. } | LoadError::Backend(_)));
-    assert!(!report.servable || text.is_ok() && (loaded.is_ok() || memory), "{:?}", loaded.err());
-    let Ok(mut runner) = loaded else { return false };
+        // Not the file's fault.
+        Err(LoadError::Memory { .. } | LoadError::Backend(_)) => return false,
+        Err(error) => {
+            assert!(!report.servable, "{error}");
+            return false;
+        }
+    };
     let sample = Sample {
         params: Arc::default(),
         seed: 1,
@@ -89,7 +86,25 @@ fn read(file: Vec<u8>) -> bool {
         constraint: None,
     };
     // Damaged numbers may well compute no number: that is the row's fault.
-    text.is_ok() && step(&mut *runner, sample).is_some()
+    let token = step(&mut *runner, sample);
+    report.servable && token.is_some()
+}
+
+/// Whether its template, if it has one, can be used; whatever it makes of a text.
+fn reads_text(gguf: &Gguf, tokenizer: &Tokenizer) -> bool {
+    let tokens = tokenizer.encode_prompt("Hello <|im_start|> \u{1f600} 12345").unwrap_or_default();
+    tokenizer.decode(&tokens);
+    let template = ChatTemplate::from_gguf(gguf, tokenizer.template_tokens());
+    if let Ok(template) = &template
+        && let Ok(rendered) = template.render(&Chat {
+            messages: &[json!({"role": "user", "content": "Hi"})],
+            add_generation_prompt: true,
+            ..Default::default()
+        })
+    {
+        tokenizer.encode_rendered(&rendered).unwrap_or_default();
+    }
+    matches!(template, Ok(_) | Err(TemplateError::Missing))
 }
 
 fn options() -> RunnerOptions {

@@ -2,6 +2,9 @@
 
 mod oracle;
 
+use std::io::Write as _;
+use std::sync::Once;
+
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -16,7 +19,11 @@ const EPS: f64 = 5.960_464_477_539_063e-8;
 fn isas() -> Vec<Isa> {
     let (has, lacks): (Vec<_>, Vec<_>) = Isa::ALL.iter().partition(|isa| isa.available());
     if !lacks.is_empty() {
-        eprintln!("SKIPPED: this processor lacks {lacks:?}");
+        static SAID: Once = Once::new();
+        // Not `eprintln`, which the test harness keeps to itself when a test passes.
+        SAID.call_once(|| {
+            writeln!(std::io::stderr(), "\n*** SKIPPED: this processor lacks {lacks:?}\n").expect("stderr");
+        });
     }
     has
 }

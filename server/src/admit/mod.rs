@@ -586,3 +586,20 @@ fn cache_domain(fields: &mut Fields, caller: Caller) -> Result<[u8; 32], ApiErro
         Some(salt) => Ok(Sha256::new().chain_update(caller.domain).chain_update(salt).finalize().into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_a_duration_after_now() {
+        for (now, after, due) in [
+            (7, None, None),
+            (7, Some(Duration::ZERO), Some(7)),
+            (7, Some(Duration::from_millis(1500)), Some(1_500_000_007)),
+            (7, Some(Duration::MAX), Some(u64::MAX)),
+        ] {
+            assert_eq!(deadline(Tick(now), after), due.map(Tick), "{after:?} after {now}");
+        }
+    }
+}

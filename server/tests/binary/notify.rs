@@ -3,30 +3,27 @@
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::{failure, output};
 use crate::process::{self, Running, get};
 
-/// The service manager's end; its socket is removed with the value.
+/// The service manager's end; its socket's folder is removed with the value.
 struct Manager {
     socket: UnixDatagram,
-    path: PathBuf,
+    path: String,
+    _folder: TempDir,
 }
 
 impl Manager {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("frugal-notify-{name}-{}", std::process::id()));
-        // A killed run may have left one.
-        std::fs::remove_file(&path).ok();
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("notify").to_string_lossy().into_owned();
         let socket = UnixDatagram::bind(&path).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
-        Self { socket, path }
-    }
-
-    fn path(&self) -> &str {
-        self.path.to_str().expect("UTF-8")
+        Self { socket, path, _folder: folder }
     }
 
     fn next(&self) -> String {
@@ -36,16 +33,10 @@ impl Manager {
     }
 }
 
-impl Drop for Manager {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.path).ok();
-    }
-}
-
 #[test]
 fn the_service_manager_learns_of_readiness_life_and_the_end() {
-    let manager = Manager::new("life");
-    let env = [("NOTIFY_SOCKET", manager.path()), ("WATCHDOG_USEC", "100000")];
+    let manager = Manager::new();
+    let env = [("NOTIFY_SOCKET", manager.path.as_str()), ("WATCHDOG_USEC", "100000")];
     let server = Running::start(&[], &env);
     assert_eq!(manager.next(), "READY=1");
     assert_eq!(get(&server.address, "/readyz").status, 200);
@@ -66,8 +57,8 @@ fn the_service_manager_learns_of_readiness_life_and_the_end() {
 
 #[test]
 fn asked_to_reload_a_server_that_has_nothing_to_read_goes_on() {
-    let manager = Manager::new("reload");
-    let mut server = Running::start(&[], &[("NOTIFY_SOCKET", manager.path())]);
+    let manager = Manager::new();
+    let mut server = Running::start(&[], &[("NOTIFY_SOCKET", manager.path.as_str())]);
     assert_eq!(manager.next(), "READY=1");
     server.send_signal("HUP");
     server.log_until("asked to read files again, and there are none");
@@ -77,8 +68,8 @@ fn asked_to_reload_a_server_that_has_nothing_to_read_goes_on() {
 
 #[test]
 fn a_server_that_cannot_load_is_never_ready() {
-    let manager = Manager::new("fails");
-    let env = [("NOTIFY_SOCKET", manager.path())];
+    let manager = Manager::new();
+    let env = [("NOTIFY_SOCKET", manager.path.as_str())];
     let (code, _) = failure(&["--port", "0", "--model", "/nonexistent.gguf"], &env);
     assert_eq!(code, 1);
     manager.socket.set_nonblocking(true).expect("a socket");

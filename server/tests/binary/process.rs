@@ -16,6 +16,11 @@ pub(crate) fn frugal(args: &[&str], env: &[(&str, &str)]) -> Command {
     command
 }
 
+/// Says that something was not tested. Not by `eprintln`, which the test harness keeps to itself when a test passes.
+pub(crate) fn skip(what: &str) {
+    writeln!(std::io::stderr(), "\n*** SKIPPED: {what}\n").expect("stderr");
+}
+
 /// The path of a model.
 pub(crate) fn fixture(name: &str) -> String {
     format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))

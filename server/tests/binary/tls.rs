@@ -2,10 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use tempfile::TempDir;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto};
 
@@ -14,21 +14,19 @@ use super::{failure, output};
 use crate::process::{PATIENCE, Running, try_get};
 
 /// A folder with a certificate and its key, removed with the value.
-struct Files(PathBuf);
+struct Files(TempDir);
 
 impl Files {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("frugal-tls-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        Self(folder)
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
+        self.0.path().join(name).to_string_lossy().into_owned()
     }
 
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.0.join(name), text).expect("a file");
+        std::fs::write(self.0.path().join(name), text).expect("a file");
     }
 
     /// A new certificate for `localhost`, with its key.
@@ -46,12 +44,6 @@ impl Files {
     fn start(&self, args: &[&str]) -> Running {
         let env = self.env();
         Running::start(args, &env.each_ref().map(|(name, value)| (*name, value.as_str())))
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
@@ -77,7 +69,7 @@ fn https(address: &str, trusted: &CertificateDer<'static>) -> Result<u16, std::i
 
 #[test]
 fn https_is_spoken_and_nothing_else() {
-    let files = Files::new("speaks");
+    let files = Files::new();
     let (other, own) = (files.renew(), files.renew());
     let server = files.start(&[]);
     assert_eq!(https(&server.address, &own).expect("trust"), 200);
@@ -100,7 +92,7 @@ fn https_is_spoken_and_nothing_else() {
 
 #[test]
 fn chat_speaks_tls_with_who_is_vouched_for() {
-    let files = Files::new("chat");
+    let files = Files::new();
     files.renew();
     std::fs::copy(files.path("tls.crt"), files.path("other.crt")).expect("a copy");
     files.renew();
@@ -142,7 +134,7 @@ fn chat_speaks_tls_with_who_is_vouched_for() {
 
 #[test]
 fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
-    let files = Files::new("renews");
+    let files = Files::new();
     let first = files.renew();
     let server = files.start(&[]);
     let hangup = || {
@@ -168,7 +160,7 @@ fn a_renewed_certificate_is_shown_and_a_bad_one_is_not() {
 
 #[test]
 fn what_cannot_be_a_certificate_is_named_at_start() {
-    let files = Files::new("bad");
+    let files = Files::new();
     let port = ["--port", "0"];
     let check = |problem: &str| {
         let env = files.env();
@@ -189,7 +181,7 @@ fn what_cannot_be_a_certificate_is_named_at_start() {
 
 #[test]
 fn a_client_that_says_nothing_holds_nothing() {
-    let files = Files::new("silent");
+    let files = Files::new();
     let own = files.renew();
     let server = files.start(&["--set", "server.header_timeout_s=1", "--set", "server.max_connections=1"]);
     let mut silent = TcpStream::connect(&server.address).expect("a connection");
@@ -204,7 +196,7 @@ fn a_client_that_says_nothing_holds_nothing() {
 
 #[test]
 fn a_client_that_says_nothing_does_not_delay_the_end() {
-    let files = Files::new("ends");
+    let files = Files::new();
     files.renew();
     let server = files.start(&["--set", "server.header_timeout_s=3600"]);
     let silent = TcpStream::connect(&server.address).expect("a connection");

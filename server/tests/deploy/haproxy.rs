@@ -138,6 +138,29 @@ fn a_body_longer_than_the_buffer_reaches_a_server() {
     assert!(answer.status == 400 && answer.body.contains("context_length_exceeded"), "{}", answer.body);
 }
 
+const COMPLETIONS: &str = "/v1/completions";
+/// Anthropic's, whose clients know another code for a server that is too busy; balancers do not.
+const MESSAGES: &str = "/v1/messages";
+
+/// A client's `i`-th request, and where it goes.
+fn asked(client: usize, i: usize) -> (&'static str, serde_json::Value) {
+    // Every third one has no key; half of those are messages, which never have one.
+    match i % 6 {
+        3 => {
+            let messages = serde_json::json!([{"role": "user", "content": "a draining server"}]);
+            (MESSAGES, serde_json::json!({"messages": messages, "max_tokens": 32, "temperature": 0}))
+        }
+        sixth => {
+            let key = (sixth % 3 > 0).then(|| format!("key {}", (client + i) % 16));
+            let body = serde_json::json!({
+                "prompt": "a draining server", "max_tokens": 32, "temperature": 0, "ignore_eos": true,
+                "prompt_cache_key": key,
+            });
+            (COMPLETIONS, body)
+        }
+    }
+}
+
 #[test]
 fn a_server_that_drains_costs_no_request() {
     if !have("haproxy", "draining one of three servers") {
@@ -152,14 +175,9 @@ fn a_server_that_drains_costs_no_request() {
             let (address, sender) = (fleet.address.clone(), sender.clone());
             std::thread::spawn(move || {
                 for i in 0..REQUESTS {
-                    // Every third one has no key.
-                    let key = (i % 3 > 0).then(|| format!("key {}", (client + i) % 16));
-                    let body = serde_json::json!({
-                        "prompt": "a draining server", "max_tokens": 32, "temperature": 0, "ignore_eos": true,
-                        "prompt_cache_key": key,
-                    });
-                    let answer = post(&address, "/v1/completions", &body.to_string(), &[]);
-                    sender.send((answer.status, answer.body)).expect("the test listens");
+                    let (path, body) = asked(client, i);
+                    let answer = post(&address, path, &body.to_string(), &[]);
+                    sender.send((path, answer)).expect("the test listens");
                 }
             })
         })
@@ -167,10 +185,11 @@ fn a_server_that_drains_costs_no_request() {
     drop(sender);
     let mut texts = BTreeSet::new();
     let mut gone = None;
-    for (i, (status, body)) in answers.iter().enumerate() {
-        assert_eq!(status, 200, "request {i}: {body}");
-        let answer: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-        texts.insert(answer["choices"][0]["text"].as_str().expect("a text").to_owned());
+    for (i, (path, answer)) in answers.iter().enumerate() {
+        assert_eq!(answer.status, 200, "request {i} to {path}: {}", answer.body);
+        let body: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        let text = body.pointer("/choices/0/text").or(body.pointer("/content/0/text"));
+        texts.insert((path, text.and_then(|text| text.as_str()).expect("a text").to_owned()));
         if i == CLIENTS * REQUESTS / 4 {
             let server = fleet.servers.remove(1);
             assert!(sample(&server, "frugal_requests_total") > 0.0, "it had nothing to lose");
@@ -182,7 +201,7 @@ fn a_server_that_drains_costs_no_request() {
         client.join().expect("a client");
     }
     // Whichever server it was: the same tokens.
-    assert_eq!(texts.len(), 1, "{texts:?}");
+    assert_eq!(texts.iter().map(|(path, _)| *path).collect::<Vec<_>>(), [COMPLETIONS, MESSAGES], "{texts:?}");
     assert_eq!(gone.expect("the signal was sent").wait(), 0);
     assert_eq!(get(&fleet.address, "/readyz").status, 200);
 }

@@ -6,8 +6,9 @@ use std::process::Command;
 
 use frugal::metrics::{Kind, METRICS};
 
+use crate::process::skip;
 use crate::prometheus::names;
-use crate::tools::{skip, text};
+use crate::tools::text;
 
 /// What `run.sh` ends with where Helm or a schema cannot be had.
 const NOT_TESTED: i32 = 77;

@@ -1,9 +1,10 @@
 //! Programs and files that the tests share.
 
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+
+use crate::process::skip;
 
 /// A file of `deploy/`.
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -22,7 +23,7 @@ pub(crate) fn replace(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
-/// Whether a program is installed; otherwise says, past the test harness, what was not tested.
+/// Whether a program is installed; otherwise says what was not tested.
 pub(crate) fn have(program: &str, what: &str) -> bool {
     let there = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()));
@@ -30,11 +31,6 @@ pub(crate) fn have(program: &str, what: &str) -> bool {
         skip(&format!("{what}: {program} is not installed"));
     }
     there
-}
-
-/// Says that something was not tested.
-pub(crate) fn skip(what: &str) {
-    writeln!(std::io::stderr(), "\n*** SKIPPED: {what}\n").expect("stderr");
 }
 
 /// Runs a program to its end, which must be a success; its output.
