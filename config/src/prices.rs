@@ -1,5 +1,6 @@
 //! Money and energy prices, exact.
 
+use crate::raw;
 use crate::units::{Decimal, PICO};
 
 /// What the machine costs: pico-units of currency per hour; 64 bits hold 18 million units.
@@ -17,6 +18,17 @@ pub struct Milliwatts(pub u64);
 /// Pico-units of currency per million tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PicoPerMillion(pub u128);
+
+/// List prices of a hosted API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hosted {
+    /// Of prompt tokens that it computes.
+    pub input: PicoPerMillion,
+    /// Of prompt tokens that are in its cache.
+    pub cached: PicoPerMillion,
+    /// Of answers.
+    pub output: PicoPerMillion,
+}
 
 /// Hours in a year, leap years averaged (365.25 days).
 const HOURS_PER_YEAR: u128 = 8_766;
@@ -47,13 +59,20 @@ impl Parts {
         let parts = [gpus, electricity, hardware];
         parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum())
     }
+
+    /// The same machine when it draws so many watts.
+    pub(crate) fn drawing(self, watts: Decimal) -> Self {
+        Self { electricity: self.electricity.map(|(_, price)| (watts, price)), ..self }
+    }
 }
 
 const PICO_PER_MILLI: u128 = PICO / 1_000;
 
-impl From<Decimal> for PicoPerMillion {
-    fn from(per_million: Decimal) -> Self {
-        Self(per_million.pico())
+impl From<raw::Hosted> for Hosted {
+    fn from(list: raw::Hosted) -> Self {
+        let of = |price: Decimal| PicoPerMillion(price.pico());
+        let cached = list.cached.unwrap_or(list.input);
+        Self { input: of(list.input), cached: of(cached), output: of(list.output) }
     }
 }
 
@@ -95,6 +114,8 @@ mod tests {
             hardware: Some((d("17532"), d("2"))),
         };
         check(all, Some(3 * PICO));
+        check(all.drawing(d("200")), Some(2 * PICO + PICO / 5));
+        check(Parts { electricity: None, ..all }.drawing(d("200")), Some(2 * PICO));
     }
 
     #[test]

@@ -258,6 +258,7 @@ pub struct Cost {
     pub gpu_per_hour: Option<Decimal>,
     pub gpu_count: Option<u32>,
     pub power_watts: Option<Decimal>,
+    pub idle_watts: Option<Decimal>,
     pub electricity_per_kwh: Option<Decimal>,
     pub hardware_price: Option<Decimal>,
     pub hardware_years: Option<Decimal>,
@@ -270,6 +271,7 @@ pub struct Cost {
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct Hosted {
     pub input: Decimal,
+    pub cached: Option<Decimal>,
     pub output: Decimal,
 }
 

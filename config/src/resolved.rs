@@ -12,7 +12,7 @@ use crate::auth::Auth;
 use crate::error::ConfigError;
 use crate::hub::Hub;
 use crate::layers::Layers;
-use crate::prices::{Milliwatts, PicoPerHour, PicoPerKwh, PicoPerMillion};
+use crate::prices::{Hosted, Milliwatts, PicoPerHour, PicoPerKwh};
 use crate::raw::{self, Isa, KvType, LogFormat, Raw, UnknownFields};
 use crate::tls::Tls;
 use crate::units::ByteSize;
@@ -223,12 +223,16 @@ pub struct Cost {
     pub currency: String,
     /// The machine; None: money is not shown. At most 10^6 units.
     pub per_hour: Option<PicoPerHour>,
+    /// The same while it has no work.
+    pub idle_per_hour: Option<PicoPerHour>,
     /// Of energy that is measured; what is drawn at `power` is in `per_hour`.
     pub per_kwh: Option<PicoPerKwh>,
     /// Power of what does not measure its energy; None: unknown.
     pub power: Option<Milliwatts>,
-    /// List prices of hosted APIs by name: input, output.
-    pub hosted: BTreeMap<String, (PicoPerMillion, PicoPerMillion)>,
+    /// The same while there is no work; at most `power`.
+    pub idle_power: Option<Milliwatts>,
+    /// List prices of hosted APIs by name.
+    pub hosted: BTreeMap<String, Hosted>,
 }
 
 /// Logs.

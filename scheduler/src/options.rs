@@ -68,10 +68,14 @@ impl Default for EngineOptions {
 pub struct Prices {
     /// All of it but measured energy: rent, hardware spread over its life, energy at the configured power. None: no money is counted.
     pub per_hour: Option<u64>,
+    /// The same of an hour without work; None: as with work.
+    pub idle_per_hour: Option<u64>,
     /// Of a kilowatt-hour that is measured; without a price per hour it is not counted either.
     pub per_kwh: Option<u64>,
     /// Milliwatts that are drawn all the time by what does not measure its energy; None: unknown.
     pub power_milliwatts: Option<u64>,
+    /// The same without work; None: as with work.
+    pub idle_milliwatts: Option<u64>,
 }
 
 /// What turns work into time.

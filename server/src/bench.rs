@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use frugal_config::Config;
 use frugal_config::cli::Bench;
+use frugal_config::{Config, raw};
 use frugal_models::cpu::probe::{Probe, probe};
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::BackendKind;
+use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
 use frugal_models::step::{
     BlockId, BlockTable, GroupKind, Row, Sample, SamplingParams, SeqId, StepInput, TokenId,
@@ -32,10 +33,14 @@ const FIRST_TOKEN: u32 = 3;
 pub(crate) fn run(config: &Config, bench: &Bench) -> anyhow::Result<()> {
     let text = match &bench.against {
         _ if bench.machine => alone(load::threads(config), bench.json)?,
-        Some(command) => against::run(config, bench, command)?,
-        None if bench.json => line(&measure(config, bench)?),
+        Some(command) => return against::run(config, bench, command),
+        None if bench.json => line(config, bench, &measure(config, bench)?),
         None => text(&measure(config, bench)?),
     };
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
@@ -45,6 +50,12 @@ struct Measured {
     device: Device,
     load_s: f64,
     figures: Vec<Figure>,
+}
+
+impl Measured {
+    fn names(&self) -> Vec<&str> {
+        self.figures.iter().map(|(name, _)| name.as_str()).collect()
+    }
 }
 
 /// What computed.
@@ -122,17 +133,30 @@ fn grown(bench: &Bench) -> u64 {
 /// A test's name, as peers call it, and its tokens per second.
 type Figure = (String, f64);
 
-fn line(measured: &Measured) -> String {
-    let mut object = Map::new();
-    object.insert("engine".to_owned(), json!("frugal"));
-    object.insert("model".to_owned(), json!(measured.model));
-    match &measured.device {
-        Device::Threads(threads) => object.insert("threads".to_owned(), json!(threads)),
-        Device::Gpu(name) => object.insert("device".to_owned(), json!(name)),
-    };
-    object.insert("load_s".to_owned(), json!(rounded(measured.load_s)));
+fn line(config: &Config, bench: &Bench, measured: &Measured) -> String {
+    let mut object = conditions(config, bench, measured);
     object.extend(measured.figures.iter().map(|(name, rate)| (name.clone(), json!(rounded(*rate)))));
     format!("{}\n", Value::Object(object))
+}
+
+/// What was measured and how: figures compare with those that have the same.
+fn conditions(config: &Config, bench: &Bench, measured: &Measured) -> Map<String, Value> {
+    let device = match (&measured.device, config.cpu.isa) {
+        (Device::Gpu(name), _) => json!({ "device": name }),
+        (Device::Threads(threads), raw::Isa::Auto) => {
+            json!({ "threads": threads, "isa": Isa::detect().name() })
+        }
+        (Device::Threads(threads), isa) => json!({ "threads": threads, "isa": isa }),
+    };
+    let Bench { prompt, decode, depth, batches, runs, .. } = bench;
+    let engine = json!({ "engine": "frugal", "version": env!("CARGO_PKG_VERSION"), "model": measured.model });
+    let asked = json!({
+        "kv_dtype": config.kv.dtype, "step_tokens": config.scheduler.step_tokens,
+        "prompt": prompt, "decode": decode, "depth": depth, "batches": batches, "runs": runs,
+        "load_s": rounded(measured.load_s),
+    });
+    let objects = [engine, device, asked].into_iter();
+    objects.flat_map(|object| object.as_object().cloned().unwrap_or_default()).collect()
 }
 
 fn text(measured: &Measured) -> String {
@@ -285,4 +309,43 @@ pub(crate) fn median(mut rates: Vec<f64>) -> Option<f64> {
     let middle = rates.len() / 2;
     let upper = *rates.get(middle)?;
     Some(if rates.len() % 2 == 1 { upper } else { (rates.get(middle - 1)? + upper) / 2.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_config::Layers;
+
+    use super::*;
+
+    #[test]
+    fn figures_come_with_what_they_were_measured_on() {
+        let config = Config::resolve(&Layers::new()).unwrap();
+        let batches = vec![1, 8];
+        let bench = Bench {
+            json: true,
+            machine: false,
+            against: None,
+            rounds: 5,
+            prompt: 512,
+            decode: 32,
+            depth: 128,
+            batches,
+            runs: 3,
+        };
+        let on = |device| {
+            let measured =
+                Measured { model: "m.gguf".to_owned(), device, load_s: 1.234, figures: Vec::new() };
+            conditions(&config, &bench, &measured)
+        };
+        let (cpu, gpu) = (on(Device::Threads(2)), on(Device::Gpu("cuda:0".to_owned())));
+        assert_eq!(
+            (&cpu["threads"], &cpu["isa"], cpu.get("device")),
+            (&json!(2), &json!(Isa::detect().name()), None)
+        );
+        assert_eq!((gpu.get("threads"), gpu.get("isa"), &gpu["device"]), (None, None, &json!("cuda:0")));
+        for on in [cpu, gpu] {
+            let asked = ["load_s", "batches", "runs", "kv_dtype"].map(|name| on[name].clone());
+            assert_eq!(Value::from_iter(asked), json!([1.23, [1, 8], 3, "f16"]));
+        }
+    }
 }

@@ -45,6 +45,9 @@ const LAST_STEP: Duration = Duration::from_secs(5);
 const LOOKS: u32 = 10;
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How a measurement ends that a signal has ended, once it has told what there was; as shells have it of SIGINT.
+pub(crate) const EXIT_INTERRUPTED: i32 = 130;
+
 /// Where a client on this machine finds a server that listens on `address`.
 pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -75,6 +78,16 @@ impl Signals {
             self.hangup = Some(listen(SignalKind::hangup())?);
         }
         Ok(())
+    }
+
+    /// What comes of it, unless a signal comes first.
+    pub(crate) async fn unless<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            // A terminal sends its signal to a command that runs beside us as well: that it failed is no news then.
+            biased;
+            _ = self.next() => None,
+            output = future => Some(output),
+        }
     }
 
     /// Resolves at the next signal, with its name.

@@ -9,7 +9,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
-use frugal_config::prices::PicoPerMillion;
+use frugal_config::prices::Hosted;
 use frugal_scheduler::histogram::Histogram;
 use frugal_scheduler::snapshot::Snapshot;
 use prometheus::proto;
@@ -26,8 +26,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Facts {
     /// Label `currency` of money.
     pub currency: String,
-    /// List prices of hosted APIs: name, input, output.
-    pub hosted: BTreeMap<String, (PicoPerMillion, PicoPerMillion)>,
+    /// List prices of hosted APIs by name.
+    pub hosted: BTreeMap<String, Hosted>,
 }
 
 /// Everything that a metric may be read from.

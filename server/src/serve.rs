@@ -297,8 +297,10 @@ fn engine_options(config: &Config, started: Instant, loaded: &Loaded) -> EngineO
         draft_tokens: scheduler.draft_tokens.unwrap_or(drafts),
         prices: Prices {
             per_hour: config.cost.per_hour.map(|p| p.0),
+            idle_per_hour: config.cost.idle_per_hour.map(|p| p.0),
             per_kwh: config.cost.per_kwh.map(|p| p.0),
             power_milliwatts: config.cost.power.map(|p| p.0),
+            idle_milliwatts: config.cost.idle_power.map(|p| p.0),
         },
         startup: started.elapsed(),
         stall_timeout: scheduler.stall_timeout,

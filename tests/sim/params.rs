@@ -167,8 +167,8 @@ fn geometry(rng: &mut Rng, vocab: u32, context_max: u32) -> Geometry {
 fn prices(rng: &mut Rng) -> Prices {
     Prices {
         per_hour: rng.percent(60).then(|| rng.next() % 20_000_000_000_000),
-        per_kwh: None,
         power_milliwatts: rng.percent(40).then(|| rng.next() % 500_000),
+        ..Prices::default()
     }
 }
 

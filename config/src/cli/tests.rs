@@ -163,7 +163,10 @@ fn variables_have_the_type_of_their_key() {
         ("FRUGAL_SERVER__SELFCHECK", "true"),
         ("FRUGAL_KV__MEMORY", "2GiB"),
         ("FRUGAL_COST__INSTANCE_PER_HOUR", "0.1"),
-        ("FRUGAL_COST__HOSTED", "{ a = { input = 0.15, output = \"0.60\" } }"),
+        (
+            "FRUGAL_COST__HOSTED",
+            "{ a = { input = 0.15, output = \"0.60\" }, b = { input = 2, cached = 0.5, output = 8 } }",
+        ),
         ("FRUGAL_AUTH__KEYS", "[{ name = \"a\", key = \"s3cret\" }]"),
     ];
     let c = config("", &env, &[]).unwrap();
@@ -172,8 +175,29 @@ fn variables_have_the_type_of_their_key() {
     assert!(c.selfcheck);
     assert_eq!(c.kv.memory_bytes, Some(2 << 30));
     assert_eq!(c.cost.per_hour.map(|p| p.0), Some(100_000_000_000));
-    assert_eq!(c.cost.hosted["a"].0.0, 150_000_000_000);
+    // Without a price of their own, cached tokens have that of the others.
+    let listed = |name: &str| {
+        let list = c.cost.hosted[name];
+        [list.input, list.cached, list.output].map(|price| price.0 / 10_000_000_000)
+    };
+    assert_eq!((listed("a"), listed("b")), ([15, 15, 60], [200, 50, 800]));
     assert_eq!(c.auth.keys, [crate::auth::Key::new("a", "s3cret")]);
+}
+
+#[test]
+fn an_idle_hour_has_less_electricity_in_it() {
+    let hours = |file: &str| {
+        let cost = config(file, &[], &[]).unwrap().cost;
+        [cost.per_hour, cost.idle_per_hour].map(|price| price.map(|price| price.0 / 1_000_000_000))
+    };
+    let all = "[cost]\ngpu_per_hour = 2\nelectricity_per_kwh = 0.5\npower_watts = 400\n";
+    assert_eq!(hours(all), [Some(2200), None]);
+    assert_eq!(hours(&format!("{all}idle_watts = 100\n")), [Some(2200), Some(2050)]);
+    // Electricity is not a part of this price, which no hour is spared.
+    assert_eq!(
+        hours("[cost]\ninstance_per_hour = 1\npower_watts = 400\nidle_watts = 100\n"),
+        [Some(1000), None]
+    );
 }
 
 #[test]
@@ -265,6 +289,9 @@ fn errors_name_key_value_and_origin() {
     check("[cost]\ninstance_per_hour = 1\n", &[("FRUGAL_COST__GPU_PER_HOUR", "2")], &[]);
     check("", &[("FRUGAL_COST__INSTANCE_PER_HOUR", "1000001")], &[]);
     check("[cost]\nelectricity_per_kwh = 0.3\n", &[], &[]);
+    check("[cost]\nidle_watts = 20\n", &[], &[]);
+    check("[cost]\npower_watts = 65\nidle_watts = 65.1\n", &[], &[]);
+    check("[cost]\npower_watts = 65\nidle_watts = 0.0001\n", &[], &[]);
     check("[cost]\ninstance_per_hour = -1\n", &[], &[]);
     check("[cost]\ninstance_per_hour = 1e-15\n", &[], &[]);
     check("[auth]\nkeys = [\"s3cret\"]\n", &[], &[]);

@@ -14,27 +14,22 @@ impl Check<'_> {
         {
             return Err(self.layers.wrong("cost.currency", "expected 1 to 16 visible ASCII characters"));
         }
-        let power = match c.power_watts {
-            Some(watts) => Some(
-                Milliwatts::from_watts(watts)
-                    .ok_or_else(|| self.layers.wrong("cost.power_watts", "expected at most 3 decimals"))?,
-            ),
-            None => None,
-        };
+        let (power, idle_power) = self.powers(c)?;
         if let Some(0) = c.gpu_count {
             return Err(self.layers.wrong("cost.gpu_count", "expected at least 1"));
         }
-        let per_hour = match c.instance_per_hour {
+        let (per_hour, idle_per_hour) = match c.instance_per_hour {
             Some(price) => {
                 self.instance_price_stands_alone(c)?;
-                Some(price.pico())
+                (Some(price.pico()), None)
             }
-            None => self.parts(c)?.per_hour(),
+            None => {
+                let parts = self.parts(c)?;
+                (parts.per_hour(), c.idle_watts.and_then(|watts| parts.drawing(watts).per_hour()))
+            }
         };
-        let per_hour = match per_hour {
-            Some(pico) => Some(self.price(pico)?),
-            None => None,
-        };
+        let price = |pico: Option<u128>| pico.map(|pico| self.price(pico)).transpose();
+        let (per_hour, idle_per_hour) = (price(per_hour)?, price(idle_per_hour)?);
         let per_kwh = match c.electricity_per_kwh {
             Some(price) => Some(PicoPerKwh::from_price(price).ok_or_else(|| {
                 self.layers.wrong("cost.electricity_per_kwh", "a kilowatt-hour would cost more than 10^6")
@@ -42,8 +37,26 @@ impl Check<'_> {
             None => None,
         };
         let hosted = c.hosted.clone().unwrap_or_default();
-        let hosted = hosted.into_iter().map(|(name, h)| (name, (h.input.into(), h.output.into()))).collect();
-        Ok(Cost { currency: c.currency.clone(), per_hour, per_kwh, power, hosted })
+        let hosted = hosted.into_iter().map(|(name, list)| (name, list.into())).collect();
+        let currency = c.currency.clone();
+        Ok(Cost { currency, per_hour, idle_per_hour, per_kwh, power, idle_power, hosted })
+    }
+
+    /// With work and without.
+    fn powers(&self, c: &raw::Cost) -> Result<(Option<Milliwatts>, Option<Milliwatts>), ConfigError> {
+        let of = |key: &'static str, watts: Option<Decimal>| {
+            let wrong = || self.layers.wrong(key, "expected at most 3 decimals");
+            watts.map(|watts| Milliwatts::from_watts(watts).ok_or_else(wrong)).transpose()
+        };
+        let (busy, idle) = (of("cost.power_watts", c.power_watts)?, of("cost.idle_watts", c.idle_watts)?);
+        if idle.is_some() && busy.is_none() {
+            return Err(self.incomplete("cost.idle_watts", "cost.power_watts"));
+        }
+        if idle > busy {
+            let problem = "a machine without work draws no more than one with work";
+            return Err(self.contradiction("cost.idle_watts", "cost.power_watts", problem));
+        }
+        Ok((busy, idle))
     }
 
     /// At most a million an hour, so that the sums of years fit into 128 bits.

@@ -2,7 +2,7 @@
 //!
 //! Invariant (I7): after every settlement the accounts sum to the time since start, their energy to what was measured by then and
 //! the configured power times that time, and their money to the price times that time and the price of what was measured, each
-//! rounded down once with the remainder carried. Absent on purpose: clocks, meters, names of currencies, floats in anything that is
+//! rounded down once with the remainder carried. Time without work has a power and a price of its own. Absent on purpose: clocks, meters, names of currencies, floats in anything that is
 //! summed (the fit yields only the weights of a split).
 
 mod fit;
@@ -50,12 +50,35 @@ pub struct RowCharge {
     pub draft: Amount,
 }
 
+/// What time costs and draws; 0 where that is not known.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    per_hour: u64,
+    milliwatts: u64,
+}
+
+impl Rate {
+    fn busy(prices: &Prices) -> Self {
+        let Prices { per_hour, power_milliwatts, .. } = prices;
+        Self { per_hour: per_hour.unwrap_or(0), milliwatts: power_milliwatts.unwrap_or(0) }
+    }
+
+    /// Nothing that is unknown with work is known without.
+    fn idle(prices: &Prices) -> Self {
+        let per_hour = prices.per_hour.map(|busy| prices.idle_per_hour.unwrap_or(busy));
+        let milliwatts = prices.power_milliwatts.map(|busy| prices.idle_milliwatts.unwrap_or(busy));
+        Self { per_hour: per_hour.unwrap_or(0), milliwatts: milliwatts.unwrap_or(0) }
+    }
+}
+
 /// The accounts, and the coefficients that split steps.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     prices: Prices,
     startup_ns: u64,
     settled: Tick,
+    /// Of the time until then, that without work.
+    idle_ns: u64,
     /// Picojoules measured so far; None until something is.
     measured: Option<u128>,
     /// Of these, what accounts hold.
@@ -80,6 +103,7 @@ impl Ledger {
             prices: *prices,
             startup_ns,
             settled: Tick(0),
+            idle_ns: 0,
             measured,
             settled_energy: 0,
             carry: 0,
@@ -91,7 +115,7 @@ impl Ledger {
             total: Tally::default(),
             window: Window::default(),
         };
-        let spent = ledger.priced(startup_ns);
+        let spent = ledger.priced(startup_ns, Rate::busy(prices));
         ledger.post(Account::Startup, spent);
         ledger
     }
@@ -104,13 +128,14 @@ impl Ledger {
 
     /// The time since the last settlement had no work in it.
     pub fn idle(&mut self, now: Tick) {
-        let spent = self.settle(now);
+        let spent = self.settle(now, Rate::idle(&self.prices));
+        self.idle_ns += spent.ns;
         self.post(Account::Idle, spent);
     }
 
     /// A step faulted: what it took is nobody's.
     pub fn fault(&mut self, now: Tick) {
-        let spent = self.settle(now);
+        let spent = self.settle(now, Rate::busy(&self.prices));
         self.post(Account::Failed, spent);
     }
 
@@ -122,7 +147,7 @@ impl Ledger {
     /// If `stats` has not one entry per row, or there is no row.
     pub fn step(&mut self, now: Tick, stats: &StepStats, rows: &[RowTokens]) -> Vec<RowCharge> {
         assert!(!rows.is_empty() && stats.rows.len() == rows.len(), "work is reported for every row");
-        let spent = self.settle(now);
+        let spent = self.settle(now, Rate::busy(&self.prices));
         let (startup, spent) = apart(spent, stats.startup_ns);
         self.post(Account::Startup, startup);
         let weights = self.fit.weights(stats);
@@ -211,13 +236,16 @@ impl Ledger {
     pub fn check(&self) -> Result<Amount, String> {
         let held = sum(&self.accounts);
         let elapsed = self.startup_ns + self.settled.0;
-        let Prices { per_hour, power_milliwatts, .. } = self.prices;
-        let of_time = |per_ns: Option<u64>| u128::from(elapsed) * u128::from(per_ns.unwrap_or(0));
+        let times =
+            [(elapsed - self.idle_ns, Rate::busy(&self.prices)), (self.idle_ns, Rate::idle(&self.prices))];
+        let of_time = |of: fn(&Rate) -> u64| -> u128 {
+            times.iter().map(|(ns, rate)| u128::from(*ns) * u128::from(of(rate))).sum()
+        };
         let (of_energy, _) = priced(self.settled_energy, self.per_kwh(), 0);
         let due = Amount {
             ns: elapsed,
-            pico: of_time(per_hour) / NS_PER_HOUR + of_energy,
-            energy: of_time(power_milliwatts) + self.settled_energy,
+            pico: of_time(|rate| rate.per_hour) / NS_PER_HOUR + of_energy,
+            energy: of_time(|rate| rate.milliwatts) + self.settled_energy,
         };
         if held != due {
             return Err(format!("I7: the accounts hold {held:?}, what was spent is {due:?}"));
@@ -225,22 +253,22 @@ impl Ledger {
         Ok(held)
     }
 
-    fn settle(&mut self, now: Tick) -> Amount {
+    fn settle(&mut self, now: Tick, rate: Rate) -> Amount {
         assert!(now >= self.settled, "time goes forward");
         let ns = now.0 - self.settled.0;
         self.settled = now;
-        self.priced(ns)
+        self.priced(ns, rate)
     }
 
     /// So much time, and what was measured since the last one.
-    fn priced(&mut self, ns: u64) -> Amount {
-        let due = u128::from(ns) * u128::from(self.prices.per_hour.unwrap_or(0)) + self.carry;
+    fn priced(&mut self, ns: u64, rate: Rate) -> Amount {
+        let due = u128::from(ns) * u128::from(rate.per_hour) + self.carry;
         self.carry = due % NS_PER_HOUR;
         let measured = self.measured.unwrap_or(0) - self.settled_energy;
         self.settled_energy += measured;
         let (pico, carry) = priced(measured, self.per_kwh(), self.carry_energy);
         self.carry_energy = carry;
-        let configured = u128::from(ns) * u128::from(self.prices.power_milliwatts.unwrap_or(0));
+        let configured = u128::from(ns) * u128::from(rate.milliwatts);
         Amount { ns, pico: due / NS_PER_HOUR + pico, energy: measured + configured }
     }
 

@@ -43,14 +43,22 @@ proptest! {
     #[test]
     fn every_nanosecond_pico_unit_and_picojoule_is_somewhere(
         ops in prop::collection::vec(op(), 0..60),
-        (price, per_kwh) in (price(), price()),
-        power_milliwatts in prop::option::of(0u64..500_000),
+        (price, idle_price, per_kwh) in (price(), price(), price()),
+        (power, idle_power) in (power(), power()),
         startup in 0u64..10_000_000_000,
         mut measured in prop::option::of(0u128..1 << 50),
     ) {
-        let prices = Prices { per_hour: price, per_kwh, power_milliwatts };
+        let prices = Prices {
+            per_hour: price,
+            idle_per_hour: idle_price,
+            per_kwh,
+            power_milliwatts: power,
+            idle_milliwatts: idle_power,
+        };
+        let rate = |busy: Option<u64>, idle: Option<u64>| [busy, busy.and(idle.or(busy))].map(|rate| u128::from(rate.unwrap_or(0)));
+        let (rate, drawn) = (rate(price, idle_price), rate(power, idle_power));
         let mut ledger = Ledger::new(&prices, Coefficients::default(), startup, measured);
-        let (mut now, mut charged, mut requests) = (0, Amount::default(), Vec::new());
+        let (mut now, mut idle, mut charged, mut requests) = (0, 0, Amount::default(), Vec::new());
         let mut settled = measured;
         for op in ops {
             let before = ledger.cost().accounts;
@@ -58,7 +66,7 @@ proptest! {
                 settled = measured;
             }
             match op {
-                Op::Idle(ns) => { now += ns; ledger.idle(Tick(now)); }
+                Op::Idle(ns) => { now += ns; idle += ns; ledger.idle(Tick(now)); }
                 Op::Fault(ns) => { now += ns; ledger.fault(Tick(now)); }
                 Op::Step(ns, dense_bytes, rows) => {
                     now += ns;
@@ -98,10 +106,16 @@ proptest! {
                 }
             }
             let held = ledger.check();
-            let configured = u128::from(startup + now) * u128::from(power_milliwatts.unwrap_or(0));
-            prop_assert_eq!(held.clone().map(|a| a.ns), Ok(startup + now));
-            prop_assert_eq!(held.map(|a| a.energy), Ok(configured + settled.unwrap_or(0)));
+            let of_time = |[with, without]: [u128; 2]| u128::from(startup + now - idle) * with + u128::from(idle) * without;
+            let (of_energy, _) = priced(settled.unwrap_or(0), price.and(per_kwh).unwrap_or(0), 0);
+            let due = Amount {
+                ns: startup + now,
+                pico: of_time(rate) / NS_PER_HOUR + of_energy,
+                energy: of_time(drawn) + settled.unwrap_or(0),
+            };
+            prop_assert_eq!(held, Ok(due));
             let after = ledger.cost().accounts;
+            prop_assert_eq!(after[Account::Idle as usize].ns, idle);
             for (a, b) in before.iter().zip(&after) {
                 prop_assert_eq!(a.min(*b), *a, "an account went down");
             }
@@ -116,9 +130,18 @@ fn price() -> impl Strategy<Value = Option<u64>> {
     prop::option::of(prop_oneof![0u64..1000, 0u64..20_000_000_000_000, Just(u64::MAX)])
 }
 
+fn power() -> impl Strategy<Value = Option<u64>> {
+    prop::option::of(0u64..500_000)
+}
+
 /// 3.60 an hour: a milliunit a second.
-const PRICES: Prices =
-    Prices { per_hour: Some(3_600_000_000_000), per_kwh: None, power_milliwatts: Some(50_000) };
+const PRICES: Prices = Prices {
+    per_hour: Some(3_600_000_000_000),
+    idle_per_hour: None,
+    per_kwh: None,
+    power_milliwatts: Some(50_000),
+    idle_milliwatts: None,
+};
 const SECOND: u64 = 1_000_000_000;
 const JOULE: u128 = 1_000_000_000_000;
 
@@ -145,6 +168,31 @@ fn loaded_cost_reconciles_with_the_bill() {
     near(bill, 0.100);
     near(cost.recent.all.seconds_loaded, 100.0 / 2.5);
     near(cost.joules(Account::Idle), 50.0 * 50.0);
+}
+
+/// A machine of 50 W that draws 20 W when it has nothing to do, at 0.36 a kilowatt-hour and 1.80 an hour for the rest.
+#[test]
+fn idle_time_has_a_price_and_a_power_of_its_own() {
+    let hour = |watts: u64| Some(1_800_000_000_000 + watts * 360_000_000);
+    let prices =
+        Prices { per_hour: hour(50), idle_per_hour: hour(20), idle_milliwatts: Some(20_000), ..PRICES };
+    let mut ledger = Ledger::new(&prices, Coefficients::default(), 10 * SECOND, None);
+    ledger.idle(Tick(100 * SECOND));
+    ledger.fault(Tick(101 * SECOND));
+    ledger.idle(Tick(102 * SECOND));
+    let step = StepStats { rows: vec![RowWork { macs: 1, ..RowWork::default() }], ..StepStats::default() };
+    ledger.step(Tick(103 * SECOND), &step, &[RowTokens { decode: 1, ..RowTokens::default() }]);
+    let cost = ledger.cost();
+    let of = |account| {
+        let Amount { ns, pico, energy } = cost.accounts[account as usize];
+        (ns / SECOND, pico, energy / JOULE)
+    };
+    // 500 millions of pico-units a second, and a tenth of one a joule.
+    assert_eq!(of(Account::Startup), (10, 10 * 505_000_000, 10 * 50));
+    assert_eq!(of(Account::Idle), (101, 101 * 502_000_000, 101 * 20));
+    assert_eq!(of(Account::Failed), (1, 505_000_000, 50));
+    assert_eq!(of(Account::Decode), (1, 505_000_000, 50));
+    ledger.check().expect("all is accounted for");
 }
 
 #[test]
@@ -184,7 +232,8 @@ fn without_a_price_there_is_no_money() {
 #[test]
 fn measured_energy_goes_where_time_goes_at_its_own_price() {
     // 0.36 a kilowatt-hour: 100 nano-units a joule.
-    let prices = Prices { per_hour: Some(0), per_kwh: Some(360_000_000_000), power_milliwatts: Some(10_000) };
+    let per_kwh = Some(360_000_000_000);
+    let prices = Prices { per_hour: Some(0), per_kwh, power_milliwatts: Some(10_000), ..Prices::default() };
     let mut ledger = Ledger::new(&prices, Coefficients::default(), SECOND, Some(70 * JOULE));
     ledger.measure(100 * JOULE);
     ledger.idle(Tick(2 * SECOND));

@@ -2,7 +2,8 @@
 //!
 //! A machine's speed can change by half within minutes, so rounds alternate who begins, each is shown beside what the
 //! machine gave at that moment, and what is compared is the two figures of a round: the ratio is the median of the
-//! rounds' ratios, not the ratio of the medians.
+//! rounds' ratios, not the ratio of the medians. An hour of rounds is not lost to the one that fails, nor to Ctrl-C: those before it are
+//! printed.
 
 use std::process::{Command, Stdio};
 
@@ -11,8 +12,10 @@ use frugal_config::Config;
 use frugal_config::cli::Bench;
 use frugal_models::cpu::probe::{Probe, probe};
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
 
-use super::{Device, Figure, Measured, machine, measure, median, rounded};
+use super::{Figure, Measured, conditions, machine, measure, median, print, rounded};
+use crate::lifecycle::{EXIT_INTERRUPTED, Signals};
 use crate::load;
 use crate::terminal::{printable_line, table};
 
@@ -22,29 +25,62 @@ const COMPLAINT_BYTES_MAX: usize = 2000;
 /// One turn of each.
 struct Round {
     probe: Probe,
-    ours: Vec<Figure>,
-    /// In the order of `ours`; None if the command does not measure that.
+    ours: Measured,
+    /// In the order of our figures; None if the command does not measure that.
     theirs: Vec<Option<f64>>,
 }
 
-/// Measures in turns; text or a line of JSON.
-pub(super) fn run(config: &Config, bench: &Bench, command: &str) -> anyhow::Result<String> {
-    let threads = load::threads(config);
+/// Measures in turns and prints text or a line of JSON, of what there is when nothing more will come.
+pub(super) fn run(config: &Config, bench: &Bench, command: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.context("cannot start a runtime")?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let (sender, mut measured) = mpsc::channel(1);
     let mut rounds = Vec::new();
-    for i in 0..bench.rounds {
-        let probe = probe(threads).context("cannot probe the machine")?;
-        // Whoever begins has the cooler machine.
-        let before = if i % 2 == 1 { Some(output(command)?) } else { None };
-        let Measured { figures: ours, .. } = measure(config, bench)?;
-        let line = before.map_or_else(|| output(command), Ok)?;
-        let theirs = figures(&line, &ours).with_context(|| format!("`{command}`"))?;
-        rounds.push(Round { probe, ours, theirs });
-        tracing::info!(round = i + 1, of = bench.rounds, "measured");
-    }
-    Ok(match bench.json {
-        true => line(command, threads, &rounds),
-        false => text(command, &Device::new(load::backend(config), threads), &rounds),
+    let show = |rounds: &[Round]| match rounds {
+        [] => Ok(()),
+        [first, ..] if bench.json => {
+            print(&line(command, load::threads(config), conditions(config, bench, &first.ours), rounds))
+        }
+        [first, ..] => print(&text(command, first, rounds)),
+    };
+    std::thread::scope(|scope| {
+        // Signals are heard here while it computes there.
+        scope.spawn(move || {
+            for i in 0..bench.rounds {
+                let round = round(config, bench, command, i);
+                let failed = round.is_err();
+                if sender.blocking_send(round).is_err() || failed {
+                    break;
+                }
+            }
+        });
+        let result: anyhow::Result<()> = runtime.block_on(async {
+            loop {
+                match signals.unless(measured.recv()).await {
+                    Some(Some(round)) => rounds.push(round?),
+                    Some(None) => return Ok(()),
+                    None => {
+                        // What is being measured would be waited for.
+                        show(&rounds).ok();
+                        std::process::exit(EXIT_INTERRUPTED);
+                    }
+                }
+                tracing::info!(round = rounds.len(), of = bench.rounds, "measured");
+            }
+        });
+        show(&rounds).and(result)
     })
+}
+
+/// One turn of each; whoever begins has the cooler machine.
+fn round(config: &Config, bench: &Bench, command: &str, i: u32) -> anyhow::Result<Round> {
+    let probe = probe(load::threads(config)).context("cannot probe the machine")?;
+    let before = if i % 2 == 1 { Some(output(command)?) } else { None };
+    let ours = measure(config, bench)?;
+    let line = before.map_or_else(|| output(command), Ok)?;
+    let theirs = figures(&line, &ours.figures).with_context(|| format!("`{command}`"))?;
+    Ok(Round { probe, ours, theirs })
 }
 
 /// What a command prints.
@@ -72,26 +108,24 @@ fn figures(output: &str, ours: &[Figure]) -> anyhow::Result<Vec<Option<f64>>> {
 
 /// Medians of one figure over all rounds: ours, theirs, and the ratio.
 fn medians(rounds: &[Round], figure: usize) -> (f64, Option<f64>, Option<f64>) {
-    let ours = median(rounds.iter().filter_map(|round| Some(round.ours.get(figure)?.1)).collect());
-    let pairs =
-        || rounds.iter().filter_map(|round| Some((round.ours.get(figure)?.1, (*round.theirs.get(figure)?)?)));
+    let ours = |round: &Round| Some(round.ours.figures.get(figure)?.1);
+    let pairs = || rounds.iter().filter_map(|round| Some((ours(round)?, (*round.theirs.get(figure)?)?)));
     let theirs = median(pairs().map(|(_, theirs)| theirs).collect());
-    (ours.unwrap_or(0.0), theirs, median(pairs().map(|(ours, theirs)| ours / theirs).collect()))
+    let ratio = median(pairs().map(|(ours, theirs)| ours / theirs).collect());
+    (median(rounds.iter().filter_map(ours).collect()).unwrap_or(0.0), theirs, ratio)
 }
 
-fn names(rounds: &[Round]) -> Vec<&str> {
-    rounds.first().map_or(Vec::new(), |round| round.ours.iter().map(|(name, _)| name.as_str()).collect())
-}
-
-fn text(command: &str, device: &Device, rounds: &[Round]) -> String {
-    let names = names(rounds);
+fn text(command: &str, first: &Round, rounds: &[Round]) -> String {
+    let names = first.ours.names();
     let shown = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
     let pair = |ours: f64, theirs: Option<f64>| format!("{ours:.1} / {}", shown(theirs));
     let mut rows = Vec::new();
     for (i, round) in rounds.iter().enumerate() {
         let mut row = vec![(i + 1).to_string()];
         row.extend([round.probe.additions, round.probe.read].map(|rate| format!("{:.1}", rate / 1e9)));
-        row.extend(round.ours.iter().zip(&round.theirs).map(|((_, ours), theirs)| pair(*ours, *theirs)));
+        row.extend(
+            round.ours.figures.iter().zip(&round.theirs).map(|((_, ours), theirs)| pair(*ours, *theirs)),
+        );
         rows.push(row);
     }
     let mut middle = vec!["median".to_owned()];
@@ -106,11 +140,14 @@ fn text(command: &str, device: &Device, rounds: &[Round]) -> String {
     }
     rows.extend([middle, ratios]);
     let headings = [&["round", "Gadd/s", "GB/s"], names.as_slice()].concat();
-    format!("frugal / {}, {device}, tokens/s\n\n{}", printable_line(command), table(&headings, &rows))
+    let Measured { model, device, .. } = &first.ours;
+    let title = printable_line(&format!("{model}, {device}: frugal / {command}, tokens/s"));
+    format!("{title}\n\n{}", table(&headings, &rows))
 }
 
-fn line(command: &str, threads: usize, rounds: &[Round]) -> String {
-    let names = names(rounds);
+/// With the conditions of the first round, and of the time to load the median.
+fn line(command: &str, threads: usize, conditions: Map<String, Value>, rounds: &[Round]) -> String {
+    let names: Vec<&str> = rounds.first().map_or(Vec::new(), |round| round.ours.names());
     let object = |rates: Vec<Option<f64>>| -> Value {
         let rates = names
             .iter()
@@ -121,24 +158,30 @@ fn line(command: &str, threads: usize, rounds: &[Round]) -> String {
     let each: Vec<Value> = rounds
         .iter()
         .map(|round| {
-            let ours = object(round.ours.iter().map(|(_, rate)| Some(*rate)).collect());
+            let ours = object(round.ours.figures.iter().map(|(_, rate)| Some(*rate)).collect());
             json!({ "machine": machine(threads, round.probe), "frugal": ours, "against": object(round.theirs.clone()) })
         })
         .collect();
     let all: Vec<_> = (0..names.len()).map(|figure| medians(rounds, figure)).collect();
-    let object = json!({
-        "command": command,
-        "threads": threads,
-        "rounds": each,
-        "frugal": object(all.iter().map(|median| Some(median.0)).collect()),
-        "against": object(all.iter().map(|median| median.1).collect()),
-        "ratio": object(all.iter().map(|median| median.2).collect()),
-    });
-    format!("{object}\n")
+    let load_s = median(rounds.iter().map(|round| round.ours.load_s).collect()).map(rounded);
+    let mut line = conditions;
+    line.extend(
+        [
+            ("load_s", json!(load_s)),
+            ("command", json!(command)),
+            ("rounds", json!(each)),
+            ("frugal", object(all.iter().map(|median| Some(median.0)).collect())),
+            ("against", object(all.iter().map(|median| median.1).collect())),
+            ("ratio", object(all.iter().map(|median| median.2).collect())),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    );
+    format!("{}\n", Value::Object(line))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Device;
     use super::*;
 
     fn ours(pp: f64, tg: f64) -> Vec<Figure> {
@@ -146,9 +189,15 @@ mod tests {
     }
 
     fn rounds() -> Vec<Round> {
+        let measured = |fast: f64| Measured {
+            model: "m.gguf".to_owned(),
+            device: Device::Threads(2),
+            load_s: 10.0 / fast,
+            figures: ours(fast * 4.0, fast),
+        };
         let round = |fast: f64, theirs: Option<f64>| Round {
             probe: Probe { additions: fast * 1e9, read: fast * 2e9 },
-            ours: ours(fast * 4.0, fast),
+            ours: measured(fast),
             theirs: vec![Some(fast), theirs],
         };
         // The machine slows down to half in the middle: ratios do not.
@@ -174,8 +223,11 @@ mod tests {
     fn ratios_are_of_rounds() {
         assert_eq!(medians(&rounds(), 0), (40.0, Some(10.0), Some(4.0)));
         assert_eq!(medians(&rounds(), 1), (10.0, Some(15.0), Some(0.5)));
-        insta::assert_snapshot!("against", text("peer --json", &Device::Threads(2), &rounds()));
-        let line: Value = serde_json::from_str(&line("peer --json", 2, &rounds())).unwrap();
+        let rounds = rounds();
+        insta::assert_snapshot!("against", text("peer --json", &rounds[0], &rounds));
+        let conditions =
+            Map::from_iter([("model".to_owned(), json!("m.gguf")), ("load_s".to_owned(), json!(1.0))]);
+        let line: Value = serde_json::from_str(&line("peer --json", 2, conditions, &rounds)).unwrap();
         insta::assert_json_snapshot!("against_json", line);
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Round {
 type Compared = (&'static str, &'static str, fn(&Figures) -> Option<f64>);
 
 const COMPARED: [Compared; 2] = [
-    ("output tokens/s", "output_tokens_per_second", |figures| Some(figures.output_tokens_per_second)),
+    ("output tokens/s", "output_tokens_per_second", |figures| figures.output_tokens_per_second),
     ("first token p50, ms", "ttft_ms_p50", |figures| figures.ttft_ms_p50),
 ];
 
@@ -75,7 +75,7 @@ pub(super) fn json(rounds: &[Round]) -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn figures(rate: f64, first: Option<f64>, failed: usize) -> Figures {
+    fn figures(rate: Option<f64>, first: Option<f64>, failed: usize) -> Figures {
         let mut figures = Figures::default();
         (figures.output_tokens_per_second, figures.ttft_ms_p50, figures.failed) = (rate, first, failed);
         figures
@@ -83,8 +83,8 @@ mod tests {
 
     fn rounds() -> Vec<Round> {
         let round = |fast: f64, first, failed| Round {
-            ours: figures(fast * 2.0, Some(1000.0 / fast), 0),
-            theirs: figures(fast, first, failed),
+            ours: figures(Some(fast * 2.0), Some(1000.0 / fast), 0),
+            theirs: figures(Some(fast), first, failed),
         };
         // The machine slows down to half in the middle: ratios do not.
         vec![round(10.0, Some(50.0), 0), round(5.0, Some(100.0), 0), round(12.0, None, 3)]
@@ -101,5 +101,15 @@ mod tests {
         assert_eq!(json["ratio"], json!({ "output_tokens_per_second": 2.0, "ttft_ms_p50": 2.0 }));
         assert_eq!(json["theirs"], json!({ "output_tokens_per_second": 10.0, "ttft_ms_p50": 75.0 }));
         assert_eq!(json["rounds"][2]["theirs"]["failed"], 3);
+    }
+
+    #[test]
+    fn a_turn_without_answers_has_no_part_in_the_medians() {
+        let round = |theirs| Round { ours: figures(Some(20.0), Some(100.0), 0), theirs };
+        let rounds = [round(figures(Some(10.0), Some(50.0), 0)), round(figures(None, None, 3))];
+        for (.., of) in COMPARED {
+            assert_eq!(medians(&rounds, of), medians(&rounds[..1], of));
+        }
+        insta::assert_snapshot!("against_failed", text(&rounds));
     }
 }

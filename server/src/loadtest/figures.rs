@@ -20,7 +20,7 @@ pub(super) struct Figures {
     first_failure: Option<String>,
     wall_s: f64,
     output_tokens: u64,
-    pub(super) output_tokens_per_second: f64,
+    pub(super) output_tokens_per_second: Option<f64>,
     /// Of prompts and answers.
     all_tokens_per_second: Option<f64>,
     prompt_tokens_mean: Option<f64>,
@@ -72,7 +72,7 @@ impl Figures {
             // Of a tiny model, milliseconds.
             wall_s: rounded(wall * 1e3) / 1e3,
             output_tokens,
-            output_tokens_per_second: rounded(output_tokens as f64 / wall),
+            output_tokens_per_second: (!answers.is_empty()).then(|| rounded(output_tokens as f64 / wall)),
             all_tokens_per_second: prompt_tokens.map(|sum| rounded((sum + output_tokens) as f64 / wall)),
             prompt_tokens_mean: prompt_tokens.map(|sum| rounded(sum as f64 / answers.len() as f64)),
             cached_share: cached_share(&answers).map(rounded),
@@ -111,7 +111,7 @@ impl Figures {
             self.ok.to_string(),
             self.failed.to_string(),
             format!("{:.2}", self.wall_s),
-            shown(Some(self.output_tokens_per_second), 1),
+            shown(self.output_tokens_per_second, 1),
             shown(self.all_tokens_per_second, 1),
             shown(self.prompt_tokens_mean, 1),
             self.cached_share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
@@ -287,7 +287,7 @@ mod tests {
         let none = figures(vec![Err("full".to_owned()), Err("gone".to_owned())]);
         let error = none.check("http://box").unwrap_err().to_string();
         assert_eq!(error, "all 2 requests of 2 clients to http://box failed, the first: full");
-        assert_eq!((none.output_tokens_per_second, none.ttft_ms_p95), (0.0, None));
+        assert_eq!((none.output_tokens_per_second, none.ttft_ms_p95), (None, None));
     }
 
     #[test]

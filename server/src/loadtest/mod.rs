@@ -2,7 +2,7 @@
 //!
 //! A closed loop: `--clients` requests are under way at any time, each over a connection of its own, and the next begins when
 //! one ends. Before the first level each server answers one request that is not counted. One thread does all of it, as the other
-//! cores may belong to the server.
+//! cores may belong to the server. A signal ends it with what was measured until then, but for the level or the round that is under way.
 
 mod against;
 mod figures;
@@ -19,6 +19,7 @@ use self::against::Round;
 use self::figures::{Figures, HEADINGS, LEGEND, clients};
 use self::measure::Server;
 use self::prompts::Prompts;
+use crate::lifecycle::{EXIT_INTERRUPTED, Signals};
 use crate::serve::allow_descriptors;
 use crate::terminal::{printable_line, table};
 
@@ -28,23 +29,36 @@ pub(crate) fn run(load: &Load) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
+        let mut signals = Signals::new()?;
         let seed = load.seed.map_or_else(random_seed, Ok)?;
-        let ours = Server::new("--url", &load.url, load).await?;
-        let theirs = match &load.against {
-            None => None,
-            Some(url) => Some(Server::new("--against", url, load).await?),
-        };
-        for server in [&ours].into_iter().chain(&theirs) {
-            progress(&format!("{}: one request that is not counted", server.url()));
-            // Without the words that all share, which the first level brings.
-            server.warm_up(Prompts::new(seed, load.prompt, 0).at([u32::MAX; 3])).await;
-        }
+        let Some(ready) = signals.unless(servers(load, seed)).await else { interrupted() };
+        let (ours, theirs) = ready?;
         let test = Test { load, seed, ours, prompts: Prompts::new(seed, load.prompt, load.prefix) };
         match &theirs {
-            None => test.alone().await,
-            Some(theirs) => test.against(theirs).await,
+            None => test.alone(&mut signals).await,
+            Some(theirs) => test.against(theirs, &mut signals).await,
         }
     })
+}
+
+/// Both, or the one there is, once they have answered.
+async fn servers(load: &Load, seed: u64) -> anyhow::Result<(Server, Option<Server>)> {
+    let ours = Server::new("--url", &load.url, load).await?;
+    let theirs = match &load.against {
+        None => None,
+        Some(url) => Some(Server::new("--against", url, load).await?),
+    };
+    for server in [&ours].into_iter().chain(&theirs) {
+        progress(&format!("{}: one request that is not counted", server.url()));
+        // Without the words that all share, which the first level brings.
+        server.warm_up(Prompts::new(seed, load.prompt, 0).at([u32::MAX; 3])).await;
+    }
+    Ok((ours, theirs))
+}
+
+/// All that was measured has been printed.
+fn interrupted() -> ! {
+    std::process::exit(EXIT_INTERRUPTED)
 }
 
 /// So that a second run does not find its prompts in a server's cache. Short, as it may be typed again.
@@ -64,11 +78,14 @@ struct Test<'a> {
 
 impl Test<'_> {
     /// Lines as they come, or a table of what there is when nothing more will.
-    async fn alone(&self) -> anyhow::Result<()> {
+    async fn alone(&self, signals: &mut Signals) -> anyhow::Result<()> {
         let mut levels: Vec<Figures> = Vec::new();
-        let mut result = Ok(());
+        let (mut result, mut whole) = (Ok(()), true);
         for level in 0..self.load.clients.len() {
-            let figures = self.measure(&self.ours, level, 0).await;
+            let Some(figures) = signals.unless(self.measure(&self.ours, level, 0)).await else {
+                whole = false;
+                break;
+            };
             result = figures.check(self.ours.url());
             if self.load.json {
                 let own = json!({ "url": self.ours.url(), "model": self.ours.model });
@@ -79,52 +96,64 @@ impl Test<'_> {
                 break;
             }
         }
-        if !self.load.json {
+        if !self.load.json && !levels.is_empty() {
             let rows: Vec<_> = levels.iter().map(Figures::row).collect();
             let notes = levels.iter().flat_map(|level| level.notes(self.load.output));
             let notes: String = notes.map(|note| format!("{note}\n")).collect();
             let title = self.title(&[&self.ours]);
             print(&format!("{title}\n\n{}\n{LEGEND}\n{notes}", table(&HEADINGS, &rows)))?;
         }
-        result
+        if whole { result } else { interrupted() }
     }
 
     /// A table or a line for each level, of what there is.
-    async fn against(&self, theirs: &Server) -> anyhow::Result<()> {
+    async fn against(&self, theirs: &Server, signals: &mut Signals) -> anyhow::Result<()> {
         if !self.load.json {
             print(&format!("{}\n", self.title(&[&self.ours, theirs])))?;
         }
         for (level, &count) in self.load.clients.iter().enumerate() {
-            let (mut rounds, mut result) = (Vec::new(), Ok(()));
+            let (mut rounds, mut result, mut whole) = (Vec::new(), Ok(()), true);
             for round in 0..self.load.rounds {
-                let turn = self.round(theirs, level, round).await;
+                let Some(turn) = signals.unless(self.round(theirs, level, round)).await else {
+                    whole = false;
+                    break;
+                };
                 result = turn.ours.check(self.ours.url()).and(turn.theirs.check(theirs.url()));
                 rounds.push(turn);
                 if result.is_err() {
                     break;
                 }
             }
-            if self.load.json {
-                let own = json!({
-                    "url": self.ours.url(), "model": self.ours.model,
-                    "against": theirs.url(), "against_model": theirs.model,
-                    "clients": count,
-                });
-                print(&self.line(&[own, Value::Object(against::json(&rounds))]))?;
-            } else {
-                let notes = rounds.iter().enumerate().flat_map(|(i, Round { ours, theirs })| {
-                    let of = [("ours", ours), ("theirs", theirs)].map(|(whose, figures)| {
-                        let notes = figures.notes(self.load.output).into_iter();
-                        notes.map(move |note| format!("round {}, {whose}, {note}\n", i + 1))
-                    });
-                    of.into_iter().flatten()
-                });
-                let notes: String = notes.collect();
-                print(&format!("\n{}\n{}{notes}", clients(count), against::text(&rounds)))?;
+            if !rounds.is_empty() {
+                self.show(theirs, count, &rounds)?;
+            }
+            if !whole {
+                interrupted();
             }
             result?;
         }
         Ok(())
+    }
+
+    /// A table or a line of a level's rounds.
+    fn show(&self, theirs: &Server, count: u32, rounds: &[Round]) -> anyhow::Result<()> {
+        if self.load.json {
+            let own = json!({
+                "url": self.ours.url(), "model": self.ours.model,
+                "against": theirs.url(), "against_model": theirs.model,
+                "clients": count,
+            });
+            return print(&self.line(&[own, Value::Object(against::json(rounds))]));
+        }
+        let notes = rounds.iter().enumerate().flat_map(|(i, Round { ours, theirs })| {
+            let of = [("ours", ours), ("theirs", theirs)].map(|(whose, figures)| {
+                let notes = figures.notes(self.load.output).into_iter();
+                notes.map(move |note| format!("round {}, {whose}, {note}\n", i + 1))
+            });
+            of.into_iter().flatten()
+        });
+        let notes: String = notes.collect();
+        print(&format!("\n{}\n{}{notes}", clients(count), against::text(rounds)))
     }
 
     /// Both servers, with the same prompts. Whoever begins has the cooler machine.

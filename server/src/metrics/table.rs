@@ -3,6 +3,7 @@
 //! Names that begin with `vllm:` are those that dashboards, autoscalers and inference gateways already read, with
 //! vLLM's labels and buckets; the others are ours.
 
+use frugal_config::prices::PicoPerMillion;
 use frugal_models::meter::Sample;
 use frugal_scheduler::snapshot::{Account, Snapshot, UnitCost, UnitCosts};
 
@@ -103,8 +104,8 @@ pub const METRICS: &[Metric] = &[
     counter(
         "frugal_cost_total",
         &["account", "currency"],
-        "Money by account; all accounts together are price times time since start, and measured energy at its price. Absent \
-         without a price.",
+        "Money by account; all accounts together are price times time since start, idle time at its own price, and measured energy at \
+         its price. Absent without a price.",
         Read::Both(|s, v, out| {
             for account in priced_accounts(s) {
                 let amount = s.cost.accounts[account as usize];
@@ -125,7 +126,7 @@ pub const METRICS: &[Metric] = &[
     counter(
         "frugal_joules_total",
         &["account"],
-        "Energy by account: what the GPU measured, and the configured power times the time. Absent without either.",
+        "Energy by account: what the GPU measured, and the configured power times the time, idle or not. Absent without either.",
         Read::Engine(|s, out| {
             for account in Account::ALL {
                 if let Some(joules) = s.cost.joules(account) {
@@ -194,7 +195,7 @@ pub const METRICS: &[Metric] = &[
     gauge(
         "frugal_price_per_hour",
         &["currency"],
-        "Configured price of this machine, measured energy apart. Absent without one.",
+        "Configured price of this machine with work to do, measured energy apart. Absent without one.",
         Read::Both(|s, v, out| {
             if let Some(pico) = s.cost.price_per_hour {
                 out.put(&[&v.facts.currency], pico as f64 / PICO);
@@ -204,11 +205,14 @@ pub const METRICS: &[Metric] = &[
     counter(
         "frugal_hosted_cost_total",
         &["api", "currency"],
-        "What the same tokens would have cost at a configured list price of a hosted API.",
+        "What the same tokens would have cost at the configured list prices of a hosted API, if it had cached what is cached here.",
         Read::Both(|s, v, out| {
-            for (api, (input, output)) in &v.facts.hosted {
-                let pico = s.counters.prompt_tokens as f64 * input.0 as f64
-                    + s.counters.generated_tokens as f64 * output.0 as f64;
+            let c = &s.counters;
+            for (api, list) in &v.facts.hosted {
+                let of = |tokens: u64, price: PicoPerMillion| tokens as f64 * price.0 as f64;
+                let pico = of(c.prompt_tokens.saturating_sub(c.cached_tokens), list.input)
+                    + of(c.cached_tokens, list.cached)
+                    + of(c.generated_tokens, list.output);
                 out.put(&[api, &v.facts.currency], pico / PICO / 1e6);
             }
         }),

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use frugal_config::prices::PicoPerMillion;
 use frugal_models::meter::{Device, Sample};
 use frugal_scheduler::snapshot::{Amount, Gpu, PoolCounts, UnitCost};
 use prometheus::core::Collector as _;
@@ -11,6 +12,7 @@ use super::*;
 fn snapshot() -> Snapshot {
     let mut s = Snapshot::default();
     s.counters.prompt_tokens = 1_000_000;
+    s.counters.cached_tokens = 400_000;
     s.counters.generated_tokens = 500_000;
     s.counters.finished = [1, 2, 3, 4, 5, 6, 7, 8];
     s.gauges.groups = vec![PoolCounts { free: 5, referenced: 3, cached: 2 }];
@@ -50,8 +52,13 @@ fn snapshot() -> Snapshot {
 }
 
 fn facts() -> Facts {
-    let list = (PicoPerMillion(150_000_000_000), PicoPerMillion(600_000_000_000));
-    Facts { currency: "EUR".to_owned(), hosted: [("example".to_owned(), list)].into() }
+    let list = |[input, cached, output]: [u128; 3]| {
+        let price = |cents| PicoPerMillion(cents * 10_000_000_000);
+        Hosted { input: price(input), cached: price(cached), output: price(output) }
+    };
+    let hosted = [("caches", list([15, 5, 60])), ("example", list([15, 15, 60]))];
+    let hosted = hosted.map(|(name, list)| (name.to_owned(), list)).into();
+    Facts { currency: "EUR".to_owned(), hosted }
 }
 
 /// 1, 2, 3 ... in the order of the table.

@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::chat::{delta, finished, streamed};
 use super::{failure, output};
-use crate::process::Running;
+use crate::process::{PATIENCE, Running, frugal};
 
 /// The bodies of chats that a server was sent.
 type Asked = Arc<Mutex<Vec<Value>>>;
@@ -244,7 +246,10 @@ fn a_level_without_answers_is_a_failure() {
     let (levels, code, stderr) = measured(&args);
     let said = format!("frugal: all 4 requests of 2 clients to {url} failed, the first: too busy\n");
     assert_eq!((code, stderr), (1, said));
-    assert_eq!((levels.len(), &levels[0]["failed"], &levels[0]["ttft_ms_p50"]), (1, &json!(4), &Value::Null));
+    assert_eq!((levels.len(), &levels[0]["failed"]), (1, &json!(4)));
+    for figure in ["output_tokens_per_second", "ttft_ms_p50"] {
+        assert_eq!(levels[0][figure], Value::Null, "{figure}");
+    }
     // The one that is not counted, and not those of the level after it.
     assert_eq!(asked.lock().expect("no panic").len(), 1 + 4);
 
@@ -319,9 +324,60 @@ fn a_server_that_fails_in_its_turn_is_named() {
     assert_eq!((rounds.len(), &rounds[1]["theirs"]["failed"]), (2, &json!(4)));
     for side in ["ours", "theirs"] {
         consistent(&rounds[0][side], 4.0, 2.0);
-        assert!(number(&levels[0][side], "output_tokens_per_second") > 0.0);
     }
+    // A turn in which nothing was answered has no part in the medians.
+    let theirs = |object: &Value| number(&object["theirs"], "output_tokens_per_second");
+    assert_eq!(theirs(&levels[0]), theirs(&rounds[0]));
+    assert!(number(&levels[0]["ratio"], "output_tokens_per_second") > 0.0);
     assert!(number(&levels[0]["ratio"], "ttft_ms_p50") > 0.0);
+}
+
+/// What a load has printed when a signal comes amid the request that is not answered.
+fn interrupted(signal: &str, args: &[&str], asked: &[&Asked], until: usize) -> (i32, String) {
+    let mut load = frugal(&[&["load"], args].concat(), &[]);
+    let load = load.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let load = load.spawn().expect("the binary runs");
+    let begin = Instant::now();
+    while asked.iter().map(|asked| asked.lock().expect("no panic").len()).sum::<usize>() < until {
+        assert!(begin.elapsed() < PATIENCE, "it asks no more");
+        std::thread::yield_now();
+    }
+    let sent = Command::new("kill").args(["-s", signal, &load.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    let output = load.wait_with_output().expect("an end");
+    (output.status.code().expect("no signal"), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+#[test]
+fn what_was_measured_until_a_signal_is_printed() {
+    fn stuck(n: usize, from: usize) -> String {
+        match n < from {
+            true => two_tokens(n),
+            false => loop {
+                std::thread::park();
+            },
+        }
+    }
+    // One that is not counted, a level of three, and the second level's first.
+    let (url, asked) = standing_in(|n| stuck(n, 4));
+    let args = ["--url", &url, "--clients", "1,3", "--requests", "3", "--output", "2"];
+    let (code, text) = interrupted("INT", &args, &[&asked], 5);
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let begin = |cells: &[&str]| rows.iter().any(|row| row.starts_with(cells));
+    assert!(code == 130 && begin(&["1", "3", "0"]) && !begin(&["3"]), "{code} {text}");
+
+    // Nothing but the one that is not counted.
+    let (url, asked) = standing_in(|n| stuck(n, 0));
+    assert_eq!(interrupted("TERM", &["--url", &url], &[&asked], 1), (130, String::new()));
+
+    // In the second round it is their turn first.
+    let (ours, to_ours) = standing_in(two_tokens);
+    let (theirs, to_theirs) = standing_in(|n| stuck(n, 3));
+    let args = ["--url", &ours, "--against", &theirs, "--clients", "1", "--requests", "2", "--json"];
+    let (code, text) = interrupted("TERM", &args, &[&to_ours, &to_theirs], 3 + 4);
+    let line: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, line["rounds"].as_array().map(Vec::len)), (130, Some(1)), "{text}");
+    assert!(number(&line["ratio"], "output_tokens_per_second") > 0.0, "{text}");
 }
 
 #[test]

@@ -285,8 +285,13 @@ fn the_benchmark_has_its_peers_keys() {
     assert_eq!(stdout.lines().count(), 1);
     let line: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
     let keys: Vec<&String> = line.as_object().expect("an object").keys().collect();
-    assert_eq!(keys, ["engine", "model", "threads", "load_s", "pp32", "tg1", "tg3"]);
+    assert_eq!(keys, [&bench::CONDITIONS[..], &["load_s", "pp32", "tg1", "tg3"]].concat());
     assert_eq!((&line["engine"], &line["threads"]), (&"frugal".into(), &1.into()));
+    let asked =
+        ["prompt", "decode", "depth", "runs", "step_tokens", "kv_dtype"].map(|name| line[name].clone());
+    assert_eq!(serde_json::Value::from_iter(asked), serde_json::json!([32, 2, 16, 2, 512, "f16"]));
+    assert_eq!(line["version"], env!("CARGO_PKG_VERSION"));
+    assert!(line["isa"].as_str().is_some_and(|isa| isa != "auto"), "{line}");
     assert_eq!(line["model"], "qwen3moe-Q4_K_M.gguf");
     for rate in ["pp32", "tg1", "tg3"] {
         assert!(line[rate].as_f64().expect("a number") > 0.0, "{line}");

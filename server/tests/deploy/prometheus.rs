@@ -169,7 +169,8 @@ fn a_prometheus_that_scrapes_a_server_answers_every_panel() {
         }
     }
     // Those that do not depend on how fast this machine is.
-    let raised = r#"ALERTS{alertname=~"Frugal(Down|Restarted|Faults|EngineStalled|KvFull|QueueFull)"}"#;
+    let raised =
+        r#"ALERTS{alertname=~"Frugal(Down|Restarted|Faults|EngineStalled|KvFull|QueueFull|Timeouts)"}"#;
     assert_eq!(prometheus.query(raised), Some(Vec::new()));
     drop(prometheus);
     assert_eq!(server.terminate(), 0);
