@@ -383,6 +383,7 @@ fn the_readme_is_current() {
     let readme = fs::read_to_string(&path).expect("README.md");
     let mut current = readme.clone();
     let tables = [
+        ("commands", frugal_config::cli::reference()),
         ("architectures", architectures()),
         ("config", config_table()),
         ("endpoints", frugal::openapi::reference()),

@@ -3,7 +3,7 @@
 //!
 //! A key is written as it is or as `sha256:` and the digest's hexadecimal digits. What is kept is the digest alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -19,7 +19,8 @@ const DIGEST_PREFIX: &str = "sha256:";
 /// Who may ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Auth {
-    /// Names and digests are unique; empty: no authentication.
+    /// Digests are unique; several may have a name, with the same rates: an old key and the one that takes its place. Empty: no
+    /// authentication.
     pub keys: Vec<Key>,
     /// Requests in progress per key; None for no limit.
     pub requests_per_key_max: Option<NonZeroU32>,
@@ -74,7 +75,7 @@ impl Auth {
             read.map_err(|problem| setting.wrong(&format!("key `{}`: {problem}", key.name)))
         });
         let written: Vec<Key> = written.collect::<Result<_, _>>()?;
-        unique(&written).map_err(|problem| setting.wrong(&problem))?;
+        consistent(&written).map_err(|problem| setting.wrong(&problem))?;
         let file = raw.keys_file.clone().map(|path| (path, layers.setting("auth.keys_file")));
         let source = Source { written, file, rates };
         let keys = source.read()?;
@@ -119,7 +120,7 @@ impl Source {
             if keys.is_empty() {
                 return Err(setting.wrong("the file has no key, which would let everyone in"));
             }
-            unique(&keys).map_err(|problem| setting.wrong(&problem))?;
+            consistent(&keys).map_err(|problem| setting.wrong(&problem))?;
         }
         Ok(keys)
     }
@@ -201,14 +202,14 @@ fn digest(digits: &str) -> Option<[u8; 32]> {
     Some(digest)
 }
 
-fn unique(keys: &[Key]) -> Result<(), String> {
-    let (mut names, mut digests) = (BTreeSet::new(), BTreeSet::new());
+fn consistent(keys: &[Key]) -> Result<(), String> {
+    let (mut rates, mut digests) = (BTreeMap::new(), BTreeSet::new());
     for key in keys {
-        if !names.insert(&key.name) {
-            return Err(format!("key `{}`: the name is used twice", key.name));
+        if *rates.entry(&key.name).or_insert(key.rates) != key.rates {
+            return Err(format!("key `{}`: two keys of this name have different rates", key.name));
         }
         if !digests.insert(key.digest) {
-            return Err(format!("key `{}`: two names have this key", key.name));
+            return Err(format!("key `{}`: the key is there twice", key.name));
         }
     }
     Ok(())
@@ -287,10 +288,23 @@ mod tests {
         check("b s3cret tokens_per_minute=x", "line 2: expected");
         check("b s3cret tokens_per_minute=0", "line 2: key `b`: a rate is at least 1");
         check("b sha256:s3cret", "line 2: key `b`: expected 64 hexadecimal digits");
-        check("a s3cret", "key `a`: the name is used twice");
-        check("b sk-a", "key `b`: two names have this key");
+        check("a s3cret tokens_per_minute=3", "key `a`: two keys of this name have different rates");
+        check("b sk-a", "key `b`: the key is there twice");
+        check("a sk-a", "key `a`: the key is there twice");
         let empty = File::new("empty", "# nobody\n");
         assert!(empty.auth("").unwrap_err().to_string().contains("would let everyone in"));
+    }
+
+    #[test]
+    fn a_key_and_the_one_that_takes_its_place_are_both_valid() {
+        let file =
+            File::new("both", "a sk-old requests_per_minute=5\nb sk-b\na sk-new requests_per_minute=5\n");
+        let keys = file.auth("").unwrap().keys;
+        assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), ["a", "b", "a"]);
+        assert_eq!(keys[0].rates, keys[2].rates);
+        // What one line says and the default are the same, too.
+        let file = File::new("default", "a sk-old requests_per_minute=5\na sk-new\n");
+        assert_eq!(file.auth("requests_per_minute = 5\n").unwrap().keys.len(), 2);
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! The command line: what to do, and the flags that set configuration keys.
 
+mod convert;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+pub use self::convert::{Pack, Upcycle};
 use crate::auth::is_name;
 use crate::error::ConfigError;
 use crate::hub::Hub;
@@ -61,7 +67,7 @@ enum Sub {
     /// Tell what a model file is, what it needs, and whether it can be served
     ///
     /// Reads the file's header, not its weights. Ends with 0 if the file can be served, memory permitting; with 3 if
-    /// not, after all reasons that were found; with 1 if it is no model file. Whether memory permits it here, as configured, is
+    /// not, after all reasons that were found; with 1 if it is no model file; with 2 if there is no such file. Whether memory permits it here, as configured, is
     /// what the last line says, and `fits` in JSON.
     Inspect(InspectArgs),
     /// Ask the server of this configuration whether it takes requests
@@ -74,7 +80,8 @@ enum Sub {
     /// Make an API key: prints its line for auth.keys_file
     ///
     /// The line goes to stdout and holds the key's digest alone, as in `frugal key NAME >> FILE`; the key itself is shown once,
-    /// on stderr. A server that runs reads the file again within seconds.
+    /// on stderr. A server that runs reads the file again within seconds. A name may have several keys: remove an old line when nobody
+    /// uses its key any more.
     Key(KeyArgs),
     /// Compare what a GPU computes with the processor's results, operation by operation
     ///
@@ -242,6 +249,9 @@ struct InspectArgs {
     /// a small demonstration model]
     #[arg(value_name = "MODEL")]
     model: Option<String>,
+    /// The same, as other commands take it
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "model")]
+    named: Option<String>,
     /// Configuration file; also FRUGAL_CONFIG
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -335,41 +345,10 @@ struct UpcycleArgs {
     upcycle: Upcycle,
 }
 
-/// How to upcycle.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-pub struct Upcycle {
-    /// Dense model: a GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub
-    #[arg(value_name = "IN")]
-    pub input: String,
-    /// File to write
-    #[arg(value_name = "OUT")]
-    pub output: PathBuf,
-    /// Experts per layer
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub experts: u32,
-    /// Experts that each token uses
-    #[arg(long, default_value_t = 2, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub top_k: u32,
-    /// Seed of the router's weights
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub seed: u64,
-}
-
 #[derive(Clone, Debug, Args)]
 struct PackArgs {
     #[command(flatten)]
     pack: Pack,
-}
-
-/// What to pack.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-pub struct Pack {
-    /// Model: a GGUF file, or hf:OWNER/REPO[:QUANT] on the Hugging Face hub
-    #[arg(value_name = "IN")]
-    pub input: String,
-    /// File to write
-    #[arg(value_name = "OUT")]
-    pub output: PathBuf,
 }
 
 /// What the user asked for.
@@ -406,7 +385,36 @@ pub fn from_process() -> Result<Command, ConfigError> {
     // A value that is not Unicode is shown and refused rather than overlooked.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
-    command(Cli::parse(), variables.collect())
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    command(cli, variables.collect())
+}
+
+/// Reads arguments. A model that stands alone, as other programs take it, is told its flag.
+fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args).map_err(|mut error| {
+        let strays = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg];
+        let stray = strays.into_iter().find_map(|kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.clone()),
+            _ => None,
+        });
+        let is_model =
+            |text: &String| text.to_ascii_lowercase().ends_with(".gguf") || text.starts_with("hf:");
+        if let Some(model) = stray.filter(is_model) {
+            let tip = StyledStr::from(format!("a model is given as '--model {model}'"));
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+        }
+        error
+    })
+}
+
+/// All commands and what they do, as a table in Markdown.
+pub fn reference() -> String {
+    let mut table = String::from("| command | what it does |\n|---|---|\n");
+    for command in Cli::command().get_subcommands() {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        table += &format!("| `frugal {}` | {about} |\n", command.get_name());
+    }
+    table
 }
 
 fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError> {
@@ -418,7 +426,14 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
         Ok(config)
     };
     Ok(match cli.command.unwrap_or(Sub::Serve(cli.serve)) {
-        Sub::Serve(args) => Command::Serve(resolve(&args.layers(env)?)?),
+        Sub::Serve(args) => {
+            let meant = set(&env, API_KEY_VARIABLE).is_some();
+            let config = resolve(&args.layers(env)?)?;
+            if meant && config.auth.keys.is_empty() {
+                return Err(ConfigError::ClientKey);
+            }
+            Command::Serve(config)
+        }
         Sub::Chat(ChatArgs { mut chat }) => {
             chat.access.complete(&[&chat.url], &env)?;
             Command::Chat(chat)
@@ -433,12 +448,13 @@ fn command(cli: Cli, env: Vec<(String, String)>) -> Result<Command, ConfigError>
             busy(&load)?;
             Command::Load(load)
         }
-        Sub::Inspect(InspectArgs { model, config, set, inspect }) => {
-            let layers = Common { model, config, set, ..Common::default() }.layers(env)?;
+        Sub::Inspect(InspectArgs { model, named, config, set, inspect }) => {
+            let layers = Common { model: model.or(named), config, set, ..Common::default() }.layers(env)?;
             Command::Inspect(resolve(&layers)?, inspect)
         }
         Sub::Health(HealthArgs { config, set }) => {
-            let layers = Common { config, set, ..Common::default() }.layers(env)?;
+            let common = Common { config, set, ..Common::default() };
+            let layers = common.onto(Layers::of(Probe::SECTIONS), env)?;
             Command::Health(Probe::resolve(&layers)?)
         }
         Sub::Key(KeyArgs { name }) => Command::Key(name),
@@ -509,7 +525,10 @@ fn cache_dir(env: &[(String, String)]) -> Option<PathBuf> {
 
 impl Common {
     fn layers(&self, env: Vec<(String, String)>) -> Result<Layers, ConfigError> {
-        let mut layers = Layers::new();
+        self.onto(Layers::new(), env)
+    }
+
+    fn onto(&self, mut layers: Layers, env: Vec<(String, String)>) -> Result<Layers, ConfigError> {
         let named = set(&env, CONFIG_VARIABLE).map(PathBuf::from);
         if let Some(path) = self.config.clone().or(named) {
             layers.file(&path)?;

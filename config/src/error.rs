@@ -63,6 +63,12 @@ pub enum ConfigError {
         /// Why not.
         problem: String,
     },
+    /// A client's key where a server has none: whoever sets it believes to have protected the server.
+    #[error(
+        "FRUGAL_API_KEY is the key that `frugal chat` and `frugal load` send; what a server lets in are `auth.keys` or \
+         the file `auth.keys_file`: set one of them, or unset the variable to let everyone in"
+    )]
+    ClientKey,
     /// Two values that cannot both hold.
     #[error("{} = {} ({}) contradicts {} = {} ({}): {problem}",
             first.key, first.value, first.origin, second.key, second.value, second.origin)]

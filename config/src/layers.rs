@@ -44,6 +44,8 @@ impl fmt::Display for Origin {
 const PREFIX: &str = "FRUGAL_";
 /// In place of a value.
 pub(crate) const UNSET: &str = "unset";
+/// The key that `--model` sets.
+const MODEL_KEY: &str = "model.source";
 /// Its value is never shown.
 const SECRET_KEY: &str = "auth.keys";
 /// Names the configuration file.
@@ -61,6 +63,8 @@ pub struct Layers {
     /// Lines of what lies inside a key's value, by its whole path.
     inner: BTreeMap<String, Origin>,
     known: BTreeSet<String>,
+    /// Sections that are read; None for all. What a file and the environment say of others is passed over, be it wrong.
+    sections: Option<&'static [&'static str]>,
 }
 
 impl Default for Layers {
@@ -84,13 +88,22 @@ impl Layers {
                 keys.keys().map(move |key| format!("{section}.{key}"))
             })
             .collect();
-        let mut layers = Self { entries: BTreeMap::new(), inner: BTreeMap::new(), known };
+        let mut layers = Self { entries: BTreeMap::new(), inner: BTreeMap::new(), known, sections: None };
         for (section, keys) in &defaults {
             for (key, value) in keys.as_table().expect("a section is a table") {
                 layers.entries.insert(format!("{section}.{key}"), (value.clone(), Origin::Default));
             }
         }
         layers
+    }
+
+    /// The same, for some sections alone.
+    pub(crate) fn of(sections: &'static [&'static str]) -> Self {
+        Self { sections: Some(sections), ..Self::new() }
+    }
+
+    fn reads(&self, section: &str) -> bool {
+        self.sections.is_none_or(|sections| sections.contains(&section))
     }
 
     /// All keys there are, as `section.key`.
@@ -120,6 +133,9 @@ impl Layers {
         let mut lines = BTreeMap::new();
         record_lines("", spanned.get_ref(), &at, &mut lines);
         for (section, keys) in table {
+            if !self.reads(&section) {
+                continue;
+            }
             let origin = lines.get(&section).cloned().unwrap_or_else(|| at(0));
             let Value::Table(keys) = keys else {
                 return Err(self.unknown(section, origin));
@@ -151,6 +167,10 @@ impl Layers {
             if [CONFIG_VARIABLE, API_KEY_VARIABLE].contains(&name.as_str()) || injected(rest, &value) {
                 continue;
             }
+            let section = rest.split('_').next().unwrap_or_default().to_lowercase();
+            if !self.reads(&section) {
+                continue;
+            }
             let origin = Origin::Environment(name.clone());
             match rest.split_once("__") {
                 Some((section, key)) => {
@@ -162,7 +182,12 @@ impl Layers {
                 }
                 None => {
                     let dotted = rest.to_lowercase().replacen('_', ".", 1);
-                    let nearest = self.nearest(&dotted).map(|key| variable(&key));
+                    // No variable sets a section; this one's name is that of a flag.
+                    let nearest = match dotted.as_str() {
+                        "model" => Some(MODEL_KEY.to_owned()),
+                        _ => most_like(&dotted, self.known.iter()),
+                    };
+                    let nearest = nearest.map(|key| variable(&key));
                     return Err(ConfigError::UnknownKey { key: name, origin, nearest });
                 }
             }
@@ -170,8 +195,11 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds a flag's value for a key.
+    /// Adds a flag's value for a key. What is not read must exist all the same: it was given for this command.
     pub fn flag(&mut self, flag: &str, key: &str, value: &str) -> Result<(), ConfigError> {
+        if self.known.contains(key) && !self.reads(key.split('.').next().unwrap_or_default()) {
+            return Ok(());
+        }
         self.insert_text(key, value, Origin::Flag(flag.to_owned()))
     }
 
@@ -272,18 +300,22 @@ impl Layers {
 
     /// The known key most like this one, be it in another section; for a bare word perhaps a section.
     fn nearest(&self, key: &str) -> Option<String> {
-        let bare = |k: &str| k.rsplit('.').next().unwrap_or_default().to_owned();
-        let likeness = |known: &String| {
-            let whole = strsim::jaro_winkler(known, key);
-            whole.max(strsim::normalized_damerau_levenshtein(&bare(known), &bare(key)))
-        };
         let sections = self.known.iter().filter_map(|k| k.split('.').next()).filter(|_| !key.contains('.'));
         let sections: BTreeSet<String> = sections.map(str::to_owned).collect();
-        let mut all = self.known.iter().chain(&sections);
-        let first = all.next()?;
-        let best = all.fold(first, |best, k| if likeness(k) > likeness(best) { k } else { best });
-        (likeness(best) > 0.75).then(|| best.clone())
+        most_like(key, self.known.iter().chain(&sections))
     }
+}
+
+/// Whichever is most like this key, if it is like it at all.
+fn most_like<'a>(key: &str, mut all: impl Iterator<Item = &'a String>) -> Option<String> {
+    let bare = |k: &str| k.rsplit('.').next().unwrap_or_default().to_owned();
+    let likeness = |known: &String| {
+        let whole = strsim::jaro_winkler(known, key);
+        whole.max(strsim::normalized_damerau_levenshtein(&bare(known), &bare(key)))
+    };
+    let first = all.next()?;
+    let best = all.fold(first, |best, k| if likeness(k) > likeness(best) { k } else { best });
+    (likeness(best) > 0.75).then(|| best.clone())
 }
 
 /// One line, without Rust's names of types.

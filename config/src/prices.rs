@@ -1,11 +1,19 @@
 //! Money and energy prices, exact.
 
+use std::fmt;
+
 use crate::raw;
 use crate::units::{Decimal, PICO};
 
 /// What the machine costs: pico-units of currency per hour; 64 bits hold 18 million units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PicoPerHour(pub u64);
+
+impl fmt::Display for PicoPerHour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Decimal::of_pico(self.0.into()).fmt(f)
+    }
+}
 
 /// Pico-units of currency per kilowatt-hour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -254,6 +254,9 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// What is read of a configuration for it.
+    pub(crate) const SECTIONS: &[&str] = &["server", "tls"];
+
     /// Validates `server.*` of merged layers.
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let raw = layers.parse()?;

@@ -118,6 +118,10 @@ pub struct Decimal {
 pub const PICO: u128 = 1_000_000_000_000;
 
 impl Decimal {
+    pub(crate) fn of_pico(pico: u128) -> Self {
+        Self { pico }
+    }
+
     /// The number times 10^12; below 10^21.
     pub fn pico(self) -> u128 {
         self.pico

@@ -31,4 +31,5 @@ pub mod tokenizer;
 pub mod upcycle;
 pub mod weights;
 
+pub use atomic::{Target, WriteError};
 pub use frugal_quant as quant;

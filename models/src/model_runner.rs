@@ -201,6 +201,27 @@ pub fn metal_devices() -> Result<usize, String> {
     Err(NO_METAL.to_owned())
 }
 
+/// Whether there is what a backend computes on.
+///
+/// # Errors
+/// Why not: this build, or this machine.
+pub fn present(backend: BackendKind) -> Result<(), String> {
+    match backend {
+        #[cfg(feature = "cuda")]
+        BackendKind::Cuda { ordinal, .. } => match crate::gpu::GpuDevice::count()? {
+            count if ordinal >= count => Err(format!("NVIDIA GPUs on this machine: {count}")),
+            _ => crate::gpu::GpuDevice::too_old(ordinal).map_or(Ok(()), Err),
+        },
+        #[cfg(not(feature = "cuda"))]
+        BackendKind::Cuda { .. } => Err(NO_CUDA.to_owned()),
+        BackendKind::Metal { .. } => match metal_devices()? {
+            0 => Err("there is no GPU that Metal knows".to_owned()),
+            _ => Ok(()),
+        },
+        BackendKind::Cpu | BackendKind::Reference | BackendKind::GpuHost | BackendKind::GpuPlain => Ok(()),
+    }
+}
+
 /// What measures the energy of the device that a backend computes on; None if nothing does. For a GPU, one line in the log says
 /// what is measured, or why nothing is.
 pub fn meter(backend: BackendKind) -> Option<Meter> {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::arch::{self, LoadError};
-use crate::atomic::{self, WriteError};
+use crate::atomic::{self, Target, WriteError};
 use crate::cpu::{HUGE, pack_panels};
 use crate::gguf::packed::{CHECKSUM_KEY, LAYOUT, LAYOUT_KEY, in_parallel};
 use crate::gguf::{Gguf, GgufError, GgufWriter, SPLIT_KEYS, TensorInfo, Value};
@@ -44,13 +44,15 @@ struct Job<'a> {
 /// `output` appears whole, by renaming, or not at all.
 ///
 /// # Errors
-/// If the input is no model that can be run, is packed already, or the output cannot be written or is the input.
-pub fn pack(
+/// If the input is no model that can be run, is packed already, or the output exists, cannot be written or is the input.
+pub fn pack<'a>(
     input: &Path,
-    output: &Path,
+    output: impl Into<Target<'a>>,
     threads: usize,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), PackError> {
+    let output = output.into();
+    output.check()?;
     let gguf = Gguf::open(input)?;
     atomic::apart(output, &gguf.files(input))?;
     gguf.rows_only()?;

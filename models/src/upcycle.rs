@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::atomic::{self, WriteError};
+use crate::atomic::{self, Target, WriteError};
 use crate::gguf::{Gguf, GgufData, GgufError, GgufWriter, SPLIT_KEYS, Value};
 use crate::quant::GgmlType;
 use crate::weights::TensorView;
@@ -66,11 +66,11 @@ struct Shape {
 /// `output` appears whole, by renaming, or not at all.
 ///
 /// # Errors
-/// If the numbers are out of range, the input is no dense llama, or the output cannot be written or is
-/// the input.
-pub fn upcycle(
+/// If the numbers are out of range, the input is no dense llama, or the output exists, cannot be written
+/// or is the input.
+pub fn upcycle<'a>(
     input: &Path,
-    output: &Path,
+    output: impl Into<Target<'a>>,
     (experts, top_k, seed): (u32, u32, u64),
     entries: &[(&str, Value<'_>)],
     mut progress: impl FnMut(u64, u64),
@@ -81,6 +81,8 @@ pub fn upcycle(
     if !(1..=experts).contains(&top_k) {
         return Err(UpcycleError::TopK { top_k, experts });
     }
+    let output = output.into();
+    output.check()?;
     let dense = Gguf::open(input)?;
     atomic::apart(output, &dense.files(input))?;
     let shape = Shape { experts, top_k, seed };

@@ -67,20 +67,21 @@ impl Keys {
     /// Lets these in and no others. Who stays keeps its budget and its caches: both go with the name.
     pub fn replace(&self, keys: &[Key]) {
         let before = self.known();
-        let known = keys.iter().map(|key| {
-            let old = before.iter().find(|old| old.name == key.name);
-            let budget = match old {
-                Some(old) => {
-                    old.budget.change(key.rates);
-                    old.budget.clone()
+        let mut known: Vec<Arc<Known>> = Vec::with_capacity(keys.len());
+        for key in keys {
+            // A name may have several keys.
+            let same = known.iter().chain(&*before).find(|other| other.name == key.name);
+            let budget = match same {
+                Some(same) => {
+                    same.budget.change(key.rates);
+                    same.budget.clone()
                 }
                 None => Arc::new(Budget::new(key.rates, self.0.clock.clone())),
             };
             let caller = Caller::named(&key.name);
-            Arc::new(Known { name: key.name.clone(), digest: key.digest, caller, budget })
-        });
-        let known = known.collect();
-        *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+            known.push(Arc::new(Known { name: key.name.clone(), digest: key.digest, caller, budget }));
+        }
+        *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = known.into();
     }
 
     fn known(&self) -> Arc<[Arc<Known>]> {
@@ -196,6 +197,14 @@ mod tests {
         let after = keys.find("sk-new").unwrap();
         assert_eq!(before.caller, after.caller);
         assert!(Arc::ptr_eq(&before.budget, &after.budget));
+        // Both of a name's keys are the same caller, be the name new or not.
+        let both = [("b", "sk-b"), ("b", "sk-new"), ("d", "sk-d"), ("d", "sk-d2")];
+        let both = both.map(|(name, key)| Key::new(name, key));
+        let rotating = Keys::new(&both);
+        for (old, new) in [("sk-b", "sk-new"), ("sk-d", "sk-d2")] {
+            let [old, new] = [old, new].map(|key| rotating.find(key).unwrap());
+            assert!(old.caller == new.caller && Arc::ptr_eq(&old.budget, &new.budget));
+        }
         assert!(keys.find("sk-a").is_none() && keys.find("sk-b").is_none());
         let other = keys.find("sk-c").unwrap().caller;
         assert!(other.domain != after.caller.domain && other.tenant != after.caller.tenant);

@@ -2,12 +2,12 @@
 //!
 //! A thread of their own writes them: a collector that stops reading, or a disk that is full, loses lines and stops nothing.
 
-use std::io::IsTerminal as _;
-
 use frugal_config::raw::LogFormat;
 use frugal_config::resolved::Log;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+
+use crate::terminal;
 
 /// Lines that wait to be written; more are lost.
 const LINES: usize = 8192;
@@ -19,7 +19,7 @@ const LINES: usize = 8192;
 pub(crate) fn init(log: &Log) -> WorkerGuard {
     // The configuration has checked it.
     let filter = EnvFilter::builder().parse_lossy(&log.level);
-    let colours = std::io::stderr().is_terminal();
+    let colours = terminal::has_colours(&std::io::stderr());
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
     let lines = lines.log_internal_errors(false);

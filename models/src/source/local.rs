@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::hub::{HubRef, is_gguf};
 use crate::gguf::{Gguf, PartName};
 
 /// Most files of a folder that an error lists.
@@ -13,7 +14,7 @@ const LISTED_MAX: usize = 10;
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     /// Neither file nor folder.
-    #[error("there is no model file {}", path.display())]
+    #[error("there is no model file {}{}", path.display(), on_the_hub(path))]
     Missing {
         /// What was given.
         path: PathBuf,
@@ -48,6 +49,19 @@ pub(super) fn file(path: &Path) -> Result<PathBuf, LocalError> {
         Err(source) => Err(LocalError::Missing { path: path.to_owned(), source }),
         Ok(data) if data.is_dir() => Err(LocalError::Folder { path: path.to_owned(), advice: advice(path) }),
         Ok(_) => Ok(path.to_owned()),
+    }
+}
+
+/// What a path is called that is none: a repository's name or address, which is not looked for on the hub unasked.
+fn on_the_hub(path: &Path) -> String {
+    let text = path.to_str().unwrap_or_default();
+    let address = ["https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/"];
+    let name = address.iter().find_map(|address| text.strip_prefix(address));
+    // Behind an address there may be more than a name.
+    let name = name.map_or(text.to_owned(), |rest| rest.split('/').take(2).collect::<Vec<_>>().join("/"));
+    match HubRef::parse(&format!("hf:{name}")) {
+        Some(Ok(reference)) if !is_gguf(&name) => format!(" (on the hub it is {reference})"),
+        _ => String::new(),
     }
 }
 
@@ -142,6 +156,26 @@ mod tests {
             format!("there is no model file {}", gone.display())
         );
         assert_eq!(file(&path.join("a.gguf")).unwrap(), path.join("a.gguf"));
+    }
+
+    #[test]
+    fn what_looks_like_a_repository_is_told_how_to_ask_for_it() {
+        for (given, hint) in [
+            ("unsloth/Qwen3-GGUF", " (on the hub it is hf:unsloth/Qwen3-GGUF)"),
+            ("unsloth/Qwen3-GGUF:Q4_K_M", " (on the hub it is hf:unsloth/Qwen3-GGUF:Q4_K_M)"),
+            ("https://huggingface.co/o/r", " (on the hub it is hf:o/r)"),
+            ("https://huggingface.co/o/r/tree/main", " (on the hub it is hf:o/r)"),
+            ("hf.co/o/r:Q8_0", " (on the hub it is hf:o/r:Q8_0)"),
+            ("models/gone.gguf", ""),
+            ("/models/gone", ""),
+            ("./gone", ""),
+            ("gone", ""),
+            ("a/b/c", ""),
+            ("https://example.com/o/r", ""),
+        ] {
+            let error = file(Path::new(given)).unwrap_err().to_string();
+            assert_eq!(error, format!("there is no model file {given}{hint}"));
+        }
     }
 
     #[test]

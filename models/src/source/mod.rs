@@ -6,6 +6,8 @@ mod hub;
 mod local;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::bar::progress_bar;
 pub use self::default::{SourceFault, default_model, dense_model};
@@ -101,21 +103,37 @@ impl Source {
     /// The path of the model's (first) file, which is fetched if it has to be.
     ///
     /// # Errors
-    /// If it cannot be had.
+    /// If it cannot be had, or is not wanted any more.
     pub fn obtain(
         &self,
         folders: &Folders,
+        stop: &Stop,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<PathBuf, SourceError> {
         match self {
             Self::Default => {
                 let cache: &Path = folders.cache.as_deref().ok_or(SourceError::NoCache)?;
-                default_model(cache, progress)
+                default::prepared(cache, stop, progress)
             }
             Self::File(path) => Ok(local::file(path)?),
             Self::Hub(reference) => hub::fetch(reference, &folders.hub, progress)
                 .map_err(|source| SourceError::Hub { reference: reference.to_string(), source }),
         }
+    }
+}
+
+/// Tells whoever fetches the default model, from another thread, that it is not wanted any more. Clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Ends the programs that were started for it.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -15,10 +15,11 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::show::{Show, Times, summary};
+use self::show::{Reader, Show, Times, summary};
 use crate::client::Target;
 use crate::client::sse::{Delta, Events, Usage};
 use crate::misuse::OrMisuse as _;
+use crate::terminal::has_colours;
 
 /// Longest message from a pipe.
 const MESSAGE_BYTES_MAX: u64 = 16 << 20;
@@ -37,7 +38,8 @@ pub(crate) fn run(chat: &Chat) -> anyhow::Result<()> {
         interactive(&mut conversation, &runtime)
     } else {
         conversation.messages.push(message("user", &piped()?));
-        let answer = runtime.block_on(conversation.answer(&mut Show::new(io::stdout(), false), false))?;
+        let answer =
+            runtime.block_on(conversation.answer(&mut Show::new(io::stdout(), Reader::Program), false))?;
         anyhow::ensure!(answer.finish.is_some(), "the server ended the answer before its end");
         let cut = answer.finish.as_deref() == Some("length");
         let why = if cut { ": it was cut off at the limit of tokens" } else { "" };
@@ -63,7 +65,8 @@ fn piped() -> anyhow::Result<String> {
 fn interactive(conversation: &mut Conversation, runtime: &Runtime) -> anyhow::Result<()> {
     let settings = rustyline::Config::builder().max_history_size(LINES_MAX)?.auto_add_history(true).build();
     let mut editor = rustyline::DefaultEditor::with_config(settings)?;
-    let mut show = Show::new(io::stdout(), true);
+    let colours = has_colours(&io::stdout());
+    let mut show = Show::new(io::stdout(), Reader::Person { colours });
     show.note(HELP)?;
     loop {
         let line = match editor.readline("> ") {

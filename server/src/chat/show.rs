@@ -9,27 +9,37 @@ use crate::terminal::{money, printable, printable_line};
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Writes an answer. For a program that reads it (`styled` false) there is the answer's text alone.
+/// Who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Gets the answer's text alone.
+    Program,
+    /// Gets thoughts and notes, too, dimmed where there are colours.
+    Person { colours: bool },
+}
+
+/// Writes an answer.
 pub(super) struct Show<W> {
     out: W,
-    styled: bool,
-    dimmed: bool,
+    reader: Reader,
+    /// Thoughts were the last to come.
+    thinking: bool,
     /// The cursor is behind text.
     within_line: bool,
 }
 
 impl<W: Write> Show<W> {
-    pub(super) fn new(out: W, styled: bool) -> Self {
-        Self { out, styled, dimmed: false, within_line: false }
+    pub(super) fn new(out: W, reader: Reader) -> Self {
+        Self { out, reader, thinking: false, within_line: false }
     }
 
     /// More of what the model thinks before it answers.
     pub(super) fn reasoning(&mut self, text: &str) -> io::Result<()> {
-        if !self.styled || text.is_empty() {
+        if self.reader == Reader::Program || text.is_empty() {
             return Ok(());
         }
-        if !std::mem::replace(&mut self.dimmed, true) {
-            self.out.write_all(DIM.as_bytes())?;
+        if !std::mem::replace(&mut self.thinking, true) {
+            self.style(DIM)?;
         }
         self.write(text)
     }
@@ -39,7 +49,7 @@ impl<W: Write> Show<W> {
         if text.is_empty() {
             return Ok(());
         }
-        if self.dimmed {
+        if self.thinking {
             self.plain()?;
             self.end_line()?;
         }
@@ -55,16 +65,26 @@ impl<W: Write> Show<W> {
 
     /// A line about the answer, not of it.
     pub(super) fn note(&mut self, note: &str) -> io::Result<()> {
-        if self.styled {
-            writeln!(self.out, "{DIM}[{}]{PLAIN}\n", printable_line(note))?;
+        if self.reader != Reader::Program {
+            self.style(DIM)?;
+            write!(self.out, "[{}]", printable_line(note))?;
+            self.style(PLAIN)?;
+            self.out.write_all(b"\n\n")?;
         }
         self.out.flush()
     }
 
     fn plain(&mut self) -> io::Result<()> {
-        match std::mem::take(&mut self.dimmed) {
-            true => self.out.write_all(PLAIN.as_bytes()),
+        match std::mem::take(&mut self.thinking) {
+            true => self.style(PLAIN),
             false => Ok(()),
+        }
+    }
+
+    fn style(&mut self, code: &str) -> io::Result<()> {
+        match self.reader {
+            Reader::Person { colours: true } => self.out.write_all(code.as_bytes()),
+            _ => Ok(()),
         }
     }
 
@@ -118,9 +138,9 @@ pub(super) fn summary(usage: Option<&Usage>, times: Times, end: &str) -> String 
 mod tests {
     use super::*;
 
-    fn shown(styled: bool, act: impl FnOnce(&mut Show<&mut Vec<u8>>)) -> String {
+    fn shown(reader: Reader, act: impl FnOnce(&mut Show<&mut Vec<u8>>)) -> String {
         let mut out = Vec::new();
-        act(&mut Show::new(&mut out, styled));
+        act(&mut Show::new(&mut out, reader));
         String::from_utf8(out).unwrap()
     }
 
@@ -138,14 +158,16 @@ mod tests {
     #[test]
     fn thoughts_are_dim_and_nothing_else_steers() {
         let text = "\x1b[2mHm \\u{1b}[0m\x1b[0m\nHi\\u{1b}]52;c;\\u{7}\tthere\n\x1b[2m[3 tokens]\x1b[0m\n\n";
-        assert_eq!(shown(true, answer), text);
+        assert_eq!(shown(Reader::Person { colours: true }, answer), text);
+        let plain = text.replace(DIM, "").replace(PLAIN, "");
+        assert_eq!(shown(Reader::Person { colours: false }, answer), plain);
     }
 
     #[test]
     fn a_program_gets_the_answer_alone() {
-        assert_eq!(shown(false, answer), "Hi\\u{1b}]52;c;\\u{7}\tthere\n");
-        assert_eq!(shown(false, |show| show.text("a\n").and_then(|()| show.end()).unwrap()), "a\n");
-        assert_eq!(shown(false, |show| show.end().unwrap()), "");
+        assert_eq!(shown(Reader::Program, answer), "Hi\\u{1b}]52;c;\\u{7}\tthere\n");
+        assert_eq!(shown(Reader::Program, |show| show.text("a\n").and_then(|()| show.end()).unwrap()), "a\n");
+        assert_eq!(shown(Reader::Program, |show| show.end().unwrap()), "");
     }
 
     #[test]

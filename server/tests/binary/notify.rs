@@ -71,7 +71,7 @@ fn a_server_that_cannot_load_is_never_ready() {
     let manager = Manager::new();
     let env = [("NOTIFY_SOCKET", manager.path.as_str())];
     let (code, _) = failure(&["--port", "0", "--model", "/nonexistent.gguf"], &env);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     manager.socket.set_nonblocking(true).expect("a socket");
     assert!(manager.socket.recv(&mut [0; 256]).is_err(), "it said something");
 }

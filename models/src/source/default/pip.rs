@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::SourceFault;
+use super::{SourceFault, Stop};
 
 /// How often the size of the download is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -41,11 +41,12 @@ impl Pip {
         command.status().is_ok_and(|status| status.success())
     }
 
-    /// Fetches the wheel of `requirement`, alone, into `folder`. `report` is told its size so far.
+    /// Fetches the wheel of `requirement`, alone, into `folder`, for as long as it is wanted. `report` is told its size so far.
     pub(super) fn download(
         &self,
         requirement: &str,
         folder: &Path,
+        stop: &Stop,
         report: &mut dyn FnMut(u64),
     ) -> Result<(), SourceFault> {
         let run = |source| SourceFault::Run { command: self.to_string(), source };
@@ -62,7 +63,8 @@ impl Pip {
         let mut child = Running(command.spawn().map_err(run)?);
         let stderr = child.0.stderr.take().expect("it is piped");
         let stderr = thread::spawn(move || tail(stderr));
-        let status = child.wait(|| report(largest_file(folder))).map_err(run)?;
+        let status = child.wait(stop, || report(largest_file(folder))).map_err(run)?;
+        let Some(status) = status else { return Err(SourceFault::Stopped { command: self.to_string() }) };
         let message = stderr.join().expect("reading does not panic");
         if status.success() {
             return Ok(());
@@ -82,14 +84,16 @@ impl Pip {
 struct Running(Child);
 
 impl Running {
-    fn wait(&mut self, mut meanwhile: impl FnMut()) -> io::Result<ExitStatus> {
-        loop {
+    /// How it ended; None if it is not wanted any more.
+    fn wait(&mut self, stop: &Stop, mut meanwhile: impl FnMut()) -> io::Result<Option<ExitStatus>> {
+        while !stop.asked() {
             if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
+                return Ok(Some(status));
             }
             meanwhile();
             thread::sleep(LOOK);
         }
+        Ok(None)
     }
 }
 

@@ -81,7 +81,8 @@ impl World {
     fn get(&self, recipe: &Recipe<'_>, pips: &[Pip]) -> Result<(PathBuf, Vec<Progress>), SourceFault> {
         let mut seen = Vec::new();
         let mut progress = |p| seen.push(p);
-        let path = Kitchen { recipe, pips, folder: self.cache(), progress: &mut progress }.upcycled()?;
+        let (folder, stop) = (self.cache(), &Stop::default());
+        let path = Kitchen { recipe, pips, folder, stop, progress: &mut progress }.upcycled()?;
         Ok((path, seen))
     }
 
@@ -189,6 +190,25 @@ fn what_pip_says_is_passed_on() {
     assert!(chain.contains("download p==1 failed (exit status: 3): "), "{chain}");
     assert!(chain.ends_with("ERROR: No matching distribution; "), "{chain}");
     assert!(chain.len() < 3000, "{chain}");
+}
+
+/// As at a signal: what was started ends before its time, and nothing half-made stays.
+#[test]
+fn a_download_that_is_not_wanted_any_more_ends() {
+    let world = World::new();
+    let pips = [world.pip("pip", r#"echo $$ > "$here/pid"; exec sleep 600"#)];
+    let (stop, pid) = (Stop::default(), world.folder.path().join("pid"));
+    // The first look comes with the child running.
+    let mut progress = |_| stop.now();
+    let (recipe, folder) = (&world.recipe(), world.cache());
+    let mut kitchen = Kitchen { recipe, pips: &pips, folder, stop: &stop, progress: &mut progress };
+    assert!(matches!(kitchen.upcycled(), Err(SourceFault::Stopped { .. })));
+    assert_eq!(names(&world.cache()), [".lock"]);
+    // It may have been ended before it could say its number.
+    if let Ok(pid) = fs::read_to_string(pid) {
+        let alive = Path::new("/proc").join(pid.trim()).join("cmdline");
+        assert!(pid.trim().is_empty() || !fs::read(alive).is_ok_and(|line| line.starts_with(b"sleep")));
+    }
 }
 
 #[test]

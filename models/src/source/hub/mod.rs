@@ -26,6 +26,7 @@ use self::client::{Client, Limits};
 pub use self::error::HubError;
 use self::listing::{Listing, Remote};
 use self::reference::Wanted;
+pub(super) use self::reference::is_gguf;
 pub use self::reference::{HubRef, RefError};
 use super::{Progress, Stage};
 

@@ -90,7 +90,7 @@ fn parse(text: &str) -> Result<HubRef, &'static str> {
 }
 
 /// Whether a name ends as model files do.
-pub(super) fn is_gguf(name: &str) -> bool {
+pub(in crate::source) fn is_gguf(name: &str) -> bool {
     name.len()
         .checked_sub(5)
         .and_then(|at| name.get(at..))
