@@ -75,6 +75,8 @@ struct Follower {
     place: Place,
     /// No token has come: what `inner` needs to take one in may not be there.
     fresh: bool,
+    /// The mark's first token where nothing came before, told once `inner` is ready to take it in.
+    first: Option<PendingNext>,
     /// The end of the text so far: long enough to recognise a mark in.
     tail: Vec<u8>,
     forced: VecDeque<TokenId>,
@@ -105,7 +107,7 @@ impl Grammar for Budget {
         let place = if budget.begun { Place::Within(0) } else { Place::Before };
         let inner = budget.inner.as_ref().map(|inner| inner.matcher());
         let (tail, forced) = (Vec::new(), VecDeque::new());
-        let mut follower = Follower { budget, inner, place, fresh: true, tail, forced };
+        let mut follower = Follower { budget, inner, place, fresh: true, first: None, tail, forced };
         follower.force(false);
         Box::new(follower)
     }
@@ -125,17 +127,14 @@ impl Follower {
 
 impl Matcher for Follower {
     fn next(&mut self) -> PendingNext {
-        if self.fresh
-            && let Some(inner) = &mut self.inner
-        {
-            // Also where the mark is forced: `advance` needs what comes with the first.
-            inner.next();
-        }
         if let Some(&token) = self.forced.front() {
-            return PendingNext::ready(Arc::new(Next {
-                tokens: [token].into_iter().collect(),
-                may_end: false,
-            }));
+            let next = Next { tokens: [token].into_iter().collect(), may_end: false };
+            let inner = self.inner.as_mut().filter(|_| self.fresh);
+            return match inner {
+                Some(inner) => self.first.get_or_insert_with(|| told_after(&inner.next(), next)).clone(),
+                // Later masks of `inner` need not be computed: nobody chooses by them.
+                None => PendingNext::ready(Arc::new(next)),
+            };
         }
         match &mut self.inner {
             Some(inner) => inner.next(),
@@ -145,16 +144,10 @@ impl Matcher for Follower {
 
     fn advance(&mut self, token: TokenId) -> Result<Progress, String> {
         let progress = match &mut self.inner {
-            Some(inner) => {
-                if self.fresh && !self.forced.is_empty() {
-                    // Nobody else waited for it. Later ones need not be computed: nobody chooses by them.
-                    inner.next().wait().map_err(|fault| fault.to_string())?;
-                }
-                inner.advance(token)?
-            }
+            Some(inner) => inner.advance(token)?,
             None => Progress::Open,
         };
-        self.fresh = false;
+        (self.fresh, self.first) = (false, None);
         if self.forced.pop_front().is_some() {
             return Ok(if self.forced.is_empty() { progress } else { Progress::Open });
         }
@@ -185,6 +178,14 @@ impl Matcher for Follower {
         self.force(amid);
         Ok(progress)
     }
+}
+
+/// `next`, promised for when `inner` is known; lost if that is.
+fn told_after(inner: &PendingNext, next: Next) -> PendingNext {
+    let given_up = inner.clone();
+    let (pending, promise) = PendingNext::promised(Box::new(move || given_up.give_up()));
+    inner.then(Box::new(move || promise.keep(Ok(next))));
+    pending
 }
 
 /// Whether a text begins with the mark, or may yet come to: white space may stand before it.
@@ -346,13 +347,51 @@ mod tests {
         // A mark of three tokens.
         let budget = Budget::new(tokenizer(), Some(Arc::new(asked.clone())), 0, ("<think>", "ab<"), true);
         let mut matcher = budget.unwrap().matcher();
-        let count = || asked.0.lock().unwrap().1;
-        assert_eq!(matcher.advance(TokenId(0)), Ok(Progress::Open), "nobody had asked");
-        let first = count();
-        for token in [1, 2] {
+        for token in [0, 1, 2] {
             assert!(matcher.next().wait().unwrap().tokens.contains(TokenId(token)));
             assert_eq!(matcher.advance(TokenId(token)), Ok(Progress::Open));
         }
-        assert_eq!((first, count()), (1, 1));
+        assert_eq!(asked.0.lock().unwrap().1, 1);
+    }
+
+    /// Its first mask is known when the test says so.
+    #[derive(Clone, Debug)]
+    struct Slow(PendingNext);
+
+    impl Grammar for Slow {
+        fn matcher(&self) -> Box<dyn Matcher> {
+            Box::new(self.clone())
+        }
+    }
+
+    impl Matcher for Slow {
+        fn next(&mut self) -> PendingNext {
+            self.0.clone()
+        }
+
+        fn advance(&mut self, _: TokenId) -> Result<Progress, String> {
+            // As whoever chose has waited.
+            self.next().wait().map(|_| Progress::Open).map_err(|fault| fault.to_string())
+        }
+    }
+
+    #[test]
+    fn the_first_mask_is_promised_as_any_other() {
+        for good in [true, false] {
+            let (inner, promise) = PendingNext::promised(Box::new(|| ()));
+            let budget =
+                Budget::new(tokenizer(), Some(Arc::new(Slow(inner))), 0, ("<think>", "</think>"), true);
+            let mut matcher = budget.unwrap().matcher();
+            let (told, when_told) = std::sync::mpsc::channel();
+            let next = matcher.next();
+            assert_eq!(next, matcher.next());
+            next.then(Box::new(move || told.send(()).expect("the test listens")));
+            assert!(when_told.try_recv().is_err(), "not before the grammar is ready");
+            assert!(promise.begin());
+            promise.keep(if good { Ok(Next::default()) } else { Err("no".to_owned()) });
+            assert_eq!(when_told.try_recv().is_ok(), good);
+            assert_eq!(next.wait().is_ok_and(|next| next.tokens.contains(CLOSE)), good);
+            assert_eq!(matcher.advance(CLOSE).is_ok(), good);
+        }
     }
 }

@@ -10,9 +10,13 @@
 //!
 //! Absent on purpose: forced tokens; each is sampled like any other. (Guesses of what is sampled are another matter: [`Matcher::ahead`].)
 
+mod kept;
+mod numbers;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod text;
+mod work;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,25 +25,30 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{CancellationHandle, ParserFactory};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 
+use self::kept::Kept;
 use self::worker::Workers;
 use crate::mask::{Grammar, Matcher, Next, PendingNext, Progress, TokenSet};
 use crate::step::TokenId;
 use crate::tokenizer::Tokenizer;
 
-pub use self::schema::json_in_lark;
-pub(crate) use self::schema::json_in_lark_loosely;
+pub(crate) use self::schema::Schemas;
+pub(crate) use self::text::{is_limited, terminal};
 
 /// Longest schema, as compact JSON, and list of choices.
 const LIST_BYTES_MAX: usize = 256 << 10;
 
-/// Longest grammar.
-pub(crate) const LARK_BYTES_MAX: usize = 64 << 10;
+/// Longest grammar of a client.
+const LARK_BYTES_MAX: usize = 64 << 10;
+
+/// Longest grammar that is composed of parts, each within its own limits.
+pub(crate) const COMPOSED_BYTES_MAX: usize = 1 << 20;
 
 /// Longest regular expression; of a schema, all together.
 const REGEX_BYTES_MAX: usize = 16 << 10;
@@ -56,6 +65,9 @@ const COMPILING_MAX: usize = 2;
 /// Bytes of stack, of which only what is used takes memory: the library recurses along its input.
 const STACK: usize = 256 << 20;
 
+/// Bytes of a compiled grammar's symbols and rules for each of its text, about.
+const BYTES_PER_BYTE: usize = 16;
+
 /// Longest message of the library that is passed on, in bytes.
 const MESSAGE_MAX: usize = 400;
 
@@ -71,9 +83,11 @@ pub enum ConstraintSpec {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// A text of a grammar in llguidance's dialect of Lark: `%json` embeds schemas ([`json_in_lark`] makes them), `<|name|>` and
-    /// `<[id]>` are control tokens. A rule's `temperature` is refused.
+    /// A text of a grammar in llguidance's dialect of Lark: `%json` embeds schemas, held to the same rules as [`Self::Json`],
+    /// `<|name|>` and `<[id]>` are control tokens. A rule's `temperature` is refused.
     Lark(String),
+    /// The same, made here ([`crate::syntax::grammar`]): its parts were checked one by one.
+    Composed(String),
 }
 
 impl ConstraintSpec {
@@ -83,6 +97,19 @@ impl ConstraintSpec {
     /// If it is refused.
     pub fn rule(&self) -> Result<String, ConstraintError> {
         right_side(self).map_err(ConstraintError::Refused)
+    }
+
+    /// Stands for it: no other has the same.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        match self {
+            Self::Json(schema) => digest.update(format!("json {schema}")),
+            Self::Regex(regex) => digest.update(format!("regex {regex}")),
+            Self::Choice(choices) => digest.update(format!("choice {choices:?}")),
+            Self::Lark(text) => digest.update(format!("lark {text}")),
+            Self::Composed(text) => digest.update(format!("composed {text}")),
+        }
+        digest.finalize().into()
     }
 }
 
@@ -110,6 +137,7 @@ pub struct ConstraintEngine {
     ends: Arc<[TokenId]>,
     workers: Arc<Workers>,
     compiling: Arc<AtomicUsize>,
+    kept: Mutex<Kept>,
 }
 
 impl std::fmt::Debug for ConstraintEngine {
@@ -129,14 +157,24 @@ impl ConstraintEngine {
             .unwrap_or_else(|_| Err("the grammar library panicked".to_owned()))
             .map_err(ConstraintError::Vocabulary)?;
         let workers = Workers::start().map_err(ConstraintError::Thread)?;
-        Ok(Self { factory: Arc::new(factory), ends, workers: Arc::new(workers), compiling: Arc::default() })
+        let (factory, workers) = (Arc::new(factory), Arc::new(workers));
+        Ok(Self { factory, ends, workers, compiling: Arc::default(), kept: Mutex::default() })
     }
 
-    /// Compiles, on a thread of its own, and waits for it.
+    /// The grammar of a [`ConstraintSpec::digest`], if it was compiled lately.
+    pub fn compiled(&self, digest: &[u8; 32]) -> Option<Arc<dyn Grammar>> {
+        lock(&self.kept).get(digest)
+    }
+
+    /// Compiles, on a thread of its own, and waits for it; not again what was compiled lately.
     ///
     /// # Errors
     /// If the grammar is refused, or too many are being compiled.
     pub fn compile(&self, spec: &ConstraintSpec) -> Result<Arc<dyn Grammar>, ConstraintError> {
+        let digest = spec.digest();
+        if let Some(grammar) = self.compiled(&digest) {
+            return Ok(grammar);
+        }
         let source = source(spec).map_err(ConstraintError::Refused)?;
         let permit = Permit::take(&self.compiling).ok_or(ConstraintError::Busy)?;
         let (factory, ends, workers) = (self.factory.clone(), self.ends.clone(), self.workers.clone());
@@ -156,7 +194,9 @@ impl ConstraintEngine {
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => Err("the grammar library failed on it".to_owned()),
         };
-        Ok(Arc::new(grammar.map_err(ConstraintError::Refused)?))
+        let grammar = Arc::new(grammar.map_err(ConstraintError::Refused)?);
+        lock(&self.kept).put(digest, grammar.clone(), grammar.bytes);
+        Ok(grammar)
     }
 }
 
@@ -220,24 +260,33 @@ fn word(tokenizer: &Tokenizer, token: TokenId) -> Vec<u8> {
 /// Checks what is cheap to check, and says it in the library's terms.
 fn source(spec: &ConstraintSpec) -> Result<TopLevelGrammar, String> {
     match spec {
-        ConstraintSpec::Json(schema) => Ok(TopLevelGrammar::from_json_schema(schema::prepared(schema)?)),
+        ConstraintSpec::Json(schema) => {
+            Ok(TopLevelGrammar::from_json_schema(Schemas::default().prepared(schema)?))
+        }
         ConstraintSpec::Regex(_) | ConstraintSpec::Choice(_) => {
             Ok(TopLevelGrammar::from_lark(format!("start: {}", right_side(spec)?)))
         }
-        ConstraintSpec::Lark(text) => {
-            bounded("the grammar", text, LARK_BYTES_MAX)?;
-            if names_temperature(text) {
-                return Err("a rule's 'temperature' is not supported".to_owned());
-            }
+        ConstraintSpec::Lark(text) => Ok(TopLevelGrammar::from_lark(clients_own(text)?)),
+        ConstraintSpec::Composed(text) => {
+            check_bytes("the grammar with all schemas", text.len(), COMPOSED_BYTES_MAX)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
     }
 }
 
+/// A client's grammar, checked, its schemas too.
+fn clients_own(text: &str) -> Result<String, String> {
+    bounded("the grammar", text, LARK_BYTES_MAX)?;
+    if names_temperature(text) {
+        return Err("a rule's 'temperature' is not supported".to_owned());
+    }
+    Schemas::default().prepared_in(text)
+}
+
 /// The right side of a rule that stands for it.
 fn right_side(spec: &ConstraintSpec) -> Result<String, String> {
     match spec {
-        ConstraintSpec::Json(schema) => json_in_lark(schema).map_err(|e| e.to_string()),
+        ConstraintSpec::Json(schema) => Schemas::default().rule(schema).map_err(|e| e.to_string()),
         ConstraintSpec::Regex(regex) => {
             bounded("the regular expression", regex, REGEX_BYTES_MAX)?;
             Ok(format!("/{}/", anchored(regex)?))
@@ -251,10 +300,8 @@ fn right_side(spec: &ConstraintSpec) -> Result<String, String> {
             let quoted: Vec<String> = choices.iter().map(|text| lark_literal(text)).collect();
             Ok(format!("({})", quoted.join(" | ")))
         }
-        ConstraintSpec::Lark(text) => {
-            source(spec)?;
-            Ok(format!("%lark {{\n{text}\n}}"))
-        }
+        ConstraintSpec::Lark(text) => Ok(format!("%lark {{\n{}\n}}", clients_own(text)?)),
+        ConstraintSpec::Composed(text) => Ok(format!("%lark {{\n{text}\n}}")),
     }
 }
 
@@ -335,13 +382,20 @@ fn build(
     ends: Arc<[TokenId]>,
     workers: Arc<Workers>,
 ) -> Result<LlGrammar, String> {
+    let text: usize = source.grammars.iter().map(text_bytes).sum();
     let parser = factory.create_parser(source).map_err(|e| message(&e.to_string()))?;
+    let bytes = parser.parser.lexer_stats().num_bytes + text * BYTES_PER_BYTE;
     let mut matcher = llguidance::Matcher::new(Ok(parser)).into_cancellable();
     let first = next(&mut matcher, &ends)?;
     if first.tokens.is_empty() {
         return Err("it allows no text".to_owned());
     }
-    Ok(LlGrammar { start: Arc::new(Mutex::new(matcher)), first: Arc::new(first), ends, workers })
+    Ok(LlGrammar { start: Arc::new(Mutex::new(matcher)), first: Arc::new(first), ends, workers, bytes })
+}
+
+fn text_bytes(grammar: &GrammarWithLexer) -> usize {
+    let schema = grammar.json_schema.as_ref().map_or(0, |schema| schema.to_string().len());
+    grammar.lark_grammar.as_ref().map_or(schema, String::len)
 }
 
 /// What may follow.
@@ -395,6 +449,8 @@ struct LlGrammar {
     first: Arc<Next>,
     ends: Arc<[TokenId]>,
     workers: Arc<Workers>,
+    /// About what it takes.
+    bytes: usize,
 }
 
 impl std::fmt::Debug for LlGrammar {

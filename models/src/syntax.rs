@@ -11,6 +11,7 @@ mod grammar;
 mod harmony;
 mod marks;
 mod pairs;
+mod parameters;
 mod permits;
 mod reader;
 mod scan;

@@ -1,11 +1,14 @@
 //! Parsing, templates, tokenizers and grammars, off the threads that serve connections.
 //!
 //! Bounded twice: in the threads it occupies and in the requests that wait for them. Large bodies queue for one
-//! thread of their own, so they delay each other and never a small one; so do grammars, with a queue of their own.
+//! thread of their own, so they delay each other and never a small one; so do grammars, with a queue of their own. Requests for the
+//! same grammar take one place in it, and one result.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use frugal_models::mask::Grammar;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 
@@ -18,8 +21,14 @@ const RETRY_AFTER_S: u32 = 1;
 /// Grammars compiled at a time.
 const GRAMMARS: usize = 2;
 
-/// Requests that may wait for their grammar: each may take seconds.
+/// Grammars that may wait to be compiled: each may take seconds.
 const GRAMMARS_WAITING: usize = 32;
+
+/// A grammar's digest, and the field that errors name.
+type Key = ([u8; 32], &'static str);
+
+/// What one compile comes to, for all that wait for it.
+type Compiled = OnceCell<Result<Arc<dyn Grammar>, ApiError>>;
 
 /// Runs closures on tokio's blocking threads, a few at a time.
 #[derive(Debug)]
@@ -30,6 +39,8 @@ pub struct TextPool {
     large: Arc<Semaphore>,
     grammar_queue: Arc<Semaphore>,
     grammars: Arc<Semaphore>,
+    /// What requests wait for.
+    compiling: Mutex<HashMap<Key, Arc<Compiled>>>,
 }
 
 impl TextPool {
@@ -43,6 +54,7 @@ impl TextPool {
             large: Arc::new(Semaphore::new(1)),
             grammar_queue: Arc::new(Semaphore::new(GRAMMARS + GRAMMARS_WAITING)),
             grammars: Arc::new(Semaphore::new(GRAMMARS)),
+            compiling: Mutex::default(),
         }
     }
 
@@ -58,15 +70,43 @@ impl TextPool {
         in_lane(&self.queue, if bytes < LARGE_BYTES { &self.small } else { &self.large }, job).await
     }
 
-    /// Runs `job`, which compiles a grammar.
+    /// Runs `job`, which compiles the grammar that `key` stands for, or waits for the one that does.
     ///
     /// # Errors
-    /// As [`TextPool::run`].
-    pub async fn compile<T: Send + 'static>(
+    /// As [`TextPool::run`], all of them the same.
+    pub async fn compile(
         &self,
-        job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        in_lane(&self.grammar_queue, &self.grammars, job).await
+        key: Key,
+        job: impl FnOnce() -> Result<Arc<dyn Grammar>, ApiError> + Send + 'static,
+    ) -> Result<Arc<dyn Grammar>, ApiError> {
+        let compiled = self.compiling().entry(key).or_default().clone();
+        let waiting = Waiting { pool: self, key, compiled };
+        // Should this request end before its job does, the next one that waits begins again.
+        let compiled = waiting.compiled.get_or_init(|| in_lane(&self.grammar_queue, &self.grammars, job));
+        compiled.await.clone()
+    }
+
+    fn compiling(&self) -> MutexGuard<'_, HashMap<Key, Arc<Compiled>>> {
+        // Each change is whole.
+        self.compiling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that waits for a grammar; the last one takes the entry with it.
+struct Waiting<'a> {
+    pool: &'a TextPool,
+    key: Key,
+    compiled: Arc<Compiled>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut compiling = self.pool.compiling();
+        // Under the lock, as clones are made: so one of those who leave together sees that it is the last.
+        drop(std::mem::take(&mut self.compiled));
+        if compiling.get(&self.key).is_some_and(|compiled| Arc::strong_count(compiled) == 1) {
+            compiling.remove(&self.key);
+        }
     }
 }
 
@@ -124,12 +164,12 @@ mod tests {
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let blocked = Arc::new(std::sync::Mutex::new(blocked));
         let mut jobs = Vec::new();
-        for _ in 0..GRAMMARS + GRAMMARS_WAITING {
+        for i in 0..u8::try_from(GRAMMARS + GRAMMARS_WAITING).expect("few") {
             let (pool, blocked) = (pool.clone(), blocked.clone());
             jobs.push(tokio::spawn(async move {
-                pool.compile(move || {
+                pool.compile(([i; 32], "tools"), move || {
                     blocked.lock().unwrap().recv().expect("the test releases it");
-                    Ok(())
+                    Ok(grammar())
                 })
                 .await
             }));
@@ -138,7 +178,8 @@ mod tests {
         while pool.grammar_queue.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(pool.compile(|| Ok(())).await.unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
+        let refused = pool.compile(([255; 32], "tools"), || Ok(grammar())).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(pool.run(10, || Ok("prompt")).await, Ok("prompt"));
         for _ in &jobs {
             release.send(()).unwrap();
@@ -146,7 +187,49 @@ mod tests {
         for job in jobs {
             job.await.unwrap().unwrap();
         }
-        assert_eq!(pool.compile(|| Ok("grammar")).await, Ok("grammar"));
+        assert!(pool.compile(([255; 32], "tools"), || Ok(grammar())).await.is_ok());
+    }
+
+    fn grammar() -> Arc<dyn Grammar> {
+        #[derive(Debug)]
+        struct Unfollowed;
+        impl Grammar for Unfollowed {
+            fn matcher(&self) -> Box<dyn frugal_models::mask::Matcher> {
+                unreachable!("nobody follows it")
+            }
+        }
+        Arc::new(Unfollowed)
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_asks_for_the_same_grammar_has_it_compiled_once() {
+        let pool = Arc::new(TextPool::new(1, 0));
+        let (release, blocked) = mpsc::channel::<()>();
+        let compiles = Arc::new(Mutex::new((0, blocked)));
+        let ask = |good: bool| {
+            let (pool, compiles) = (pool.clone(), compiles.clone());
+            tokio::spawn(async move {
+                let job = move || {
+                    let mut compiles = compiles.lock().unwrap();
+                    compiles.1.recv().expect("the test releases it");
+                    compiles.0 += 1;
+                    if good { Ok(grammar()) } else { Err(ApiError::overloaded(7)) }
+                };
+                pool.compile(([u8::from(good); 32], "tools"), job).await
+            })
+        };
+        let asked: Vec<_> = (0..100).map(|i| (i % 2 == 0, ask(i % 2 == 0))).collect();
+        let waiting =
+            || pool.compiling().values().map(|waiting| Arc::strong_count(waiting) - 1).sum::<usize>();
+        while waiting() < 100 {
+            tokio::task::yield_now().await;
+        }
+        [release.send(()), release.send(())].map(Result::unwrap);
+        for (good, answer) in asked {
+            assert_eq!(answer.await.unwrap().is_ok(), good);
+        }
+        assert_eq!(compiles.lock().unwrap().0, 2);
+        assert!(pool.compiling().is_empty());
     }
 
     #[tokio::test]

@@ -2,16 +2,18 @@
 //!
 //! The library passes over keywords that its draft of the standard does not know, and takes options from the schema itself; here
 //! both are refused by name. So is what it would refuse only while it compiles, as far as it can be told cheaply: whoever can do without
-//! a schema has to know early.
+//! a schema has to know early. What the library would do without counting is reckoned before ([`super::work`]).
 
 use std::collections::HashSet;
 use std::ptr;
 
 use llguidance::JsonCompileOptions;
 use regex_automata::util::syntax;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
-use super::{LIST_BYTES_MAX, REGEX_BYTES_MAX, check_bytes};
+use super::numbers::{Multiple, inexact, inexact_bound};
+use super::work::{Reckoner, Work};
+use super::{ConstraintError, LIST_BYTES_MAX, REGEX_BYTES_MAX, check_bytes};
 
 /// White space between two tokens of JSON, at most: room for a line break and deep indentation, and no more, or else a model that
 /// likes white space would never come to an end.
@@ -23,17 +25,19 @@ const SCHEMAS_MAX: usize = 10_000;
 /// Values of all `enum`s.
 const VALUES_MAX: usize = 10_000;
 
+/// Names in all `required`.
+const REQUIRED_MAX: usize = 4_000;
+
 /// Deepest nesting of schemas.
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 
 /// Properties of an object that may be absent: the parser follows all orders of leaving some out at once.
 const OPTIONAL_MAX: usize = 400;
 
-/// Largest significant digits of `multipleOf`: an automaton counts up to them.
-const MULTIPLE_MAX: u64 = 10_000;
-
 /// What a keyword's value holds.
-enum Holds {
+pub(super) enum Holds {
+    /// Nothing that constrains, or that anything refers to.
+    Words,
     /// Nothing that is a schema.
     Value,
     /// A schema.
@@ -83,20 +87,21 @@ const KEYWORDS: &[(&str, Holds)] = &[
     ("$anchor", Holds::Value),
     ("$id", Holds::Value),
     ("id", Holds::Value),
-    // Words about the schema.
+    // Says which keywords there are.
     ("$schema", Holds::Value),
-    ("$comment", Holds::Value),
-    ("title", Holds::Value),
-    ("description", Holds::Value),
-    ("default", Holds::Value),
-    ("examples", Holds::Value),
-    ("deprecated", Holds::Value),
-    ("readOnly", Holds::Value),
-    ("writeOnly", Holds::Value),
-    ("contentMediaType", Holds::Value),
-    ("contentEncoding", Holds::Value),
+    // Words about the schema.
+    ("$comment", Holds::Words),
+    ("title", Holds::Words),
+    ("description", Holds::Words),
+    ("default", Holds::Words),
+    ("examples", Holds::Words),
+    ("deprecated", Holds::Words),
+    ("readOnly", Holds::Words),
+    ("writeOnly", Holds::Words),
+    ("contentMediaType", Holds::Words),
+    ("contentEncoding", Holds::Words),
     // OpenAPI's hint at which of several objects it is; the objects say it themselves.
-    ("discriminator", Holds::Value),
+    ("discriminator", Holds::Words),
 ];
 
 /// What a value may be.
@@ -106,60 +111,118 @@ const TYPES: &[&str] = &["null", "boolean", "number", "integer", "string", "arra
 const FORMATS: &[&str] =
     &["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown"];
 
-/// A schema, checked, with our options for the library in it.
-pub(super) fn prepared(schema: &Value) -> Result<Value, String> {
-    with_options(schema, JsonCompileOptions::default())
+pub(super) fn holds(keyword: &str) -> Option<&'static Holds> {
+    KEYWORDS.iter().find(|(known, _)| *known == keyword).map(|(_, holds)| holds)
 }
 
-fn with_options(schema: &Value, options: JsonCompileOptions) -> Result<Value, String> {
-    let Value::Object(object) = schema else { return Err("the schema must be an object".to_owned()) };
-    check_bytes("the schema", schema.to_string().len(), LIST_BYTES_MAX)?;
-    let mut count = Count::default();
-    count.places.insert(ptr::from_ref(schema));
-    count.object(object, "", 0)?;
-    for (reference, at) in &count.references {
-        if !place(schema, reference).is_some_and(|to| count.places.contains(&ptr::from_ref(to))) {
-            return Err(format!("the '$ref' to '{}'{at} leads to no schema in it", shortened(reference)));
-        }
+/// The schemas of one grammar: each is checked, and what they take is counted together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Schemas {
+    work: Work,
+}
+
+impl Schemas {
+    /// A schema, checked, without words, with our options for the library in it.
+    pub(super) fn prepared(&mut self, schema: &Value) -> Result<Value, String> {
+        self.with_options(schema, JsonCompileOptions::default())
     }
-    let options = JsonCompileOptions {
-        whitespace_pattern: Some(SPACE.to_owned()),
-        item_separator: ",".to_owned(),
-        key_separator: ":".to_owned(),
-        ..options
-    };
-    let mut prepared = schema.clone();
-    options.apply_to(&mut prepared);
-    Ok(prepared)
+
+    /// A schema as a part of a Lark grammar: `%json { ... }`, with the same white space as [`super::ConstraintSpec::Json`].
+    ///
+    /// # Errors
+    /// If the schema is one that [`super::ConstraintSpec::Json`] would refuse before compiling.
+    pub(crate) fn rule(&mut self, schema: &Value) -> Result<String, ConstraintError> {
+        let prepared = self.prepared(schema).map_err(ConstraintError::Refused)?;
+        Ok(format!("{JSON} {prepared}"))
+    }
+
+    /// The same for a schema that need not be followed to the letter: `oneOf` is read as `anyOf`, as whether its alternatives overlap
+    /// is known only when it is compiled.
+    pub(crate) fn rule_loosely(&mut self, schema: &Value) -> Result<String, ConstraintError> {
+        let options = JsonCompileOptions { coerce_one_of: true, ..JsonCompileOptions::default() };
+        let prepared = self.with_options(schema, options).map_err(ConstraintError::Refused)?;
+        Ok(format!("{JSON} {prepared}"))
+    }
+
+    /// A Lark grammar with every schema in it prepared. A mark in a text or a comment is taken for one, too: so none is overlooked.
+    pub(super) fn prepared_in(&mut self, lark: &str) -> Result<String, String> {
+        let (mut prepared, mut rest) = (String::with_capacity(lark.len()), lark);
+        while let Some((before, behind)) = rest.split_once(JSON) {
+            let mut values = serde_json::Deserializer::from_str(behind).into_iter::<Value>();
+            let schema = match values.next() {
+                Some(Ok(schema)) => self.prepared(&schema)?.to_string(),
+                _ => return Err(format!("what is behind a '{JSON}' in it is no JSON")),
+            };
+            // In JSON it can only be part of a string.
+            let schema = schema.replace(JSON, "\\u0025json");
+            prepared.extend([before, JSON, " ", &schema]);
+            rest = behind.get(values.byte_offset()..).unwrap_or_default();
+        }
+        Ok(prepared + rest)
+    }
+
+    fn with_options(&mut self, schema: &Value, options: JsonCompileOptions) -> Result<Value, String> {
+        let Value::Object(object) = schema else { return Err("the schema must be an object".to_owned()) };
+        check_bytes("the schema", schema.to_string().len(), LIST_BYTES_MAX)?;
+        let mut count = Count::default();
+        count.places.insert(ptr::from_ref(schema));
+        count.object(object, "", 0)?;
+        for (reference, at) in &count.references {
+            if !place(schema, reference).is_some_and(|to| count.places.contains(&ptr::from_ref(to))) {
+                return Err(format!("the '$ref' to '{}'{at} leads to no schema in it", shortened(reference)));
+            }
+        }
+        self.work = count.reckoned(schema, self.work)?;
+        let options = JsonCompileOptions {
+            whitespace_pattern: Some(SPACE.to_owned()),
+            item_separator: ",".to_owned(),
+            key_separator: ":".to_owned(),
+            ..options
+        };
+        let mut prepared = bare(schema);
+        options.apply_to(&mut prepared);
+        Ok(prepared)
+    }
 }
 
-/// A schema as a part of a Lark grammar: `%json { ... }`, with the same white space as [`super::ConstraintSpec::Json`].
-///
-/// # Errors
-/// If the schema is one that [`super::ConstraintSpec::Json`] would refuse before compiling.
-pub fn json_in_lark(schema: &Value) -> Result<String, super::ConstraintError> {
-    let prepared = prepared(schema).map_err(super::ConstraintError::Refused)?;
-    Ok(format!("%json {prepared}"))
-}
+/// What a schema stands behind in a Lark grammar.
+const JSON: &str = "%json";
 
-/// The same for a schema that need not be followed to the letter: `oneOf` is read as `anyOf`, as whether its alternatives overlap is
-/// known only when it is compiled.
-pub(crate) fn json_in_lark_loosely(schema: &Value) -> Result<String, super::ConstraintError> {
-    let options = JsonCompileOptions { coerce_one_of: true, ..JsonCompileOptions::default() };
-    let prepared = with_options(schema, options).map_err(super::ConstraintError::Refused)?;
-    Ok(format!("%json {prepared}"))
+/// The schema without what says nothing of what it allows.
+fn bare(schema: &Value) -> Value {
+    let Value::Object(object) = schema else { return schema.clone() };
+    let all = |list: &Vec<Value>| list.iter().map(bare).collect();
+    let says = object.iter().filter_map(|(keyword, value)| {
+        let value = match (holds(keyword)?, value) {
+            (Holds::Words, _) => return None,
+            (List | SchemaOrList, Value::Array(schemas)) => all(schemas),
+            (Schema | SchemaOrList, schema) => bare(schema),
+            (Holds::Map, Value::Object(schemas)) => {
+                schemas.iter().map(|(name, schema)| (name.clone(), bare(schema))).collect()
+            }
+            (Holds::Value | List | Holds::Map, value) => value.clone(),
+        };
+        Some((keyword.clone(), value))
+    });
+    Value::Object(says.collect())
 }
 
 #[derive(Default)]
 struct Count<'a> {
     schemas: usize,
     values: usize,
+    required: usize,
     /// Bytes of regular expressions.
     patterns: usize,
+    /// What all `multipleOf` have in common, and that it is too large.
+    multiple: Option<Multiple>,
+    multiple_too_large: bool,
     /// Where there are schemas.
     places: HashSet<*const Value>,
     /// Where they refer to, and what errors say of who does.
     references: Vec<(&'a str, String)>,
+    /// All that are objects, and what errors say of them.
+    objects: Vec<(&'a Map<String, Value>, String)>,
 }
 
 impl<'a> Count<'a> {
@@ -187,8 +250,9 @@ impl<'a> Count<'a> {
         self.more(depth)?;
         limits(object, path)?;
         kinds(object, path)?;
+        self.objects.push((object, at(path)));
         for (keyword, value) in object {
-            let Some((_, holds)) = KEYWORDS.iter().find(|(known, _)| known == keyword) else {
+            let Some(holds) = holds(keyword) else {
                 return Err(format!(
                     "the schema keyword '{}'{} is not supported",
                     shortened(keyword),
@@ -197,6 +261,7 @@ impl<'a> Count<'a> {
             };
             let (parent, path) = (path, format!("{path}/{keyword}"));
             match (holds, value) {
+                (Holds::Words, _) => {}
                 (Holds::Value, value) => self.value(keyword, value, parent)?,
                 (List | SchemaOrList, Value::Array(schemas)) => {
                     for (i, schema) in schemas.iter().enumerate() {
@@ -220,15 +285,54 @@ impl<'a> Count<'a> {
 
     fn value(&mut self, keyword: &str, value: &'a Value, path: &str) -> Result<(), String> {
         match (keyword, value) {
-            ("enum", Value::Array(values)) => self.values += values.len(),
             ("pattern", Value::String(pattern)) => self.pattern(keyword, pattern, path)?,
             ("$ref", Value::String(reference)) => self.references.push((reference, at(path))),
             ("pattern" | "$ref", _) => return Err(format!("the '{keyword}'{} must be a string", at(path))),
+            ("multipleOf", Value::Number(number)) => self.multiple(number, path)?,
+            ("required", Value::Array(names)) => self.required += names.len(),
+            ("enum", Value::Array(values)) => self.values += values.len(),
             _ => {}
         }
-        match self.values <= VALUES_MAX {
-            true => Ok(()),
-            false => Err(format!("its enums have more than {VALUES_MAX} values")),
+        let changed = match keyword {
+            "const" | "enum" => inexact(value),
+            "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {
+                value.as_number().filter(|_| inexact_bound(value))
+            }
+            _ => None,
+        };
+        if let Some(number) = changed {
+            let why = "integers are told apart up to 9007199254740992 (2^53)";
+            return Err(format!("{number} in '{keyword}'{} is not supported: {why}", at(path)));
+        }
+        match () {
+            () if self.values > VALUES_MAX => Err(format!("its enums have more than {VALUES_MAX} values")),
+            () if self.required > REQUIRED_MAX => {
+                Err(format!("its 'required' name more than {REQUIRED_MAX} properties"))
+            }
+            () => Ok(()),
+        }
+    }
+
+    fn multiple(&mut self, number: &Number, path: &str) -> Result<(), String> {
+        let Some(multiple) = Multiple::of(number).filter(|multiple| multiple.can_be_followed()) else {
+            return Err(format!("'multipleOf'{} has too many digits, or is 0", at(path)));
+        };
+        let common = self.multiple.unwrap_or(multiple).common(multiple);
+        self.multiple_too_large |= !common.is_some_and(Multiple::can_be_followed);
+        self.multiple = common.or(Some(multiple));
+        Ok(())
+    }
+
+    /// What its places take, `work` included.
+    fn reckoned(&self, root: &'a Value, work: Work) -> Result<Work, String> {
+        let mut reckoner = Reckoner::new(root, work);
+        for (object, at) in &self.objects {
+            reckoner.add(object).map_err(|what| format!("its schemas{at} {what}"))?;
+        }
+        // Where schemas are combined each may hold beside each other one.
+        match self.multiple_too_large && reckoner.combines {
+            true => Err("its 'multipleOf's have a common multiple of too many digits".to_owned()),
+            false => Ok(reckoner.work()),
         }
     }
 
@@ -277,7 +381,7 @@ fn kinds(object: &Map<String, Value>, path: &str) -> Result<(), String> {
 }
 
 /// What a reference points at, as the library reads it: without escapes.
-fn place<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+pub(super) fn place<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     if reference == "#" {
         return Some(root);
     }
@@ -295,15 +399,6 @@ fn limits(object: &Map<String, Value>, path: &str) -> Result<(), String> {
     if names.saturating_sub(required) > OPTIONAL_MAX {
         let message = format!("more than {OPTIONAL_MAX} 'properties'{} are not 'required'", at(path));
         return Err(message);
-    }
-    if let Some(Value::Number(number)) = object.get("multipleOf") {
-        // Digits without point and zeros at either end; an exponent says nothing of the automaton's size.
-        let text = number.to_string();
-        let digits = text.split(['e', 'E']).next().unwrap_or_default().replace(['.', '-'], "");
-        let digits = digits.trim_matches('0').parse().unwrap_or(if digits.len() > 15 { u64::MAX } else { 1 });
-        if digits > MULTIPLE_MAX {
-            return Err(format!("'multipleOf'{} has more digits than {MULTIPLE_MAX}", at(path)));
-        }
     }
     Ok(())
 }

@@ -170,7 +170,7 @@ fn regexes_choices_and_grammars_are_matched_as_a_whole() {
 #[test]
 fn control_tokens_are_chosen_where_a_grammar_names_them() {
     let b = Bench::new();
-    let schema = json_in_lark(&json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false})).unwrap();
+    let schema = Schemas::default().rule(&json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false})).unwrap();
     let text = format!(
         "start: <|tool|> {} call | {}\ncall: <[{INST}]> {schema}",
         lark_literal("f\"\n"),
@@ -270,6 +270,10 @@ fn what_is_not_enforced_is_refused_by_name() {
         (json!({"type": "integer", "minimum": 5, "maximum": 4}), "minimum"),
         (json!({"properties": 7}), "properties"),
         (json!({"enum": []}), "Unsatisfiable"),
+        (json!({"enum": [1, [{"a": 1_234_567_890_123_456_789_u64}]]}), "1234567890123456789 in 'enum'"),
+        (json!({"items": {"const": -9_007_199_254_740_993_i64}}), "'const' at '/items'"),
+        (json!({"maximum": u64::MAX}), "'maximum'"),
+        (json!({"exclusiveMinimum": i64::MIN}), "'exclusiveMinimum'"),
         (json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "oneOf"),
         (json!([]), "object"),
     ] {
@@ -288,6 +292,13 @@ fn what_is_not_enforced_is_refused_by_name() {
         (ConstraintSpec::Lark("start: <|no|>".to_owned()), "<|no|>"),
         (ConstraintSpec::Lark("start: a\n// \"\na[temperature = 0.5]: /\"\\/x/".to_owned()), "temperature"),
         (ConstraintSpec::Lark("start: \"\"".to_owned()), "no text"),
+        (ConstraintSpec::Lark("start: %json {\"uniqItems\": true}".to_owned()), "uniqItems"),
+        (ConstraintSpec::Lark("start: %json {\"multipleOf\": 99730}".to_owned()), "multipleOf"),
+        (ConstraintSpec::Lark("start: %json {\"x-guidance\": {\"lenient\": true}}".to_owned()), "x-guidance"),
+        // What hides a schema from one who looks for texts: a control token's name.
+        (ConstraintSpec::Lark("a: <\">\nstart: %json {\"not\": {}}\nb: <\">".to_owned()), "'not'"),
+        (ConstraintSpec::Lark("start: %lark {\nstart: %json {\"not\": {}}\n}".to_owned()), "'not'"),
+        (ConstraintSpec::Lark("start: \"%json\"".to_owned()), "no JSON"),
     ] {
         let message = b.refusal(&spec);
         assert!(message.contains(named), "{spec:?}: {message}");
@@ -322,7 +333,7 @@ fn what_the_library_would_refuse_is_known_before_it_is_compiled() {
         (property(json!({"type": "strnig"})), "the type 'strnig' at '/properties/a'"),
         (property(json!({"type": ["null", 5]})), "type '5'"),
     ] {
-        let error = json_in_lark(&schema).expect_err(&schema.to_string()).to_string();
+        let error = Schemas::default().rule(&schema).expect_err(&schema.to_string()).to_string();
         assert!(error.contains(named) && error.len() < 200 && !error.contains('\n'), "{schema}: {error}");
         assert!(b.engine.compile(&ConstraintSpec::Json(schema)).is_err());
     }
@@ -335,7 +346,7 @@ fn what_the_library_would_refuse_is_known_before_it_is_compiled() {
         circle,
         list,
     ] {
-        json_in_lark(&schema).unwrap_or_else(|e| panic!("{schema}: {e}"));
+        Schemas::default().rule(&schema).unwrap_or_else(|e| panic!("{schema}: {e}"));
         b.compile(&ConstraintSpec::Json(schema));
     }
 }
@@ -359,28 +370,35 @@ fn pathological_grammars_end_within_their_limits() {
         (0..n).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect::<serde_json::Map<_, _>>().into()
     };
     let nested = |n: usize| (0..n).fold(json!(true), |inner, _| json!({"items": inner}));
-    let refused = [
-        ConstraintSpec::Json(json!({"description": "x".repeat(1 << 20)})),
-        ConstraintSpec::Json(json!({"enum": (0..10_001).collect::<Vec<_>>()})),
-        ConstraintSpec::Json(json!({"type": "object", "properties": properties(401)})),
-        ConstraintSpec::Json(json!({"type": "integer", "multipleOf": 1_000_003})),
-        ConstraintSpec::Json(json!({"type": "number", "multipleOf": 0.123_456_789})),
-        ConstraintSpec::Json(json!({"anyOf": vec![json!({"type": "null"}); 10_001]})),
-        ConstraintSpec::Json(json!({"pattern": "a?".repeat(10_000)})),
-        ConstraintSpec::Json(nested(65)),
-        regex(&"a?".repeat(10_000)),
-        regex(&("(".repeat(200) + &")".repeat(200))),
-        ConstraintSpec::Lark("(".repeat(60_000)),
-        ConstraintSpec::Lark(format!("start: A\nA: {}/a/", "~".repeat(60_000))),
-        ConstraintSpec::Lark(format!(
-            "start: R0\n{}R40: \"x\"",
-            (0..40).map(|i| format!("R{i}: R{0} R{0}\n", i + 1)).collect::<String>()
-        )),
-        ConstraintSpec::Choice(vec!["y".repeat(1 << 20)]),
-    ];
-    for spec in &refused {
+    for (spec, named) in [
+        (ConstraintSpec::Json(json!({"description": "x".repeat(1 << 20)})), "bytes"),
+        (ConstraintSpec::Json(json!({"enum": (0..10_001).collect::<Vec<_>>()})), "values"),
+        (ConstraintSpec::Json(json!({"type": "object", "properties": properties(401)})), "'required'"),
+        (ConstraintSpec::Json(json!({"type": "integer", "multipleOf": 1_000_003})), "'multipleOf'"),
+        (ConstraintSpec::Json(json!({"type": "number", "multipleOf": 0.123_456_789})), "'multipleOf'"),
+        (ConstraintSpec::Json(json!({"anyOf": vec![json!({"type": "null"}); 10_001]})), "schemas"),
+        (ConstraintSpec::Json(json!({"pattern": "a?".repeat(10_000)})), "patterns"),
+        (ConstraintSpec::Json(nested(65)), "nested"),
+        (regex(&"a?".repeat(10_000)), "bytes"),
+        (regex(&("(".repeat(200) + &")".repeat(200))), "nested"),
+        (ConstraintSpec::Lark("(".repeat(60_000)), "nested"),
+        (ConstraintSpec::Lark(format!("start: A\nA: {}/a/", "~".repeat(60_000))), "nested"),
+        (
+            ConstraintSpec::Lark(format!(
+                "start: R0\n{}R40: \"x\"",
+                (0..40).map(|i| format!("R{i}: R{0} R{0}\n", i + 1)).collect::<String>()
+            )),
+            "complex",
+        ),
+        (ConstraintSpec::Choice(vec!["y".repeat(1 << 20)]), "bytes"),
+    ]
+    .into_iter()
+    .chain(combined().into_iter().map(|(schema, named)| (ConstraintSpec::Json(schema), named)))
+    {
         let text: String = format!("{spec:?}").chars().take(100).collect();
-        assert!(b.engine.compile(spec).is_err(), "{text}");
+        let message = b.refusal(&spec);
+        assert!(message.contains(named), "{text}: {message}");
+        assert_eq!(b.engine.compiling.load(Ordering::Acquire), 0, "{text} is being compiled still");
     }
     let endless = [
         ConstraintSpec::Json(json!({"type": "string", "maxLength": 1_000_000_000u64})),
@@ -415,9 +433,103 @@ fn pathological_grammars_end_within_their_limits() {
     endless.iter().for_each(|spec| follow_for_a_while(&b, spec));
 }
 
+/// Small schemas that the library would be at for minutes, or in gigabytes.
+fn combined() -> Vec<(Value, &'static str)> {
+    let strings = json!({"anyOf": vec![json!({"type": "string"}); 100]});
+    let long = json!({"const": "x".repeat(200_000)});
+    let within = |schema: &Value| json!({"properties": {"a": {"items": schema}}});
+    let patterns = |names: std::ops::Range<u32>| -> Value {
+        names.map(|i| (format!("^x{i}_.*$"), json!({}))).collect::<serde_json::Map<_, _>>().into()
+    };
+    let names: Vec<String> = (0..800).map(|i| format!("r{i}")).collect();
+    let each = |n: usize, key: &str| -> Vec<Value> {
+        (0..n).map(|i| json!({"properties": {key: {"const": i}}, "required": [key]})).collect()
+    };
+    let objects: Vec<Value> = each(100, "k")
+        .into_iter()
+        .map(|mut o| {
+            o["required"] = json!(names);
+            o
+        })
+        .collect();
+    vec![
+        (json!({"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}), "'multipleOf'"),
+        (
+            json!({"allOf": [{"$ref": "#/$defs/a"}, {"multipleOf": 0.0007}], "$defs": {"a": {"multipleOf": 9973}}}),
+            "'multipleOf'",
+        ),
+        (json!({"type": "integer", "multipleOf": 83_200_000}), "'multipleOf'"),
+        (json!({"allOf": [strings, strings, long]}), "alternatives"),
+        (json!({"allOf": [within(&strings), within(&strings), within(&long)]}), "alternatives"),
+        (
+            json!({"anyOf": vec![json!({"type": "string"}); 100], "$ref": "#/$defs/a", "$defs": {"a": {"allOf": [strings, long]}}}),
+            "alternatives",
+        ),
+        (
+            json!({"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {
+                "a": {"properties": {"c": {"$ref": "#/$defs/a"}}}, "b": {"properties": {"c": {"$ref": "#/$defs/b"}}},
+            }}),
+            "circles",
+        ),
+        (json!({"patternProperties": patterns(0..300)}), "'patternProperties'"),
+        (
+            json!({"allOf": [{"patternProperties": patterns(0..30)}, {"patternProperties": patterns(30..60)}]}),
+            "'patternProperties'",
+        ),
+        (json!({"oneOf": objects}), "'required'"),
+        (json!({"allOf": [{"oneOf": each(100, "a")}, {"oneOf": each(100, "b")}]}), "'oneOf'"),
+        (json!({"required": (0..5000).map(|i| i.to_string()).collect::<Vec<_>>()}), "'required'"),
+    ]
+}
+
+/// What is written so is no work.
+#[test]
+fn schemas_that_combine_a_little_are_compiled() {
+    let b = Bench::new();
+    let words: Vec<String> = (0..2000).map(|i| format!("word {i}")).collect();
+    for schema in [
+        json!({"type": "string", "enum": words}),
+        json!({"oneOf": words.iter().map(|word| json!({"const": word, "title": word})).collect::<Vec<_>>()}),
+        json!({"type": "object", "properties": {"price": {"type": "number", "multipleOf": 0.01}, "lot": {"type": "integer", "multipleOf": 1000}}}),
+        json!({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "object", "properties": {
+            "children": {"type": "array", "items": {"$ref": "#/$defs/a"}},
+        }}}}),
+        json!({"allOf": [{"properties": {"a": {"enum": words}}}, {"properties": {"a": {"enum": ["word 7"]}}}]}),
+        json!({"type": "object", "patternProperties": {"^x": {"type": "null"}, "^y": {"type": "integer"}}}),
+    ] {
+        b.compile(&ConstraintSpec::Json(schema));
+    }
+}
+
+#[test]
+fn what_was_compiled_lately_is_not_compiled_again() {
+    let b = Bench::new();
+    let [one, other] = ["a", "b"].map(|text| ConstraintSpec::Regex(text.to_owned()));
+    let grammar = b.compile(&one);
+    assert!(Arc::ptr_eq(&grammar, &b.compile(&one)) && !Arc::ptr_eq(&grammar, &b.compile(&other)));
+    assert!(b.engine.compiled(&one.digest()).is_some_and(|kept| Arc::ptr_eq(&kept, &grammar)));
+    let refused = ConstraintSpec::Lark("start: other".to_owned());
+    b.refusal(&refused);
+    assert!(b.engine.compiled(&refused.digest()).is_none());
+    // It is of the same text, not the same grammar.
+    let text = "start: \"a\"".to_owned();
+    assert_ne!(ConstraintSpec::Lark(text.clone()).digest(), ConstraintSpec::Composed(text).digest());
+}
+
+#[test]
+fn schemas_in_a_clients_grammar_are_held_to_the_same_rules() {
+    let b = Bench::new();
+    let lark = "start: \"<\" %json {\n\"const\": {\"a\": \"%\\u006ason\"}, \"title\": \"t\"} \">\"";
+    let grammar = b.compile(&ConstraintSpec::Lark(lark.to_owned()));
+    assert_eq!(b.takes(&grammar, "<{\"a\": \"%json\"}>"), Some(true));
+    assert_eq!(b.takes(&grammar, &format!("<{{{}", " ".repeat(21))), None, "white space is bounded");
+}
+
 /// A hundred tokens, or as many as the limits allow.
 fn follow_for_a_while(b: &Bench, spec: &ConstraintSpec) {
-    let Ok(grammar) = b.engine.compile(spec) else { return };
+    let compiled = b.engine.compile(spec);
+    assert_eq!(b.engine.compiling.load(Ordering::Acquire), 0, "it is being compiled still");
+    let Ok(grammar) = compiled else { return };
     let mut matcher = grammar.matcher();
     for i in 0..100u32 {
         let Ok(next) = matcher.next().wait() else { return };

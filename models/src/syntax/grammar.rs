@@ -3,15 +3,15 @@
 //! Made only where the syntax alone is not trusted: a call is required, arguments must follow their schemas, or there must be one call at
 //! most. Reasoning comes first where the model reasons, free but for its marks.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::pairs::{self, Style};
+use super::parameters::Parameters;
 use super::permits::Permits;
 use super::{Calls, Section, Syntax, Tool, harmony};
-use crate::constraint::{ConstraintError, LARK_BYTES_MAX, json_in_lark, json_in_lark_loosely, lark_literal};
+use crate::constraint::{COMPOSED_BYTES_MAX, ConstraintError, Schemas, lark_literal, terminal};
 use crate::tokenizer::{Mark, Tokenizer};
 
 /// Why there is no grammar.
@@ -60,7 +60,7 @@ pub fn grammar(
     answers: &Answers<'_>,
     tokenizer: &Tokenizer,
 ) -> Result<String, GrammarError> {
-    let mut writer = Writer { tokenizer, rules: String::new(), answers };
+    let mut writer = Writer { tokenizer, rules: String::new(), answers, schemas: Schemas::default() };
     let body = writer.body(syntax.calls)?;
     let start = writer.reasoning(syntax) + &body;
     Ok(format!("start: {start}\n{}", writer.rules))
@@ -73,6 +73,20 @@ struct Writer<'a> {
     tokenizer: &'a Tokenizer,
     rules: String,
     answers: &'a Answers<'a>,
+    schemas: Schemas,
+}
+
+/// An argument in tags.
+struct Pair<'a> {
+    style: Style,
+    /// Its rule's.
+    name: String,
+    /// What comes before its value.
+    head: String,
+    /// Of the tool, and within it of the value.
+    root: &'a Value,
+    schema: &'a Value,
+    strict: bool,
 }
 
 impl Writer<'_> {
@@ -92,14 +106,19 @@ impl Writer<'_> {
 
     /// A rule for any text up to and with `mark`, at its first appearance.
     fn up_to(&mut self, name: &str, mark: &str) {
+        self.some_up_to(name, ANYTHING, mark);
+    }
+
+    /// The same for a text of a terminal.
+    fn some_up_to(&mut self, name: &str, terminal: &str, mark: &str) {
         match self.tokenizer.control_marks(mark).as_slice() {
             [Mark::Text(text)] => {
                 let attributes = format!("[suffix={}]", lark_literal(text));
-                self.rule(name, &attributes, ANYTHING);
+                self.rule(name, &attributes, terminal);
             }
             _ => {
                 let mark = self.literal(mark);
-                self.rule(name, "", &format!("{ANYTHING} {mark}"));
+                self.rule(name, "", &format!("{terminal} {mark}"));
             }
         }
     }
@@ -197,7 +216,7 @@ impl Writer<'_> {
         let mut all = Vec::with_capacity(self.answers.tools.len());
         for (i, tool) in self.answers.tools.iter().enumerate() {
             let name = format!("arguments_{i}");
-            let schema = arguments(tool)?;
+            let schema = self.arguments(tool)?;
             self.rule(&name, "", &schema);
             all.push(one(self, tool, &name));
         }
@@ -264,10 +283,11 @@ impl Writer<'_> {
     fn functions(&mut self, style: Style) -> Result<String, GrammarError> {
         let mut all = Vec::with_capacity(self.answers.tools.len());
         for (i, tool) in self.answers.tools.iter().enumerate() {
-            let before = self.rules.len();
+            let before = (self.rules.len(), self.schemas);
             let call = match self.function(style, i, tool, true) {
                 Err(_) if !tool.strict => {
-                    self.rules.truncate(before);
+                    self.rules.truncate(before.0);
+                    self.schemas = before.1;
                     self.function(style, i, tool, false)
                 }
                 call => call,
@@ -277,7 +297,7 @@ impl Writer<'_> {
         Ok(format!("({})", all.join(" | ")))
     }
 
-    /// One argument behind the other in the schema's order, those not required left out at will.
+    /// One argument behind the other in the schema's order, those not required left out at will; then others, if there may be any.
     fn function(
         &mut self,
         style: Style,
@@ -291,25 +311,25 @@ impl Writer<'_> {
             Style::Keys => (format!("{}\n", tool.name), ""),
         };
         let mut call = lark_literal(&head);
-        let schema = tool.parameters.as_ref().unwrap_or(&NONE);
-        let properties = schema.get("properties").and_then(Value::as_object);
-        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-        let required: HashSet<&str> = required.filter_map(Value::as_str).collect();
-        for (j, (key, property)) in properties.into_iter().flatten().enumerate() {
-            let name = format!("pair_{i}_{j}");
-            let permits = Permits::of(schema, property).unwrap_or_default();
-            let json = match enforced {
-                true if !permits.text() => schema_rule(&alone(schema, property), tool.strict)?,
-                _ => json_in_lark(&Value::Object(serde_json::Map::new()))?,
-            };
-            let pair = self.pair(style, &name, key, &permits, json);
-            self.rule(&name, "", &pair);
+        let root = tool.parameters.as_ref().unwrap_or(&NONE);
+        let parameters = Parameters::of(root);
+        if let Some(keyword) = parameters.unfollowed.filter(|_| tool.strict) {
+            let why = format!("'{keyword}' beside the arguments is not enforced in text that is no JSON");
+            return Err(ConstraintError::Refused(why));
+        }
+        let named = parameters.named.iter().enumerate().map(|(j, named)| {
+            let repeated = if named.needed { "" } else { "?" };
+            (format!("pair_{i}_{j}"), self.head(style, Some(named.key)), named.schema, repeated)
+        });
+        let others =
+            parameters.others.map(|schema| (format!("pair_{i}_others"), self.head(style, None), schema, "*"));
+        for (name, head, schema, repeated) in named.chain(others).collect::<Vec<_>>() {
+            write!(call, " {name}{repeated}").expect("a string takes all");
+            self.pair(&Pair { style, name, head, root, schema, strict: tool.strict }, enforced)?;
             // Each property brings along all that it might refer to: what is too much ends here, not when it is compiled.
-            if self.rules.len() > LARK_BYTES_MAX {
+            if self.rules.len() > COMPOSED_BYTES_MAX {
                 return Err(ConstraintError::Refused("its grammar is too large".to_owned()));
             }
-            let needed = required.contains(key.as_str());
-            write!(call, " {name}{}", if needed { "" } else { "?" }).expect("a string takes all");
         }
         if !tail.is_empty() {
             write!(call, " {}", lark_literal(tail)).expect("a string takes all");
@@ -317,26 +337,70 @@ impl Writer<'_> {
         Ok(call)
     }
 
-    /// One argument: text up to its tag, or one of a few texts, or `json`.
-    fn pair(&mut self, style: Style, name: &str, key: &str, permits: &Permits<'_>, json: String) -> String {
-        let (head, end, tail) = match style {
-            Style::Function => (format!("<parameter={key}>\n"), "\n</parameter>", "\n"),
-            Style::Keys => (format!("<arg_key>{key}</arg_key>\n<arg_value>"), "</arg_value>", "\n"),
+    /// What comes before the value of an argument of this name, or of any.
+    fn head(&self, style: Style, key: Option<&str>) -> String {
+        let (before, behind) = match style {
+            Style::Function => (pairs::PARAMETER, ">\n"),
+            Style::Keys => (pairs::ARG_KEY, "</arg_key>\n<arg_value>"),
         };
+        match key {
+            Some(key) => self.literal(&format!("{before}{key}{behind}")),
+            None => format!("{} /[^<>\\n]{{1,64}}/ {}", self.literal(before), self.literal(behind)),
+        }
+    }
+
+    /// The rule of one argument: text up to its tag, or one of a few texts, or JSON.
+    fn pair(&mut self, pair: &Pair<'_>, enforced: bool) -> Result<(), ConstraintError> {
+        let end = match pair.style {
+            Style::Function => "\n</parameter>",
+            Style::Keys => "</arg_value>",
+        };
+        let Pair { name, head, root, schema, .. } = pair;
+        let permits = Permits::of(root, schema).unwrap_or_default();
         let value = format!("{name}_value");
-        let right = match permits.words() {
-            None => {
-                self.up_to(&value, end);
-                return format!("{} {value} {}", self.literal(&head), lark_literal(tail));
+        let Some(words) = permits.words() else {
+            match text(&permits) {
+                Ok(Some(right)) if enforced => {
+                    let terminal = value.to_uppercase();
+                    self.rule(&terminal, "", &right);
+                    self.some_up_to(&value, &terminal, end);
+                }
+                Err(why) if enforced && pair.strict => return Err(why),
+                _ => self.up_to(&value, end),
             }
-            Some(words) if permits.text() => {
-                let words = words.iter().copied().chain(permits.null.then_some("null"));
-                words.map(lark_literal).collect::<Vec<_>>().join(" | ")
-            }
-            Some(_) => json,
+            self.rule(name, "", &format!("{head} {value} \"\\n\""));
+            return Ok(());
         };
-        self.rule(&value, "", &right);
-        format!("{} {value} {}", self.literal(&head), self.literal(&format!("{end}{tail}")))
+        let conjoined = permits.limits().map_err(|why| ConstraintError::Refused(why.to_owned()));
+        if pair.strict && enforced && !words.is_empty() {
+            conjoined?;
+        }
+        let json = words.is_empty() || permits.may_be_json();
+        let null = (permits.null && !json).then_some("null");
+        let mut all: Vec<String> = words.iter().copied().chain(null).map(lark_literal).collect();
+        if json {
+            all.push(match enforced {
+                true => self.schema(&alone(root, schema), pair.strict)?,
+                false => self.schema(&json!({}), true)?,
+            });
+        }
+        self.rule(&value, "", &all.join(" | "));
+        let end = self.literal(&format!("{end}\n"));
+        self.rule(name, "", &format!("{head} {value} {end}"));
+        Ok(())
+    }
+
+    /// The rule of a function's arguments. A schema that cannot be enforced and need not be is any object.
+    fn arguments(&mut self, tool: &Tool) -> Result<String, GrammarError> {
+        let any = json!({"type": "object"});
+        match self.schema(tool.parameters.as_ref().unwrap_or(&any), tool.strict) {
+            Err(_) if !tool.strict => self.schema(&any, true).map_err(GrammarError::Answer),
+            rule => rule.map_err(|source| GrammarError::Schema { tool: tool.name.clone(), source }),
+        }
+    }
+
+    fn schema(&mut self, schema: &Value, strict: bool) -> Result<String, ConstraintError> {
+        if strict { self.schemas.rule(schema) } else { self.schemas.rule_loosely(schema) }
     }
 
     fn harmony(&mut self) -> Result<String, GrammarError> {
@@ -382,17 +446,12 @@ fn alone(root: &Value, part: &Value) -> Value {
     alone
 }
 
-/// The rule of a function's arguments. A schema that cannot be enforced and need not be is any object.
-fn arguments(tool: &Tool) -> Result<String, GrammarError> {
-    let any = Value::Object([("type".to_owned(), Value::from("object"))].into_iter().collect());
-    let Some(schema) = &tool.parameters else { return json_in_lark(&any).map_err(GrammarError::Answer) };
-    match schema_rule(schema, tool.strict) {
-        Ok(rule) => Ok(rule),
-        Err(_) if !tool.strict => json_in_lark(&any).map_err(GrammarError::Answer),
-        Err(source) => Err(GrammarError::Schema { tool: tool.name.clone(), source }),
-    }
-}
-
-fn schema_rule(schema: &Value, strict: bool) -> Result<String, ConstraintError> {
-    if strict { json_in_lark(schema) } else { json_in_lark_loosely(schema) }
+/// A terminal for the strings that an argument may be; None: any.
+fn text(permits: &Permits<'_>) -> Result<Option<String>, ConstraintError> {
+    let limits = permits.limits().map_err(|why| ConstraintError::Refused(why.to_owned()))?;
+    let Some(limits) = limits else { return Ok(None) };
+    let mut all = limits.iter().map(|schema| terminal(schema)).collect::<Result<Vec<_>, _>>()?;
+    let words = permits.words.iter().copied().chain(permits.null.then_some("null"));
+    all.extend(words.map(lark_literal));
+    Ok(Some(all.join(" | ")))
 }

@@ -1,6 +1,6 @@
 //! Calls whose arguments stand one by one in tags (Qwen3-Coder, GLM).
 //!
-//! Values are text: what a schema allows to be a string is taken as it is ([`Permits`]), everything else as JSON if it is JSON. A call
+//! Values are text: what a schema allows to be that string is taken as it is ([`Permits`]), everything else as JSON if it is JSON. A call
 //! is read as a whole, because only its end tells how its last value ends.
 
 use serde_json::{Map, Value};
@@ -22,9 +22,9 @@ pub(super) const CLOSE: &str = "</tool_call>";
 /// What a function's name stands behind, and what its call ends with ([`Style::Function`]).
 pub(super) const FUNCTION: &str = "<function=";
 pub(super) const FUNCTION_END: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
+pub(super) const PARAMETER: &str = "<parameter=";
 const PARAMETER_END: &str = "</parameter>";
-const ARG_KEY: &str = "<arg_key>";
+pub(super) const ARG_KEY: &str = "<arg_key>";
 const ARG_VALUE_END: &str = "</arg_value>";
 
 impl Style {
@@ -112,7 +112,7 @@ fn value<'a>(text: &'a str, end: &str, others: &[&str]) -> (&'a str, &'a str) {
 
 fn typed(key: &str, text: &str, schema: Option<&Value>) -> Value {
     let permits = schema.and_then(|schema| Permits::of(schema, property(schema, key)?)).unwrap_or_default();
-    if permits.text() {
+    if permits.as_it_stands(text) {
         let null = text.eq_ignore_ascii_case("null") || text == "None";
         return if null && permits.null { Value::Null } else { text.into() };
     }

@@ -5,10 +5,15 @@
 use std::collections::{HashSet, VecDeque};
 use std::ptr;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+use crate::constraint::is_limited;
 
 /// Schemas that are looked at for one argument.
 const SCHEMAS_MAX: usize = 256;
+
+/// References that are followed from one to the next.
+const REFERENCES_MAX: usize = 16;
 
 /// What an argument may be.
 #[derive(Clone, Debug, Default)]
@@ -16,17 +21,39 @@ pub(super) struct Permits<'a> {
     /// A string that is not one of [`Self::words`].
     free: bool,
     /// Strings that the schema names.
-    words: Vec<&'a str>,
+    pub(super) words: Vec<&'a str>,
     pub(super) null: bool,
     boolean: bool,
+    /// Numbers, arrays, objects.
+    other: bool,
+    /// What says that it may be any string.
+    strings: Vec<&'a Map<String, Value>>,
+    /// Somewhere several schemas hold at once.
+    conjoined: bool,
     /// The schema says nothing of what this is not.
     typed: bool,
 }
 
 /// The schema of the argument `key` of a function whose parameters have the schema `root`.
 pub(super) fn property<'a>(root: &'a Value, key: &str) -> Option<&'a Value> {
-    let named = root.get("properties").and_then(|all| all.get(key));
-    named.or_else(|| root.get("additionalProperties"))
+    let object = referred(root, root);
+    let parts = object.get("allOf").and_then(Value::as_array).into_iter().flatten();
+    let mut all = std::iter::once(object).chain(parts.map(|part| referred(root, part)));
+    let named = all.find_map(|object| object.get("properties")?.get(key));
+    named.or_else(|| object.get("additionalProperties"))
+}
+
+/// What `schema`, a part of `root`, refers to, if it has no properties of its own.
+pub(super) fn referred<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let mut at = schema;
+    for _ in 0..REFERENCES_MAX {
+        let target = at.get("$ref").and_then(Value::as_str).and_then(|to| resolved(root, to));
+        match target.filter(|_| at.get("properties").is_none()) {
+            Some(target) => at = target,
+            None => break,
+        }
+    }
+    at
 }
 
 impl<'a> Permits<'a> {
@@ -46,14 +73,33 @@ impl<'a> Permits<'a> {
         Some(permits)
     }
 
-    /// It may be a string, so its text is taken as it stands.
-    pub(super) fn text(&self) -> bool {
-        self.free || !self.words.is_empty()
+    /// Whether a text is taken as it stands, and not as JSON.
+    pub(super) fn as_it_stands(&self, text: &str) -> bool {
+        self.free || self.words.contains(&text) || (!self.words.is_empty() && !self.may_be_json())
     }
 
     /// The strings that it may be, if not any.
     pub(super) fn words(&self) -> Option<&[&'a str]> {
         (!self.free).then_some(&self.words)
+    }
+
+    /// It may be what is written as JSON, null apart.
+    pub(super) fn may_be_json(&self) -> bool {
+        self.boolean || self.other
+    }
+
+    /// What limits the strings that it may be: any of these; None: nothing does.
+    ///
+    /// # Errors
+    /// If several schemas hold at once, which is not looked into.
+    pub(super) fn limits(&self) -> Result<Option<&[&'a Map<String, Value>]>, &'static str> {
+        let limited = |schema: &&Map<String, Value>| is_limited(schema);
+        match () {
+            () if self.conjoined && (!self.words.is_empty() || self.strings.iter().any(limited)) => {
+                Err("schemas that hold for a string together are not enforced in text that is no JSON")
+            }
+            () => Ok(self.strings.iter().all(limited).then_some(&self.strings)),
+        }
     }
 
     /// A constant as Python writes it, or in another case; None if it is none, or not one that is permitted.
@@ -75,6 +121,10 @@ impl<'a> Permits<'a> {
         if let Some(value) = schema.get("const") {
             return self.constant(value);
         }
+        let members = |key: &str| schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+        let elsewhere = members("allOf")
+            + ["anyOf", "oneOf", "$ref"].iter().filter(|key| schema.contains_key(**key)).count();
+        let free = std::mem::take(&mut self.free);
         match schema.get("type") {
             Some(Value::String(name)) => self.kind(name),
             Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).for_each(|n| self.kind(n)),
@@ -82,8 +132,13 @@ impl<'a> Permits<'a> {
             _ if ["pattern", "minLength", "maxLength"].iter().any(|k| schema.contains_key(*k)) => {
                 self.kind("string");
             }
-            _ => {}
+            _ => self.other |= elsewhere == 0,
         }
+        if self.free {
+            self.strings.push(schema);
+        }
+        self.conjoined |= elsewhere + usize::from(self.free) > 1;
+        self.free |= free;
         let target = schema.get("$ref").and_then(Value::as_str).and_then(|to| resolved(root, to));
         let branches = ["anyOf", "oneOf", "allOf"].into_iter().filter_map(|key| schema.get(key)?.as_array());
         let room = SCHEMAS_MAX.saturating_sub(open.len());
@@ -95,6 +150,7 @@ impl<'a> Permits<'a> {
         self.free |= name == "string";
         self.null |= name == "null";
         self.boolean |= name == "boolean";
+        self.other |= ["number", "integer", "array", "object"].contains(&name);
     }
 
     fn constant(&mut self, value: &'a Value) {
@@ -103,7 +159,7 @@ impl<'a> Permits<'a> {
             Value::String(word) => self.words.push(word),
             Value::Null => self.null = true,
             Value::Bool(_) => self.boolean = true,
-            _ => {}
+            _ => self.other = true,
         }
     }
 }

@@ -180,7 +180,7 @@ fn formed(
         GrammarError::Schema { .. } => refused("tools", &e),
         e => refused(field, &e),
     })?;
-    Ok(Some(Asked { spec: ConstraintSpec::Lark(text), field }))
+    Ok(Some(Asked { spec: ConstraintSpec::Composed(text), field }))
 }
 
 fn budget(form: &Form, reasoning: &Reasoning) -> Option<Budgeted> {

@@ -153,9 +153,14 @@ pub async fn compiled(state: &State, mut admitted: Admitted) -> Result<Admitted,
     let engine = state.engine()?;
     let mut grammar: Option<Arc<dyn Grammar>> = None;
     if let Some(Asked { spec, field }) = admitted.constraint.take() {
-        let grammars = engine.grammars.clone();
-        let compile = move || grammars.compile(&spec).map_err(|e| refusal(field, &e));
-        grammar = Some(state.text().compile(compile).await?);
+        let (grammars, digest) = (engine.grammars.clone(), spec.digest());
+        grammar = match grammars.compiled(&digest) {
+            None => {
+                let compile = move || grammars.compile(&spec).map_err(|e| refusal(field, &e));
+                Some(state.text().compile((digest, field), compile).await?)
+            }
+            compiled => compiled,
+        };
     }
     if let Some(Budgeted { tokens, marks, begun }) = admitted.budget {
         let budget = Budget::new(engine.tokenizer.clone(), grammar, tokens, (marks.open, marks.close), begun);

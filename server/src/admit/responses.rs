@@ -58,7 +58,7 @@ pub(crate) fn admit(state: &State, caller: Caller, body: &[u8]) -> Result<Reques
     let instructions = fields.string("instructions")?;
     let references = References::new(state, caller);
     let (input, messages) = conversation(&mut fields, instructions.as_deref(), &before, references)?;
-    let tools = tools::take(&mut fields, policy)?;
+    let tools = tools::take(&mut fields, &cx)?;
     let (asked_reasoning, reasoning) = reasoning(&mut fields, &cx)?;
     let asked = Asked {
         model: state.model().to_owned(),

@@ -50,7 +50,7 @@ fn strict_tools() -> Arc<[Tool]> {
 /// A text that the grammar allows, chosen by chance.
 fn walk(tokenizer: &Tokenizer, lark: &str, seed: u64) -> String {
     let engine = ConstraintEngine::new(tokenizer).expect("a vocabulary with all bytes");
-    let grammar = engine.compile(&ConstraintSpec::Lark(lark.to_owned()));
+    let grammar = engine.compile(&ConstraintSpec::Composed(lark.to_owned()));
     let mut matcher = grammar.unwrap_or_else(|e| panic!("{e}\n{lark}")).matcher();
     let (mut text, mut state) = (Vec::new(), seed);
     for _ in 0..2000 {
@@ -152,7 +152,7 @@ fn follower(
     let lark = grammar(&syntax, &answers, &tokenizer).unwrap();
     let engine = ConstraintEngine::new(&tokenizer).unwrap();
     let grammar =
-        engine.compile(&ConstraintSpec::Lark(lark.clone())).unwrap_or_else(|e| panic!("{e}\n{lark}"));
+        engine.compile(&ConstraintSpec::Composed(lark.clone())).unwrap_or_else(|e| panic!("{e}\n{lark}"));
     move |text| {
         let mut matcher = grammar.matcher();
         let tokens = tokenizer.encode_special(text).unwrap();
@@ -249,7 +249,7 @@ fn a_schema_that_cannot_be_enforced_is_refused_only_where_it_must_be() {
             match grammar(&syntax, &answers, &tokenizer) {
                 Ok(lark) => {
                     let engine = ConstraintEngine::new(&tokenizer).unwrap();
-                    let compiled = engine.compile(&ConstraintSpec::Lark(lark));
+                    let compiled = engine.compile(&ConstraintSpec::Composed(lark));
                     // Whether alternatives overlap is seen while compiling.
                     assert_eq!(compiled.is_err(), strict, "{odd}: {compiled:?}");
                     assert!(!strict || keyword.is_empty(), "{odd}");
@@ -262,4 +262,144 @@ fn a_schema_that_cannot_be_enforced_is_refused_only_where_it_must_be() {
             }
         }
     }
+}
+
+fn strict(parameters: serde_json::Value) -> Tool {
+    Tool { name: "f".to_owned(), parameters: Some(parameters), strict: true }
+}
+
+/// A call of `f` in each style, its arguments as `(name, text)`.
+fn calls(arguments: &[(&str, &str)]) -> [(&'static str, String); 2] {
+    let coder = |(key, text): &(&str, &str)| format!("<parameter={key}>\n{text}\n</parameter>\n");
+    let glm =
+        |(key, text): &(&str, &str)| format!("<arg_key>{key}</arg_key>\n<arg_value>{text}</arg_value>\n");
+    let (coder, glm): (String, String) =
+        (arguments.iter().map(coder).collect(), arguments.iter().map(glm).collect());
+    [
+        (CODER, format!("<tool_call>\n<function=f>\n{coder}</function>\n</tool_call>")),
+        (GLM, format!("<tool_call>f\n{glm}</tool_call>")),
+    ]
+}
+
+/// Whether the grammar allows such a call, marks being control tokens or not; and what it is read as.
+fn allowed(tool: &Tool, arguments: &[(&str, &str)]) -> Option<serde_json::Value> {
+    let mut all = Vec::new();
+    for (template, answer) in calls(arguments) {
+        for controls in [true, false] {
+            let syntax = Syntax::of_template(template);
+            let follow = follower(syntax, controls, std::slice::from_ref(tool), false);
+            let read = read_for([tool.clone()].into(), template, false, [answer.as_str()].into_iter());
+            let [(_, _, arguments)] = read.calls.as_slice() else { panic!("{answer}: {read:?}") };
+            let arguments: serde_json::Value = serde_json::from_str(arguments).unwrap();
+            all.push(follow(&answer).is_none().then_some(arguments));
+        }
+    }
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{tool:?}: {arguments:?}: {all:?}");
+    all.remove(0)
+}
+
+#[test]
+fn texts_in_tags_may_be_words_or_what_else_their_schema_allows() {
+    let word = json!({"anyOf": [{"const": "auto"}, {"const": "7"}, {"type": "integer"}]});
+    let tool = strict(json!({"type": "object", "properties": {"a": word}, "required": ["a"]}));
+    for (text, value) in
+        [("auto", Some(json!("auto"))), ("5", Some(json!(5))), ("7", Some(json!("7"))), ("other", None)]
+    {
+        assert_eq!(allowed(&tool, &[("a", text)]), value.map(|value| json!({"a": value})), "{text}");
+    }
+}
+
+#[test]
+fn strings_in_tags_are_held_to_their_limits() {
+    for (schema, good, bad) in [
+        (json!({"type": "string", "pattern": "^[a-c]+$", "maxLength": 3}), "abc", "abca"),
+        (json!({"type": "string", "pattern": "b"}), "abc", "ac"),
+        (json!({"type": "string", "minLength": 2}), "é<", "é"),
+        (json!({"type": ["string", "null"], "maxLength": 2}), "null", "nul"),
+        (json!({"anyOf": [{"type": "string", "pattern": "^x"}, {"enum": ["y", "z"]}]}), "z", "zz"),
+        (json!({"$ref": "#/$defs/a"}), "1", "b"),
+    ] {
+        let tool = strict(
+            json!({"type": "object", "properties": {"a": schema}, "$defs": {"a": {"type": "string", "pattern": "^1"}}}),
+        );
+        assert!(allowed(&tool, &[("a", good)]).is_some(), "{schema}");
+        assert!(allowed(&tool, &[("a", bad)]).is_none(), "{schema}");
+    }
+    for (schema, named) in [
+        (json!({"type": "string", "format": "date"}), "date"),
+        (json!({"type": "string", "pattern": "^a|b$"}), "'pattern'"),
+        (json!({"allOf": [{"type": "string"}, {"pattern": "a"}]}), "together"),
+    ] {
+        for template in [CODER, GLM] {
+            let syntax = Syntax::of_template(template);
+            let mut tool = strict(json!({"type": "object", "properties": {"a": schema}}));
+            let tokenizer = tokenizer(syntax, false);
+            let mut ask = |strict: bool| {
+                tool.strict = strict;
+                let answers = Answers {
+                    tools: std::slice::from_ref(&tool),
+                    required: true,
+                    parallel: true,
+                    content: None,
+                    in_reasoning: false,
+                    reasoning: false,
+                };
+                grammar(&syntax, &answers, &tokenizer)
+            };
+            assert!(ask(true).is_err_and(|e| e.to_string().contains(named)), "{schema}");
+            assert!(ask(false).is_ok(), "{schema}");
+        }
+    }
+}
+
+#[test]
+fn parameters_without_properties_of_their_own_are_not_empty() {
+    let integer = json!({"type": "integer"});
+    for (parameters, arguments, fits) in [
+        (json!({"$ref": "#/$defs/p", "$defs": {"p": {"properties": {"a": integer}}}}), ("a", "5"), true),
+        (json!({"$ref": "#/$defs/p", "$defs": {"p": {"properties": {"a": integer}}}}), ("a", "x"), false),
+        (json!({"type": "object"}), ("any", "text"), true),
+        (json!({"type": "object", "additionalProperties": integer}), ("any", "5"), true),
+        (json!({"type": "object", "additionalProperties": integer}), ("any", "x"), false),
+        (json!({"type": "object", "additionalProperties": false}), ("any", "5"), false),
+        (json!({"type": "object", "properties": {}}), ("any", "5"), false),
+        (json!({"type": "object", "required": ["a"]}), ("a", "5"), true),
+        (json!({"type": "object", "required": ["a"]}), ("b", "5"), false),
+    ] {
+        assert_eq!(allowed(&strict(parameters.clone()), &[arguments]).is_some(), fits, "{parameters}");
+    }
+    let parts = json!({"allOf": [{"properties": {"a": integer}}]});
+    let loose = Tool { strict: false, ..strict(parts) };
+    assert_eq!(allowed(&loose, &[("a", "5"), ("b", "x")]), Some(json!({"a": 5, "b": "x"})));
+    assert_eq!(allowed(&Tool { parameters: None, ..loose }, &[]), Some(json!({})));
+}
+
+#[test]
+fn many_tools_and_long_descriptions_make_no_grammar_too_large() {
+    let syntax = Syntax::of_template(HERMES);
+    let tokenizer = tokenizer(syntax, true);
+    let compiled = |tools: &[Tool], content: Option<&str>| {
+        let answers = Answers {
+            tools,
+            required: content.is_none(),
+            parallel: false,
+            content,
+            in_reasoning: true,
+            reasoning: true,
+        };
+        let lark = grammar(&syntax, &answers, &tokenizer).unwrap();
+        ConstraintEngine::new(&tokenizer).unwrap().compile(&ConstraintSpec::Composed(lark)).unwrap();
+    };
+    let words = "what it is for; ".repeat(5);
+    let named = |i: usize| {
+        let property = |j: usize| (format!("property_{j}"), json!({"type": "integer", "description": words}));
+        let properties: serde_json::Map<String, serde_json::Value> = (0..8).map(property).collect();
+        let parameters = json!({"type": "object", "properties": properties, "required": ["property_0"]});
+        Tool { name: format!("f{i}"), ..strict(parameters) }
+    };
+    compiled(&(0..80).map(named).collect::<Vec<_>>(), None);
+    let word = "x".repeat(100_000);
+    let schema =
+        json!({"type": "object", "properties": {"description": {"const": word}}, "description": word});
+    compiled(&[], Some(&ConstraintSpec::Json(schema).rule().unwrap()));
 }

@@ -2,10 +2,10 @@
 //!
 //! As in OpenAI's API, a function is strict unless it says otherwise; where its schema cannot be enforced, only if it says so.
 
-use frugal_models::constraint::ConstraintSpec;
-use frugal_models::syntax::Tool;
+use frugal_models::syntax::{Answers, Tool, grammar};
 use serde_json::{Value, json};
 
+use super::super::Context;
 use super::super::fields::{Fields, mistyped};
 use super::super::tools::{self, Choice, Tools};
 use crate::error::ApiError;
@@ -23,10 +23,11 @@ pub(super) struct Taken {
 }
 
 /// `tools`, `tool_choice`, `parallel_tool_calls`.
-pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Taken, ApiError> {
+pub(super) fn take(fields: &mut Fields, cx: &Context<'_>) -> Result<Taken, ApiError> {
+    let policy = cx.settings.unknown_fields;
     let (mut told, mut all, mut asked) = (Vec::new(), Vec::new(), Vec::new());
     for (i, value) in tools::array(fields, tools::OPENAI)?.into_iter().enumerate() {
-        let tool = tool(&format!("tools[{i}]"), value, policy)?;
+        let tool = tool(&format!("tools[{i}]"), value, cx)?;
         let mut function = json!({"name": tool.name});
         if let Some(description) = &tool.description {
             function["description"] = description.as_str().into();
@@ -45,7 +46,7 @@ pub(super) fn take(fields: &mut Fields, policy: UnknownFields) -> Result<Taken, 
     Ok(Taken { tools, asked, choice, parallel })
 }
 
-fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<AskedTool, ApiError> {
+fn tool(path: &str, value: Value, cx: &Context<'_>) -> Result<AskedTool, ApiError> {
     let mut fields = Fields::within(value, path)?;
     let r#type = fields.word("type", &["function"])?;
     let name = tools::function_name(&mut fields, tools::OPENAI)?;
@@ -55,11 +56,26 @@ fn tool(path: &str, value: Value, policy: UnknownFields) -> Result<AskedTool, Ap
         Some(schema @ Value::Object(_)) => Some(schema),
         Some(other) => return Err(fields.mistyped("parameters", "a JSON schema", &other)),
     };
-    let enforceable =
-        parameters.as_ref().is_some_and(|schema| ConstraintSpec::Json(schema.clone()).rule().is_ok());
-    let strict = fields.flag_or("strict", enforceable)?;
-    fields.finish(policy)?;
+    let enforceable = || {
+        let strict = Tool { name: name.clone(), parameters: parameters.clone(), strict: true };
+        strict.parameters.is_some() && can_be_enforced(cx, &strict)
+    };
+    let strict = if fields.has("strict") { fields.flag("strict")? } else { enforceable() };
+    fields.finish(cx.settings.unknown_fields)?;
     Ok(AskedTool { r#type, name, description, parameters, strict })
+}
+
+/// In the words in which this model calls.
+fn can_be_enforced(cx: &Context<'_>, tool: &Tool) -> bool {
+    let answers = Answers {
+        tools: std::slice::from_ref(tool),
+        required: true,
+        parallel: false,
+        content: None,
+        in_reasoning: false,
+        reasoning: false,
+    };
+    grammar(&cx.engine.form.syntax.with_calls(), &answers, &cx.engine.tokenizer).is_ok()
 }
 
 fn chosen(choice: Value, policy: UnknownFields) -> Result<Choice, ApiError> {
