@@ -38,7 +38,7 @@ use crate::mask::{Grammar, Matcher, Next, PendingNext, Progress, TokenSet};
 use crate::step::TokenId;
 use crate::tokenizer::Tokenizer;
 
-pub(crate) use self::schema::Schemas;
+pub(crate) use self::schema::{Schemas, says_nothing};
 pub(crate) use self::text::{is_limited, terminal};
 
 /// Longest schema, as compact JSON, and list of choices.

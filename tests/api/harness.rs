@@ -12,7 +12,6 @@ use frugal_models::kv::PageType;
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::{BackendKind, RunnerOptions, load_runner};
 use frugal_models::runner::Runner;
-use frugal_models::step::SamplingParams;
 use frugal_models::template::ChatTemplate;
 use frugal_models::tokenizer::Tokenizer;
 use frugal_scheduler::handle::Handle;

@@ -124,6 +124,8 @@ impl Client {
                 | FinishReason::Impossible => {
                     assert_eq!(whole, want, "I9, I10: choice {i} of {:?}", self.request);
                     output += want.output;
+                    // A row without a token to choose has no scores of the prompt either.
+                    exact &= reason != FinishReason::Impossible;
                 }
                 FinishReason::Cancelled
                 | FinishReason::Timeout

@@ -188,6 +188,14 @@ impl Schemas {
 /// What a schema stands behind in a Lark grammar.
 const JSON: &str = "%json";
 
+/// Whether a schema allows everything.
+pub(crate) fn says_nothing(schema: &Value) -> bool {
+    match schema {
+        Value::Object(object) => object.keys().all(|keyword| matches!(holds(keyword), Some(Holds::Words))),
+        schema => *schema == Value::Bool(true),
+    }
+}
+
 /// The schema without what says nothing of what it allows.
 fn bare(schema: &Value) -> Value {
     let Value::Object(object) = schema else { return schema.clone() };

@@ -11,7 +11,7 @@ use super::pairs::{self, Style};
 use super::parameters::Parameters;
 use super::permits::Permits;
 use super::{Calls, Section, Syntax, Tool, harmony};
-use crate::constraint::{COMPOSED_BYTES_MAX, ConstraintError, Schemas, lark_literal, terminal};
+use crate::constraint::{COMPOSED_BYTES_MAX, ConstraintError, Schemas, lark_literal, says_nothing, terminal};
 use crate::tokenizer::{Mark, Tokenizer};
 
 /// Why there is no grammar.
@@ -113,8 +113,14 @@ impl Writer<'_> {
     fn some_up_to(&mut self, name: &str, terminal: &str, mark: &str) {
         match self.tokenizer.control_marks(mark).as_slice() {
             [Mark::Text(text)] => {
-                let attributes = format!("[suffix={}]", lark_literal(text));
-                self.rule(name, &attributes, terminal);
+                let mark = lark_literal(text);
+                let mut within = terminal.to_owned();
+                if terminal != ANYTHING {
+                    // One that the text before the mark does not fulfil must not go on behind it.
+                    within = format!("{}_WITHIN", name.to_uppercase());
+                    self.rule(&within, "", &format!("{terminal} & ~({ANYTHING} {mark} {ANYTHING})"));
+                }
+                self.rule(name, &format!("[suffix={mark}]"), &within);
             }
             _ => {
                 let mark = self.literal(mark);
@@ -358,7 +364,8 @@ impl Writer<'_> {
         let Pair { name, head, root, schema, .. } = pair;
         let permits = Permits::of(root, schema).unwrap_or_default();
         let value = format!("{name}_value");
-        let Some(words) = permits.words() else {
+        let words = permits.words().filter(|_| !says_nothing(schema));
+        let Some(words) = words else {
             match text(&permits) {
                 Ok(Some(right)) if enforced => {
                     let terminal = value.to_uppercase();
@@ -371,9 +378,8 @@ impl Writer<'_> {
             self.rule(name, "", &format!("{head} {value} \"\\n\""));
             return Ok(());
         };
-        let conjoined = permits.limits().map_err(|why| ConstraintError::Refused(why.to_owned()));
-        if pair.strict && enforced && !words.is_empty() {
-            conjoined?;
+        if pair.strict {
+            permits.limits().map_err(|why| ConstraintError::Refused(why.to_owned()))?;
         }
         let json = words.is_empty() || permits.may_be_json();
         let null = (permits.null && !json).then_some("null");

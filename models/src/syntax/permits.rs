@@ -92,13 +92,14 @@ impl<'a> Permits<'a> {
     ///
     /// # Errors
     /// If several schemas hold at once, which is not looked into.
-    pub(super) fn limits(&self) -> Result<Option<&[&'a Map<String, Value>]>, &'static str> {
+    pub(super) fn limits(&self) -> Result<Option<&Vec<&'a Map<String, Value>>>, &'static str> {
         let limited = |schema: &&Map<String, Value>| is_limited(schema);
         match () {
             () if self.conjoined && (!self.words.is_empty() || self.strings.iter().any(limited)) => {
                 Err("schemas that hold for a string together are not enforced in text that is no JSON")
             }
-            () => Ok(self.strings.iter().all(limited).then_some(&self.strings)),
+            () if self.strings.iter().all(limited) => Ok(Some(&self.strings).filter(|all| !all.is_empty())),
+            () => Ok(None),
         }
     }
 

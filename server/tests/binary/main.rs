@@ -457,7 +457,7 @@ fn a_packed_model_answers_as_the_original() {
         let (code, error) = failure(&[command, "/nonexistent.gguf", &packed], &[]);
         assert_eq!(code, 2);
         assert_eq!(error, format!("frugal: cannot write {packed}: it exists; --force replaces it"));
-        let nowhere = folder.join("no/out.gguf").to_string_lossy().into_owned();
+        let nowhere = folder.path().join("no/out.gguf").to_string_lossy().into_owned();
         let (code, error) = failure(&[command, "/nonexistent.gguf", &nowhere], &[]);
         assert!(code == 2 && error.contains("there is no folder"), "{error}");
     }

@@ -41,7 +41,7 @@ fn check(name: &str, gguf: &Gguf) {
     b.begin(&Batch::default()).unwrap();
     let (held_by_forward, bound) = (held(&b), 4 * shape.step_values * u64::from(tokens));
     assert!(held_by_forward <= bound, "{name}: {held_by_forward} of {bound}");
-    assert!(bound <= 2 * held_by_forward, "{name}: {held_by_forward} of {bound}");
+    assert!(bound <= 2 * held_by_forward + (128 << 10), "{name}: {held_by_forward} of {bound}");
     let batch = step(tokens, count);
     b.begin(&batch).unwrap();
     let x = model.forward(&mut b, &batch).unwrap().expect("outputs");
