@@ -210,7 +210,7 @@ pub fn present(backend: BackendKind) -> Result<(), String> {
         #[cfg(feature = "cuda")]
         BackendKind::Cuda { ordinal, .. } => match crate::gpu::GpuDevice::count()? {
             count if ordinal >= count => Err(format!("NVIDIA GPUs on this machine: {count}")),
-            _ => crate::gpu::GpuDevice::too_old(ordinal).map_or(Ok(()), Err),
+            _ => crate::gpu::GpuDevice::unfit(ordinal).map_or(Ok(()), Err),
         },
         #[cfg(not(feature = "cuda"))]
         BackendKind::Cuda { .. } => Err(NO_CUDA.to_owned()),
