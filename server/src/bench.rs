@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use frugal_config::Config;
 use frugal_config::cli::Bench;
-use frugal_config::{Config, raw};
 use frugal_models::cpu::probe::{Probe, probe};
 use frugal_models::memory::{KvOptions, KvSize};
 use frugal_models::model_runner::BackendKind;
-use frugal_models::quant::Isa;
 use frugal_models::runner::Runner;
 use frugal_models::step::{
     BlockId, BlockTable, GroupKind, Row, Sample, SamplingParams, SeqId, StepInput, TokenId,
@@ -141,12 +140,9 @@ fn line(config: &Config, bench: &Bench, measured: &Measured) -> String {
 
 /// What was measured and how: figures compare with those that have the same.
 fn conditions(config: &Config, bench: &Bench, measured: &Measured) -> Map<String, Value> {
-    let device = match (&measured.device, config.cpu.isa) {
-        (Device::Gpu(name), _) => json!({ "device": name }),
-        (Device::Threads(threads), raw::Isa::Auto) => {
-            json!({ "threads": threads, "isa": Isa::detect().name() })
-        }
-        (Device::Threads(threads), isa) => json!({ "threads": threads, "isa": isa }),
+    let device = match &measured.device {
+        Device::Gpu(name) => json!({ "device": name }),
+        Device::Threads(threads) => json!({ "threads": threads, "isa": load::isa_name(config) }),
     };
     let Bench { prompt, decode, depth, batches, runs, .. } = bench;
     let engine = json!({ "engine": "frugal", "version": env!("CARGO_PKG_VERSION"), "model": measured.model });
@@ -314,6 +310,7 @@ pub(crate) fn median(mut rates: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use frugal_config::Layers;
+    use frugal_models::quant::Isa;
 
     use super::*;
 
